@@ -1,0 +1,1 @@
+"""LlamaIndex agents, their typed tools, the guardrails and the rule planner."""

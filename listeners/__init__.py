@@ -1,0 +1,1 @@
+"""The outside world in: DICOM, labels, chat, the command line."""

@@ -1,0 +1,194 @@
+"""Data of every event on the bus. Bodies are JSON; the CloudEvents envelope travels in Kafka headers.
+
+A field is added, never renamed or removed; consumers ignore fields they do not know. No field holds a patient's
+name, ID or birth date: studies and patients appear as keyed pseudonyms (see `services.runtime.identity`).
+"""
+
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole, Verdict
+
+Pseudonym = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="HMAC-SHA-256 of an identifier, first 128 bits in hex")]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Event(BaseModel):
+    """Base of all event data: immutable, unknown fields ignored, NaN and infinities refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class SeriesReference(Event):
+    """One series of a received study. `path` is relative to the archive; pixel data never travels on the bus."""
+
+    series_key: Pseudonym
+    modality: str = Field(description="Modality (0008,0060)")
+    path: str = Field(description="Folder of the series' files, relative to the archive root")
+    instances: int = Field(ge=1, description="Instances of this series in the archive")
+
+
+class StudyReceived(Event):
+    """A study is complete in the archive. A late instance brings the same study again with a higher revision."""
+
+    study_key: Pseudonym
+    patient_key: Pseudonym
+    revision: int = Field(ge=1, description="1 at first completion, +1 each time late instances reopen the study")
+    modality: str = Field(description="Modality of the first scorable series")
+    body_part: str = Field(default="", description="BodyPartExamined (0018,0015), upper case, empty when absent")
+    acquired_at: AwareDatetime = Field(description="Study date and time, or receipt time when absent")
+    received_at: AwareDatetime
+    completed_by: str = Field(description="Why the study counts as complete, e.g. quiet_period")
+    series: tuple[SeriesReference, ...]
+
+
+class Prediction(Event):
+    """One model version's probabilities for one study revision."""
+
+    study_key: Pseudonym
+    patient_key: Pseudonym
+    revision: int = Field(ge=1)
+    model: str
+    version: int = Field(ge=1)
+    serving: bool = Field(description="True for the champion, false for a challenger scored in the shadow")
+    task: str
+    probabilities: dict[str, Probability] = Field(description="Class name to probability; sums to one for exclusive classes")
+    predicted: str
+    acquired_at: AwareDatetime
+    scored_at: AwareDatetime
+    facets: dict[str, str] = Field(default_factory=dict, description="Scanner and acquisition facts, e.g. Manufacturer")
+    findings: tuple[str, ...] = Field(default=(), description="Doubts about the feed, e.g. window_missing")
+
+
+class Label(Event):
+    """Ground truth for one study and task. A later label of the same source corrects the earlier one."""
+
+    study_key: Pseudonym
+    task: str
+    value: str = Field(description="Class name")
+    source: str = Field(description="Who says so, e.g. csv:worklist or http:pathology")
+    labelled_at: AwareDatetime
+
+
+class BatchReady(Event):
+    """A batch of labelled cases of one model version is closed and may be evaluated."""
+
+    batch_id: str
+    model: str
+    version: int
+    cases: int = Field(ge=1)
+    closed_by: str = Field(description="size or age")
+    corrected: bool = Field(default=False, description="True when a corrected label re-opens an evaluated batch")
+
+
+class MetricValue(Event):
+    """A metric with its 95 % interval, the number of cases behind it, and the baseline's value."""
+
+    name: str = Field(description="accuracy, macro_recall, recall:CLASS, auroc …")
+    value: float | None = Field(description="None where the batch cannot define it, e.g. recall of an absent class")
+    low: float | None = None
+    high: float | None = None
+    cases: int = Field(ge=0)
+    baseline: float | None = None
+
+
+class EvaluationCompleted(Event):
+    """The statistics of a batch and of the run of batches so far, against the baseline."""
+
+    evaluation_id: str
+    batch_id: str
+    model: str
+    version: int
+    task: str
+    status: Status
+    diagnosis: Diagnosis
+    cases: int
+    stream_cases: int = Field(description="Labelled cases of this version since its clock started")
+    metrics: tuple[MetricValue, ...]
+    evidence: dict[str, float | str | None] = Field(
+        default_factory=dict, description="Detector statistics, thresholds, the class and the estimated start"
+    )
+    reclaim_rule: bool = Field(description="What the published 5 % rule says, for those who must report it")
+    summary: str = Field(description="Two sentences a radiologist understands")
+    evaluated_at: AwareDatetime
+
+
+class AgentCommand(Event):
+    """Plain language from a person."""
+
+    command_id: str
+    thread: str
+    user: str = Field(description="Login of the person who asked")
+    user_role: UserRole
+    channel: str = Field(description="console, http, slack or teams")
+    text: str = Field(max_length=4000)
+
+
+class AgentReply(Event):
+    """What the agents answer to a command."""
+
+    command_id: str
+    thread: str
+    text: str
+    order_ids: tuple[str, ...] = ()
+
+
+class MaintenanceOrder(Event):
+    """An order that passed the guardrails and shall be carried out."""
+
+    order_id: str
+    kind: OrderKind
+    model: str
+    version: int | None = None
+    remedy: Remedy | None = None
+    settings: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    reason: str
+    evaluation_id: str | None = None
+    actor: str = Field(description="agent:NAME or user:LOGIN")
+    ordered_at: AwareDatetime
+
+
+class MaintenanceRun(Event):
+    """Progress of a remedy's job."""
+
+    run_id: str
+    order_id: str
+    model: str
+    remedy: Remedy
+    state: str
+    epoch: int | None = None
+    epochs: int | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    message: str = ""
+
+
+class MaintenancePromotion(Event):
+    """The gate's verdict on a challenger, and which version serves after it."""
+
+    model: str
+    challenger: int
+    champion_before: int
+    champion_after: int
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    numbers: dict[str, float | None] = Field(default_factory=dict)
+    order_id: str | None = None
+    actor: str
+
+
+class MaintenanceReport(Event):
+    """A report is written. `location` and its siblings are paths relative to the reports folder."""
+
+    report_id: str
+    model: str
+    version: int
+    kind: str = Field(description="monitoring, remedy or routine")
+    status: Status
+    title: str
+    summary: str = Field(description="Two sentences")
+    location: str = Field(description="HTML report, relative to the reports folder")
+    markdown: str
+    data: str = Field(description="JSON report, relative to the reports folder")
+    order_id: str | None = None
+    written_at: AwareDatetime

@@ -1,0 +1,222 @@
+"""Settings: environment (`RECLAIM_GROUP_NAME`) over one TOML file (`RECLAIM_CONFIG`, default `reclaim.toml`) over defaults.
+
+Built once per process with `load_settings()` and handed down; nothing reads the environment at import time.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class Group(BaseModel):
+    """Base of a group of settings: frozen, unknown names refused so that a typo is seen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatabaseSettings(Group):
+    """Where state lives. Empty means SQLite in the state folder (one machine only)."""
+
+    url: SecretStr = Field(SecretStr(""), description="SQLAlchemy address, e.g. postgresql+psycopg://user:secret@host/reclaim")
+    pool_size: int = Field(5, ge=1)
+
+
+class KafkaSettings(Group):
+    """The bus. Empty bootstrap means the embedded broker that `reclaim up` starts."""
+
+    bootstrap: str = Field("", description="Comma-separated host:port of the brokers; empty starts the embedded broker")
+    embedded: bool = Field(False, description="True when bootstrap names an embedded broker (set by `reclaim up`)")
+    incarnation: str = Field("", description="Identity of the embedded broker's current life (set by `reclaim up`)")
+    partitions: int = Field(4, ge=1)
+    replication: int = Field(1, ge=1)
+    session_timeout_ms: int = Field(6000, ge=1000)
+    heartbeat_interval_ms: int = Field(1000, ge=100)
+    max_poll_interval_ms: int = Field(300_000, ge=10_000)
+    fetch_max_wait_ms: int = Field(100, ge=10)
+    graceful_timeout_s: float = Field(15.0, gt=0)
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_username: str = ""
+    sasl_password: SecretStr = SecretStr("")
+    ca_file: Path | None = None
+
+    @property
+    def servers(self) -> list[str]:
+        """Bootstrap servers as the list that FastStream and aiokafka want."""
+        return [server.strip() for server in self.bootstrap.split(",") if server.strip()]
+
+
+class DeadLetterSettings(Group):
+    """When to stop instead of emptying a whole topic into the dead letters."""
+
+    max_consecutive: int = Field(100, ge=1, description="Stop the consumer after this many rejected messages in a row")
+    max_ratio: float = Field(0.5, gt=0, le=1, description="Stop when this share of the last 1,000 messages was rejected")
+
+
+class DicomSettings(Group):
+    """The C-STORE listener."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - modalities reach the listener over the hospital network
+    port: int = Field(11112, ge=0, le=65535)
+    ae_title: str = Field("RECLAIM", min_length=1, max_length=16)
+    quiet_period_s: float = Field(30.0, gt=0, description="A study without new instances for this long is complete")
+    max_associations: int = Field(50, ge=1)
+    max_pdu: int = Field(131_072, ge=0)
+    network_timeout_s: float = Field(60.0, gt=0)
+    min_free_bytes: int = Field(500_000_000, ge=0, description="Below this much free disk C-STORE answers A700")
+
+
+class HttpSettings(Group):
+    """HTTP endpoint for labels and chat."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    token: SecretStr = Field(SecretStr(""), description="Bearer token; required when host is not a loopback address")
+    max_body_bytes: int = Field(5_000_000, ge=1_000)
+
+
+class InferenceSettings(Group):
+    """The scoring consumer."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: int = Field(32, ge=1)
+    decode_workers: int = Field(2, ge=1)
+
+
+class JoinSettings(Group):
+    """The ground-truth join and the roles of patients."""
+
+    batch_size: int = Field(100, ge=1, description="Labelled trigger cases per evaluation batch")
+    batch_max_age_s: float = Field(7 * 86_400.0, gt=0, description="A batch with at least one case closes after this long")
+    tune_share: float = Field(0.35, ge=0, lt=1, description="Share of patients whose cases may train a repair")
+    gate_share: float = Field(0.25, ge=0, lt=1, description="Share of patients whose cases judge a repair")
+
+    @model_validator(mode="after")
+    def _shares_leave_a_trigger(self) -> "JoinSettings":
+        if self.tune_share + self.gate_share >= 1:
+            msg = "join.tune_share + join.gate_share must stay below 1, or no patient is left to raise the alarm"
+            raise ValueError(msg)
+        return self
+
+
+class EvaluationSettings(Group):
+    """Statistics."""
+
+    false_alarms_per_year: float = Field(0.05, gt=0, lt=1)
+    bootstrap_draws: int = Field(1000, ge=100)
+    seed: int = 0
+
+
+class RemediationSettings(Group):
+    """Fine-tuning jobs and the gate."""
+
+    lease_s: float = Field(60.0, gt=1)
+    max_attempts: int = Field(3, ge=1)
+    epochs: int = Field(8, ge=1)
+    batch_size: int = Field(16, ge=1)
+    head_learning_rate: float = Field(1e-3, gt=0)
+    body_learning_rate: float = Field(1e-4, gt=0)
+    rehearsal_share: float = Field(0.5, ge=0, lt=1, description="Share of each training batch drawn from old cases")
+    min_tune_cases: int = Field(40, ge=1)
+    min_gate_cases: int = Field(30, ge=1)
+    gate_alpha: float = Field(0.05, gt=0, lt=0.5)
+    gate_margin: float = Field(0.05, gt=0, lt=0.5, description="Largest tolerated loss of recall on the baseline set")
+    seed: int = 0
+
+
+class PolicySettings(Group):
+    """What may happen without a person."""
+
+    approve_remedies: bool = Field(False, description="True: a remedy waits for a person with role ml_owner")
+    cool_down_s: float = Field(3600.0, ge=0, description="Least time between two remedies of one model")
+    max_remedies_per_day: int = Field(4, ge=0)
+
+
+class LlmSettings(Group):
+    """Any OpenAI-compatible endpoint. Empty base_url means the built-in rule planner."""
+
+    base_url: str = ""
+    model: str = ""
+    api_key: SecretStr = SecretStr("")
+    timeout_s: float = Field(60.0, gt=0)
+    max_retries: int = Field(2, ge=0)
+    context_window: int = Field(16_384, ge=1024)
+    max_tokens: int = Field(1024, ge=64)
+
+
+class TelemetrySettings(Group):
+    """OpenTelemetry. Nothing leaves the machine unless an OTLP endpoint is set."""
+
+    otlp_endpoint: str = Field("", description="e.g. http://collector:4318")
+    file: bool = Field(True, description="Keep spans as JSON lines in the state folder")
+
+
+class Settings(BaseSettings):
+    """All settings of one process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RECLAIM_", env_nested_delimiter="_", env_nested_max_split=1, frozen=True, extra="ignore"
+    )
+
+    state_dir: Path = Field(Path("state"), description="Archive, models, reports, database and traces of this machine")
+    pseudonym_key: SecretStr = Field(SecretStr(""), description="Key of the pseudonyms; empty: made once and kept in state_dir")
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    database: DatabaseSettings = DatabaseSettings()  # type: ignore[call-arg]
+    kafka: KafkaSettings = KafkaSettings()  # type: ignore[call-arg]
+    dead_letters: DeadLetterSettings = DeadLetterSettings()  # type: ignore[call-arg]
+    dicom: DicomSettings = DicomSettings()  # type: ignore[call-arg]
+    http: HttpSettings = HttpSettings()  # type: ignore[call-arg]
+    inference: InferenceSettings = InferenceSettings()  # type: ignore[call-arg]
+    join: JoinSettings = JoinSettings()  # type: ignore[call-arg]
+    evaluation: EvaluationSettings = EvaluationSettings()  # type: ignore[call-arg]
+    remediation: RemediationSettings = RemediationSettings()  # type: ignore[call-arg]
+    policy: PolicySettings = PolicySettings()  # type: ignore[call-arg]
+    llm: LlmSettings = LlmSettings()  # type: ignore[call-arg]
+    telemetry: TelemetrySettings = TelemetrySettings()  # type: ignore[call-arg]
+
+    @property
+    def archive_dir(self) -> Path:
+        """Root of the DICOM archive."""
+        return self.state_dir / "archive"
+
+    @property
+    def models_dir(self) -> Path:
+        """Root of the model bundles: `NAME/VERSION/`."""
+        return self.state_dir / "models"
+
+    @property
+    def reports_dir(self) -> Path:
+        """Root of the written reports."""
+        return self.state_dir / "reports"
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy address in use, the embedded SQLite file when none is set."""
+        configured = self.database.url.get_secret_value()
+        return configured or f"sqlite:///{(self.state_dir / 'reclaim.sqlite').absolute()}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order of precedence: arguments, environment, TOML file."""
+        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("RECLAIM_CONFIG", "reclaim.toml")))
+        return init_settings, env_settings, toml
+
+
+def load_settings() -> Settings:
+    """Read the settings; raises pydantic's ValidationError that names every wrong value, FileNotFoundError for a named file."""
+    named = os.environ.get("RECLAIM_CONFIG")
+    if named and not Path(named).is_file():
+        msg = f"RECLAIM_CONFIG names {named}, which is not a file"
+        raise FileNotFoundError(msg)
+    return Settings()

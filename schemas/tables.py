@@ -1,0 +1,335 @@
+"""Tables of the service's database. Identity (UIDs) stays in `instance` and `study`; all other tables hold pseudonyms.
+
+States are strings with a check constraint instead of database enums: a new member is then an ordinary migration on
+SQLite and PostgreSQL alike. Every datetime is aware UTC (SQLModel maps `datetime` to its own UTC type).
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, Index, Integer, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+from schemas.vocabulary import CaseRole, CaseState, JobState, OrderKind, OrderState, Status, StudyState, VersionState
+
+SQLModel.metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Json = JSON().with_variant(JSONB(), "postgresql")
+"""JSON on SQLite, JSONB on PostgreSQL."""
+
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+"""64-bit identity that SQLite can still auto-increment."""
+
+
+def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    """Check constraint that holds `column` to the members of a vocabulary."""
+    listed = ", ".join(f"'{word.value}'" for word in words)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Study(SQLModel, table=True):
+    """A study in the archive. Derived: can be rebuilt from the files."""
+
+    __tablename__ = "study"
+    __table_args__ = (one_of("state", StudyState), Index(None, "state", "last_instance_at"))
+    study_uid: str = Field(primary_key=True, max_length=64)
+    study_key: str = Field(max_length=32, unique=True)
+    patient_key: str = Field(max_length=32, index=True)
+    accession_key: str | None = Field(default=None, max_length=32, index=True)
+    state: str = Field(default=StudyState.OPEN, max_length=16)
+    revision: int = 0
+    instances: int = 0
+    calling_ae: str = Field(default="", max_length=16)
+    acquired_at: datetime
+    first_instance_at: datetime
+    last_instance_at: datetime
+
+
+class Instance(SQLModel, table=True):
+    """A stored SOP instance. `path` is relative to the archive root."""
+
+    __tablename__ = "instance"
+    sop_instance_uid: str = Field(primary_key=True, max_length=64)
+    study_uid: str = Field(max_length=64, foreign_key="study.study_uid", index=True)
+    series_uid: str = Field(max_length=64, index=True)
+    sop_class_uid: str = Field(max_length=64)
+    transfer_syntax_uid: str = Field(max_length=64)
+    modality: str = Field(default="", max_length=16)
+    body_part: str = Field(default="", max_length=64)
+    path: str = Field(max_length=255)
+    size: int = Field(sa_column=Column(BigInteger, nullable=False))
+    sha256: str = Field(max_length=64)
+    received_at: datetime
+
+
+class Outbox(SQLModel, table=True):
+    """An event that commits with the state change behind it; the relay sends it and keeps it for replay."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (Index(None, "sent_at", "id"), Index(None, "topic", "created_at"))
+    id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True, autoincrement=True))
+    event_id: str = Field(max_length=64, unique=True)
+    topic: str = Field(max_length=128)
+    key: str = Field(max_length=255)
+    headers: dict[str, str] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: datetime
+    sent_at: datetime | None = None
+    sent_to: str = Field(default="", max_length=64, description="Incarnation of the broker that has it")
+
+
+class Inbox(SQLModel, table=True):
+    """An event that a consumer has dealt with, by effect or by dead letter."""
+
+    __tablename__ = "inbox"
+    consumer: str = Field(primary_key=True, max_length=64)
+    event_id: str = Field(primary_key=True, max_length=64)
+    handled_at: datetime
+
+
+class DeadLetter(SQLModel, table=True):
+    """A message that cannot be processed, with its reason, until somebody replays it."""
+
+    __tablename__ = "dead_letter"
+    __table_args__ = (UniqueConstraint("consumer", "event_id"),)
+    id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True, autoincrement=True))
+    consumer: str = Field(max_length=64)
+    event_id: str = Field(max_length=128)
+    topic: str = Field(max_length=128)
+    partition: int
+    offset: int = Field(sa_column=Column("offset", BigInteger, nullable=False))
+    key: str = Field(default="", max_length=255)
+    headers: dict[str, str] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    error: str = Field(max_length=64)
+    reason: str = Field(max_length=1000)
+    created_at: datetime
+    replayed_at: datetime | None = None
+
+
+class Lease(SQLModel, table=True):
+    """A role that one process holds at a time (the relay, a ticker), until it expires."""
+
+    __tablename__ = "lease"
+    name: str = Field(primary_key=True, max_length=64)
+    owner: str = Field(max_length=64)
+    expires_at: datetime
+
+
+class RegisteredModel(SQLModel, table=True):
+    """A model: its task, classes and which studies it scores. The champion version serves while `serving` is true."""
+
+    __tablename__ = "model"
+    name: str = Field(primary_key=True, max_length=64)
+    task: str = Field(max_length=64, index=True)
+    classes: list[str] = Field(sa_column=Column(Json, nullable=False))
+    selection: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
+    champion: int | None = None
+    serving: bool = True
+    created_at: datetime
+
+
+class ModelVersion(SQLModel, table=True):
+    """A version of a model. `bundle` is relative to the models folder."""
+
+    __tablename__ = "model_version"
+    __table_args__ = (one_of("state", VersionState),)
+    model: str = Field(primary_key=True, max_length=64, foreign_key="model.name")
+    version: int = Field(primary_key=True)
+    state: str = Field(default=VersionState.CANDIDATE, max_length=16)
+    bundle: str = Field(max_length=255)
+    sha256: str = Field(max_length=64, description="Hash of the weights file")
+    parent: int | None = None
+    champion_before: int | None = Field(default=None, description="The version this one replaced, where a rollback goes back to")
+    origin: str = Field(default="", max_length=64, description="registered, or the run that made it")
+    metrics: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
+    created_at: datetime
+
+
+class BaselineCase(SQLModel, table=True):
+    """One case of a version's development test set: what the detector compares with."""
+
+    __tablename__ = "baseline_case"
+    model: str = Field(primary_key=True, max_length=64)
+    version: int = Field(primary_key=True)
+    case_key: str = Field(primary_key=True, max_length=64)
+    patient_key: str = Field(max_length=64)
+    truth: str = Field(max_length=64)
+    predicted: str = Field(max_length=64)
+    probabilities: dict[str, float] = Field(sa_column=Column(Json, nullable=False))
+
+
+class Case(SQLModel, table=True):
+    """A prediction waiting for, or joined with, its label. `serving` is false for a challenger's shadow score."""
+
+    __tablename__ = "case"
+    __table_args__ = (
+        one_of("state", CaseState),
+        one_of("role", CaseRole),
+        Index(None, "model", "version", "state", "role"),
+        Index(None, "batch_id"),
+        Index(None, "task", "study_key"),
+    )
+    study_key: str = Field(primary_key=True, max_length=32)
+    model: str = Field(primary_key=True, max_length=64)
+    version: int = Field(primary_key=True)
+    task: str = Field(max_length=64)
+    patient_key: str = Field(max_length=32)
+    role: str = Field(max_length=16)
+    state: str = Field(default=CaseState.WAITING, max_length=16)
+    revision: int = 1
+    serving: bool = True
+    predicted: str = Field(max_length=64)
+    probabilities: dict[str, float] = Field(sa_column=Column(Json, nullable=False))
+    facets: dict[str, str] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
+    findings: list[str] = Field(default_factory=list, sa_column=Column(Json, nullable=False))
+    truth: str | None = Field(default=None, max_length=64)
+    batch_id: str | None = Field(default=None, max_length=64)
+    acquired_at: datetime
+    scored_at: datetime
+    joined_at: datetime | None = None
+
+
+class GroundTruth(SQLModel, table=True):
+    """The newest label of one source for one study and task. The most recently labelled source decides the truth."""
+
+    __tablename__ = "ground_truth"
+    study_key: str = Field(primary_key=True, max_length=32)
+    task: str = Field(primary_key=True, max_length=64)
+    source: str = Field(primary_key=True, max_length=64)
+    value: str = Field(max_length=64)
+    labelled_at: datetime
+    received_at: datetime
+
+
+class Batch(SQLModel, table=True):
+    """A closed batch of labelled trigger cases of one model version."""
+
+    __tablename__ = "batch"
+    __table_args__ = (UniqueConstraint("model", "version", "number"),)
+    batch_id: str = Field(primary_key=True, max_length=64)
+    model: str = Field(max_length=64)
+    version: int
+    number: int = Field(description="1, 2, 3 … within the version")
+    cases: int
+    closed_by: str = Field(max_length=16)
+    closed_at: datetime
+
+
+class Evaluation(SQLModel, table=True):
+    """The stored outcome of evaluating a batch; a corrected label brings another row for the same batch."""
+
+    __tablename__ = "evaluation"
+    __table_args__ = (one_of("status", Status), Index(None, "model", "version", "evaluated_at"))
+    evaluation_id: str = Field(primary_key=True, max_length=64)
+    batch_id: str = Field(max_length=64, index=True)
+    model: str = Field(max_length=64)
+    version: int
+    status: str = Field(max_length=16)
+    diagnosis: str = Field(max_length=16)
+    cases: int
+    stream_cases: int
+    metrics: list[dict[str, Any]] = Field(sa_column=Column(Json, nullable=False))
+    evidence: dict[str, Any] = Field(sa_column=Column(Json, nullable=False))
+    reclaim_rule: bool
+    summary: str = Field(max_length=1000)
+    evaluated_at: datetime
+
+
+class Order(SQLModel, table=True):
+    """A typed order, from proposal to outcome. The idempotency key makes the same cause order once."""
+
+    __tablename__ = "maintenance_order"
+    __table_args__ = (one_of("state", OrderState), one_of("kind", OrderKind), Index(None, "model", "created_at"))
+    order_id: str = Field(primary_key=True, max_length=64)
+    idempotency_key: str = Field(max_length=128, unique=True)
+    kind: str = Field(max_length=32)
+    state: str = Field(default=OrderState.PROPOSED, max_length=32)
+    model: str = Field(max_length=64)
+    version: int | None = None
+    remedy: str | None = Field(default=None, max_length=32)
+    settings: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
+    reason: str = Field(max_length=1000)
+    evaluation_id: str | None = Field(default=None, max_length=64)
+    actor: str = Field(max_length=128)
+    explanation: str = Field(default="", max_length=1000, description="Why it was refused, or what came of it")
+    created_at: datetime
+    updated_at: datetime
+
+
+class Job(SQLModel, table=True):
+    """A long job, claimed by a worker with a lease; `attempt` fences a worker that lost its lease."""
+
+    __tablename__ = "job"
+    __table_args__ = (one_of("state", JobState),)
+    job_id: str = Field(primary_key=True, max_length=64)
+    order_id: str = Field(max_length=64, unique=True)
+    model: str = Field(max_length=64, index=True)
+    remedy: str = Field(max_length=32)
+    state: str = Field(default=JobState.QUEUED, max_length=16)
+    attempt: int = 0
+    owner: str = Field(default="", max_length=64)
+    lease_until: datetime | None = None
+    settings: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
+    progress: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
+    result: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
+    error: str = Field(default="", max_length=1000)
+    traceparent: str = Field(default="", max_length=64)
+    created_at: datetime
+    updated_at: datetime
+
+
+class Report(SQLModel, table=True):
+    """A written report. Paths are relative to the reports folder."""
+
+    __tablename__ = "report"
+    report_id: str = Field(primary_key=True, max_length=64)
+    model: str = Field(max_length=64, index=True)
+    version: int
+    kind: str = Field(max_length=32)
+    status: str = Field(max_length=16)
+    title: str = Field(max_length=255)
+    summary: str = Field(max_length=1000)
+    html: str = Field(max_length=255)
+    markdown: str = Field(max_length=255)
+    data: str = Field(max_length=255)
+    order_id: str | None = Field(default=None, max_length=64)
+    written_at: datetime
+
+
+class AgentRun(SQLModel, table=True):
+    """One run of the agents: what caused it, each step taken, and the reply. Holds no identifiers."""
+
+    __tablename__ = "agent_run"
+    run_id: str = Field(primary_key=True, max_length=64)
+    cause: str = Field(max_length=64, index=True, description="Event id of the command or evaluation")
+    thread: str = Field(default="", max_length=128, index=True)
+    planner: str = Field(max_length=64, description="rules, or the LLM's name")
+    text: str = Field(default="", max_length=4000)
+    reply: str = Field(default="", max_length=8000)
+    steps: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(Json, nullable=False))
+    order_ids: list[str] = Field(default_factory=list, sa_column=Column(Json, nullable=False))
+    created_at: datetime
+
+
+class Audit(SQLModel, table=True):
+    """Append-only record of every decision (DESIGN promise 8); triggers refuse UPDATE and DELETE."""
+
+    __tablename__ = "audit"
+    id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True, autoincrement=True))
+    at: datetime
+    actor: str = Field(max_length=128)
+    action: str = Field(max_length=64)
+    subject: str = Field(max_length=128, index=True)
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
+    trace_id: str = Field(default="", sa_column=Column(String(32), nullable=False))
