@@ -165,18 +165,18 @@ class Settings(BaseSettings):
     pseudonym_key: SecretStr = Field(SecretStr(""), description="Key of the pseudonyms; empty: made once and kept in state_dir")
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    database: DatabaseSettings = DatabaseSettings()  # type: ignore[call-arg]
-    kafka: KafkaSettings = KafkaSettings()  # type: ignore[call-arg]
-    dead_letters: DeadLetterSettings = DeadLetterSettings()  # type: ignore[call-arg]
-    dicom: DicomSettings = DicomSettings()  # type: ignore[call-arg]
-    http: HttpSettings = HttpSettings()  # type: ignore[call-arg]
-    inference: InferenceSettings = InferenceSettings()  # type: ignore[call-arg]
-    join: JoinSettings = JoinSettings()  # type: ignore[call-arg]
-    evaluation: EvaluationSettings = EvaluationSettings()  # type: ignore[call-arg]
-    remediation: RemediationSettings = RemediationSettings()  # type: ignore[call-arg]
-    policy: PolicySettings = PolicySettings()  # type: ignore[call-arg]
-    llm: LlmSettings = LlmSettings()  # type: ignore[call-arg]
-    telemetry: TelemetrySettings = TelemetrySettings()  # type: ignore[call-arg]
+    database: DatabaseSettings = DatabaseSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
+    dicom: DicomSettings = DicomSettings()
+    http: HttpSettings = HttpSettings()
+    inference: InferenceSettings = InferenceSettings()
+    join: JoinSettings = JoinSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    remediation: RemediationSettings = RemediationSettings()
+    policy: PolicySettings = PolicySettings()
+    llm: LlmSettings = LlmSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
     def archive_dir(self) -> Path:
@@ -205,8 +205,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - signature of pydantic-settings
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - signature of pydantic-settings
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order of precedence: arguments, environment, TOML file."""
         toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("RECLAIM_CONFIG", "reclaim.toml")))

@@ -1,0 +1,1 @@
+"""Shared plumbing of the consumers: database, transactional outbox and inbox, batch consumers, registry, telemetry."""

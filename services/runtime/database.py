@@ -1,0 +1,102 @@
+"""The database: SQLite on one machine, PostgreSQL everywhere else, behind one way to open a transaction.
+
+SQLite runs in WAL with foreign keys, synchronous=FULL and BEGIN IMMEDIATE for every writing transaction: with deferred
+transactions two claimers can both read a row as free.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlmodel import Session
+
+from schemas.settings import Settings
+from services.runtime.clock import Clock, SystemClock
+from services.runtime.errors import Transient
+from services.runtime.transaction import Transaction
+
+READ_ONLY = "reclaim_read_only"
+
+
+class Database:
+    """Opens transactions. Thread-safe; one per process."""
+
+    def __init__(self, url: str, clock: Clock | None = None, pool_size: int = 5) -> None:
+        self.engine = _make_engine(url, pool_size)
+        self.clock = clock or SystemClock()
+
+    @classmethod
+    def from_settings(cls, settings: Settings, clock: Clock | None = None) -> "Database":
+        """The configured database; makes the state folder for SQLite."""
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        return cls(settings.database_url, clock, settings.database.pool_size)
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self.engine.dialect.name
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """One writing transaction: commits at the end, rolls back on any exception; raises Transient when the database is away."""
+        with self._session() as session:
+            yield Transaction(session, self.clock)
+            session.commit()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One reading transaction; never blocks writers."""
+        with self._session(**{READ_ONLY: True}) as session:
+            yield session
+
+    @contextmanager
+    def _session(self, **options: Any) -> Iterator[Session]:
+        try:
+            with Session(self.engine.execution_options(**options), expire_on_commit=False) as session:
+                yield session
+        except DBAPIError as error:
+            if is_transient(error):
+                raise Transient(f"the database is away ({type(error.orig).__name__})") from error
+            raise
+
+    def close(self) -> None:
+        """Close all pooled connections."""
+        self.engine.dispose()
+
+
+def is_transient(error: DBAPIError) -> bool:
+    """Whether trying again may help: lost connections, locks, serialisation failures, server shut-downs."""
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is not None:
+        return str(sqlstate)[:2] in {"08", "40", "53", "55", "57"}
+    locked = "locked" in str(error.orig) or "busy" in str(error.orig)
+    return isinstance(error, OperationalError) and (locked or "connection" in str(error.orig))
+
+
+def _make_engine(url: str, pool_size: int) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(parsed, pool_size=pool_size, pool_pre_ping=True)
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy's begin event below opens the transaction, not the driver
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get(READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

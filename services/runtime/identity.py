@@ -1,0 +1,69 @@
+"""Keyed pseudonyms: what leaves the archive instead of UIDs, accession numbers and patient IDs (DESIGN promise 5).
+
+A pseudonym is the first 128 bits of HMAC-SHA-256 over the kind and the identifier. The key never leaves the hospital;
+without it the mapping cannot be rebuilt by trying identifiers.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from schemas.settings import Settings
+
+
+class Pseudonyms:
+    """Maps identifiers to pseudonyms with one secret key (32 bytes of entropy or more)."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def study(self, study_instance_uid: str) -> str:
+        """Pseudonym of a StudyInstanceUID (0020,000D)."""
+        return self._of("study", study_instance_uid)
+
+    def series(self, series_instance_uid: str) -> str:
+        """Pseudonym of a SeriesInstanceUID (0020,000E)."""
+        return self._of("series", series_instance_uid)
+
+    def accession(self, accession_number: str, issuer: str = "") -> str:
+        """Pseudonym of an AccessionNumber (0008,0050) within its issuer."""
+        return self._of("accession", f"{issuer}\x1f{accession_number}")
+
+    def patient(self, patient_id: str, issuer: str = "") -> str:
+        """Pseudonym of a PatientID (0010,0020) within its IssuerOfPatientID (0010,0021)."""
+        return self._of("patient", f"{issuer}\x1f{patient_id}")
+
+    def _of(self, kind: str, identifier: str) -> str:
+        message = f"{kind}\x1e{identifier.strip()}".encode()
+        return hmac.new(self._key, message, hashlib.sha256).hexdigest()[:32]
+
+
+def load_pseudonyms(settings: Settings) -> Pseudonyms:
+    """Take the key from the settings, else from `state_dir/pseudonym.key`, which is made at first use (mode 0600)."""
+    configured = settings.pseudonym_key.get_secret_value()
+    return Pseudonyms(configured.encode() if configured else _kept_key(settings.state_dir / "pseudonym.key"))
+
+
+def _kept_key(path: Path) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    if not path.exists():
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_hex(32).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        _link_once(fresh, path)
+    return path.read_bytes()
+
+
+def _link_once(fresh: Path, path: Path) -> None:
+    """Publish the new key unless another process was quicker; link(2) fails instead of replacing."""
+    try:
+        path.hardlink_to(fresh)
+    except FileExistsError:
+        pass
+    finally:
+        fresh.unlink()

@@ -1,0 +1,86 @@
+"""CloudEvents 1.0 in Kafka binary mode: attributes as `ce_` headers, data as the JSON body.
+
+Source: CloudEvents 1.0.2, Kafka protocol binding §3.2. `traceparent` follows W3C Trace Context.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from pydantic import ValidationError
+
+from schemas.events import Event
+from schemas.topics import BY_NAME, Topic
+from services.runtime.errors import InvalidInput
+
+SOURCE = "/reclaim"
+E_co = TypeVar("E_co", bound=Event, covariant=True)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A message as it lies on the bus."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def event_id(self) -> str:
+        """CloudEvents id, or the position for a message that has none."""
+        return self.headers.get("ce_id") or f"{self.topic}/{self.partition}/{self.offset}"
+
+
+@dataclass(frozen=True)
+class Received(Generic[E_co]):
+    """A validated event with its envelope. `traceparent` is that of our processing span, to hand on to effects."""
+
+    event_id: str
+    topic: Topic
+    data: E_co
+    record: Record
+    traceparent: str = ""
+
+    def traced(self, traceparent: str) -> "Received[E_co]":
+        """The same event under another span."""
+        return replace(self, traceparent=traceparent)
+
+
+def headers_of(topic: Topic, event_id: str, at: datetime, traceparent: str = "") -> dict[str, str]:
+    """Envelope of an event that we publish."""
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": event_id,
+        "ce_source": f"{SOURCE}/{topic.publisher}",
+        "ce_type": topic.ce_type,
+        "ce_time": at.isoformat(),
+        "content-type": "application/json",
+    }
+    return headers | ({"traceparent": traceparent} if traceparent else {})
+
+
+def decode(record: Record) -> Received[Event]:
+    """Validate a message against its topic's contract; raises InvalidInput that names what is wrong, never the value."""
+    topic = BY_NAME.get(record.topic)
+    if topic is None:
+        raise InvalidInput(f"{record.topic} is not a topic of this service")
+    if not record.headers.get("ce_id"):
+        raise InvalidInput("the CloudEvents header ce_id is missing")
+    if len(record.headers["ce_id"]) > 64:
+        raise InvalidInput("the CloudEvents header ce_id is longer than 64 characters")
+    try:
+        data = topic.model.model_validate_json(record.body)
+    except ValidationError as error:
+        raise InvalidInput(_faults(error)) from None
+    return Received(record.event_id, topic, data, record, record.headers.get("traceparent", ""))
+
+
+def _faults(error: ValidationError) -> str:
+    faults: Sequence[str] = [
+        f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['type']}" for item in error.errors(include_input=False)
+    ]
+    return f"the body breaks its contract ({'; '.join(faults[:5])})"

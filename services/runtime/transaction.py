@@ -1,0 +1,124 @@
+"""One database transaction with the promises built in: inbox, outbox, dead letters and audit commit together or not at all.
+
+DESIGN promises 2, 3, 8 and 10.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from opentelemetry import trace
+from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import Session, SQLModel
+
+from schemas.events import Event
+from schemas.tables import Audit, DeadLetter, Inbox, Outbox
+from schemas.topics import Topic
+from services.runtime.clock import Clock
+from services.runtime.messages import Received, Record, headers_of
+
+
+class Transaction:
+    """What a handler may do with the database while its batch is open. `session` is a plain SQLModel session."""
+
+    def __init__(self, session: Session, clock: Clock) -> None:
+        self.session = session
+        self.clock = clock
+
+    def emit(self, topic: Topic, data: Event, *, event_id: str | None = None, cause: Received[Event] | str | None = None) -> str:
+        """Put an event into the outbox and return its id.
+
+        With a natural `event_id` (at most 64 characters) the same event is put in only once, however often this is
+        called. `cause` is the event (or a traceparent) that led here: its trace goes on.
+        """
+        identity = event_id or str(uuid.uuid4())
+        now = self.clock.now()
+        traceparent = cause if isinstance(cause, str) else cause.traceparent if cause else ""
+        row = Outbox(
+            event_id=identity,
+            topic=topic.name,
+            key=str(getattr(data, topic.key)),
+            headers=headers_of(topic, identity, now, traceparent or current_traceparent()),
+            body=data.model_dump_json().encode(),
+            created_at=now,
+        )
+        self.insert_new(Outbox, [row], returning="event_id")
+        return identity
+
+    def claim(self, consumer: str, event_ids: Iterable[str]) -> set[str]:
+        """Enter events into the inbox; returns those that were not there yet."""
+        now = self.clock.now()
+        rows = [Inbox(consumer=consumer, event_id=identity, handled_at=now) for identity in sorted(set(event_ids))]
+        return set(self.insert_new(Inbox, rows, returning="event_id"))
+
+    def reject(self, consumer: str, record: Record, error: str, reason: str) -> None:
+        """Record a message that cannot be processed and announce it on the topic's dead-letter topic."""
+        now = self.clock.now()
+        identity = record.event_id
+        letter = DeadLetter(
+            consumer=consumer,
+            event_id=identity,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            key=record.key,
+            headers=dict(record.headers),
+            body=record.body,
+            error=error[:64],
+            reason=reason[:1000],
+            created_at=now,
+        )
+        if self.insert_new(DeadLetter, [letter], returning="event_id"):
+            self._announce_rejection(consumer, record, error, reason)
+
+    def _announce_rejection(self, consumer: str, record: Record, error: str, reason: str) -> None:
+        origin = {"dlq_topic": record.topic, "dlq_partition": str(record.partition), "dlq_offset": str(record.offset)}
+        why = {"dlq_consumer": consumer, "dlq_error": error[:64], "dlq_reason": reason[:1000]}
+        row = Outbox(
+            event_id=uuid.uuid5(uuid.NAMESPACE_URL, f"{consumer}|{record.event_id}").hex,
+            topic=f"{record.topic}.dlq",
+            key=record.key,
+            headers={**record.headers, **origin, **why},
+            body=record.body,
+            created_at=self.clock.now(),
+        )
+        self.insert_new(Outbox, [row], returning="event_id")
+
+    def audit(self, actor: str, action: str, subject: str, **detail: Any) -> None:
+        """Append a decision to the audit record; `detail` holds ids, hashes, seeds, evidence, never identities."""
+        context = trace.get_current_span().get_span_context()
+        trace_id = format(context.trace_id, "032x") if context.is_valid else ""
+        self.session.add(Audit(at=self.clock.now(), actor=actor, action=action, subject=subject, detail=detail, trace_id=trace_id))
+
+    def insert_new(self, table: type[SQLModel], rows: Sequence[SQLModel], *, returning: str) -> list[Any]:
+        """INSERT … ON CONFLICT DO NOTHING RETURNING: values of `returning` of the rows that were really inserted.
+
+        The driver's row count is not used: it is -1 on PostgreSQL.
+        """
+        if not rows:
+            return []
+        core: Table = table.__table__  # type: ignore[attr-defined]
+        insert = postgresql.insert if self.session.get_bind().dialect.name == "postgresql" else sqlite.insert
+        statement = insert(core).on_conflict_do_nothing().returning(core.c[returning])
+        inserted: list[Any] = []
+        for chunk in _chunks([_values(row) for row in rows], 500):
+            inserted.extend(self.session.execute(statement.values(chunk)).scalars())
+        return inserted
+
+
+def _values(row: SQLModel) -> dict[str, Any]:
+    return {name: value for name, value in row.model_dump().items() if not (name == "id" and value is None)}
+
+
+def _chunks(values: list[dict[str, Any]], size: int) -> Iterable[list[dict[str, Any]]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def current_traceparent() -> str:
+    """W3C traceparent of the current span, empty when there is none."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
