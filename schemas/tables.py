@@ -152,6 +152,7 @@ class ModelVersion(SQLModel, table=True):
     parent: int | None = None
     champion_before: int | None = Field(default=None, description="The version this one replaced, where a rollback goes back to")
     origin: str = Field(default="", max_length=64, description="registered, or the run that made it")
+    dataset: str = Field(default="", max_length=512, description="Manifest of the development data: splits train, valid, test")
     metrics: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
     created_at: datetime
 
