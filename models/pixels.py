@@ -1,0 +1,225 @@
+"""From a DICOM file to frames in modality units: decoding, padding, colour, Modality LUT, VOI and photometric facts.
+
+An image that cannot be decoded as its header says is an error; one that can be decoded but looks wrong brings a finding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+
+from models.errors import UnreadableImage
+from models.frames import Frame, Frames, unique
+from models.headers import facets_of, frame_count, functional_group, number_of, text_of, unreadable_as
+from models.voi import FloatArray, LookupTable, Voi, VoiFunction, Window
+
+MAX_PIXELS = 120_000_000
+"""Pixels of one frame above which a header is taken for damaged; the largest detectors have a tenth of it."""
+
+_LUMINANCE = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as in PS3.3 C.7.6.3.1.2
+_MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+_FUNCTIONS: tuple[VoiFunction, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+
+
+@dataclass
+class _Instance:
+    """A dataset being decoded and the findings so far."""
+
+    dataset: Dataset
+    findings: list[str] = field(default_factory=list)
+
+
+def read_frames(path: Path, indices: Sequence[int] | None = None) -> Frames:
+    """Decode one instance, all frames or those of `indices` (from 0), in the file's order.
+
+    Raises UnreadableImage for anything that is not DICOM, is truncated, has no pixels or no decoder.
+    """
+    with unreadable_as("not a readable DICOM file"):
+        dataset = pydicom.dcmread(path)
+    return frames_of(dataset, indices)
+
+
+def frames_of(dataset: Dataset, indices: Sequence[int] | None = None) -> Frames:
+    """Decode a dataset in memory; see `read_frames`."""
+    with unreadable_as("the image attributes are damaged"):
+        doubts = _check_geometry(dataset)
+        count = frame_count(dataset)
+        chosen = range(count) if indices is None else indices
+        if any(not 0 <= index < count for index in chosen):
+            raise UnreadableImage(f"the file has {count} frames, fewer than asked for")
+        instance = _Instance(dataset, list(doubts))
+        frames = tuple(_frame(instance, index) for index in chosen)
+        return Frames(frames, unique(instance.findings), facets_of(dataset))
+
+
+def _check_geometry(dataset: Dataset) -> tuple[str, ...]:
+    """Refuse what no decoder should be asked to allocate, and pixel data shorter than the header says; longer is a finding."""
+    rows, columns = int(number_of(dataset, "Rows") or 0), int(number_of(dataset, "Columns") or 0)
+    if rows < 1 or columns < 1:
+        raise UnreadableImage("the file holds no image: Rows or Columns is absent or zero")
+    if rows * columns > MAX_PIXELS:
+        raise UnreadableImage(f"Rows x Columns = {rows} x {columns} is beyond any detector")
+    data = next((dataset.get(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in dataset), None)
+    if not data:
+        raise UnreadableImage("the file holds no pixel data")
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
+        return ()
+    least = _native_length(dataset, rows * columns)
+    if len(data) < least:
+        raise UnreadableImage(f"truncated: {len(data)} of {least} bytes of pixel data are present")
+    return ("pixel_data_excess",) if len(data) > least + 1 else ()
+
+
+def _native_length(dataset: Dataset, pixels: int) -> int:
+    """Bytes of uncompressed pixel data by the header; a byte of padding may follow (PS3.5 8.1.1)."""
+    bits = int(number_of(dataset, "BitsAllocated") or 0) * int(number_of(dataset, "SamplesPerPixel") or 1)
+    least = -(-pixels * frame_count(dataset) * bits // 8)
+    subsampled = text_of(dataset, "PhotometricInterpretation") in {"YBR_FULL_422", "YBR_PARTIAL_422"}
+    return least * 2 // 3 if subsampled else least
+
+
+def _frame(instance: _Instance, index: int) -> Frame:
+    stored = _decode(instance.dataset, index)
+    photometric = text_of(instance.dataset, "PhotometricInterpretation")
+    if photometric == "PALETTE COLOR":
+        stored = _palette(instance.dataset, stored)
+    if stored.ndim == 3:
+        instance.findings.append("colour_converted")
+        values = stored.astype(np.float32) @ _LUMINANCE
+        _extremes(instance, values)
+        full = float(2 ** int(number_of(instance.dataset, "BitsStored") or 8) - 1)
+        return Frame(values, Window(full / 2, full, "LINEAR_EXACT"))
+    if photometric not in _MONOCHROME:
+        instance.findings.append("photometric_unexpected")
+    inverted = photometric == "MONOCHROME1"
+    padding = _padding(instance.dataset, stored)
+    values = _modality_values(instance, stored, index)
+    if padding is not None:
+        values = _without_padding(values, padding, bright=inverted)
+    return Frame(values, _voi(instance, _extremes(instance, values), index), inverted)
+
+
+def _decode(dataset: Dataset, index: int) -> NDArray[Any]:
+    """One frame's stored values, [H, W] or [H, W, 3] in RGB."""
+    with unreadable_as(f"the pixel data cannot be decoded from {dataset.file_meta.TransferSyntaxUID.name}"):
+        array = cast("NDArray[Any]", pixel_array(dataset, index=index))
+    expected = (int(dataset.Rows), int(dataset.Columns))
+    if array.shape[:2] != expected or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise UnreadableImage(f"decoded to shape {array.shape} where the header says {expected}")
+    return array
+
+
+def _palette(dataset: Dataset, stored: NDArray[Any]) -> NDArray[Any]:
+    coloured = cast("NDArray[Any]", apply_color_lut(stored, dataset))
+    return coloured[..., :3]
+
+
+def _extremes(instance: _Instance, values: FloatArray) -> tuple[float, float]:
+    """Least and greatest value."""
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UnreadableImage("pixel values are not finite")
+    if low == high:
+        instance.findings.append("constant_image")
+    return low, high
+
+
+def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Where Pixel Padding Value or its range applies (PS3.3 C.7.5.1.1.2); None when nowhere."""
+    first = number_of(dataset, "PixelPaddingValue")
+    if first is None:
+        return None
+    limit = number_of(dataset, "PixelPaddingRangeLimit")
+    bounds = sorted(_as_stored(value, dataset) for value in (first, first if limit is None else limit))
+    mask = stored == bounds[0] if bounds[0] == bounds[1] else (stored >= bounds[0]) & (stored <= bounds[1])
+    return mask if mask.any() and not mask.all() else None
+
+
+def _as_stored(value: float, dataset: Dataset) -> float:
+    """A padding value written as US although pixels are signed, as some files do, brought back to its sign."""
+    bits = int(dataset.BitsAllocated)
+    signed = int(number_of(dataset, "PixelRepresentation") or 0) == 1
+    return value - 2**bits if signed and value >= 2 ** (bits - 1) else value
+
+
+def _without_padding(values: FloatArray, padding: NDArray[np.bool_], *, bright: bool) -> FloatArray:
+    """Padding becomes the darkest shade that the image itself has."""
+    content = values[~padding]
+    values = values.copy()
+    values[padding] = content.max() if bright else content.min()
+    return values
+
+
+def _modality_values(instance: _Instance, stored: NDArray[Any], index: int) -> FloatArray:
+    """Modality LUT or rescale (PS3.3 C.11.1), the frame's own one in an enhanced object (C.7.6.16.2.9)."""
+    dataset = instance.dataset
+    if dataset.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float32)
+    source = functional_group(dataset, "PixelValueTransformationSequence", index) or dataset
+    slope, intercept = number_of(source, "RescaleSlope"), number_of(source, "RescaleIntercept")
+    if slope is None and intercept is None:
+        if text_of(dataset, "Modality") == "CT":
+            instance.findings.append("rescale_missing")
+        return stored.astype(np.float32)
+    slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    if not (np.isfinite([slope, intercept]).all() and 1e-9 < abs(slope) < 1e6 and abs(intercept) < 1e7):
+        instance.findings.append("rescale_absurd")
+        return stored.astype(np.float32)
+    values = stored.astype(np.float32)
+    if slope != 1:
+        values *= np.float32(slope)
+    if intercept != 0:
+        values += np.float32(intercept)
+    return values
+
+
+def _voi(instance: _Instance, extremes: tuple[float, float], index: int) -> Voi | None:
+    """The frame's VOI LUT or first window; None with a finding where it is absent, absurd or shows nothing of the image."""
+    voi, named = _named_voi(instance.dataset, extremes[0], index)
+    if voi is None:
+        instance.findings.append("window_absurd" if named else "window_missing")
+        return None
+    if not voi.valid:
+        instance.findings.append("window_absurd")
+        return None
+    ends = voi.apply(np.asarray(extremes, dtype=np.float32))
+    if extremes[0] < extremes[1] and ends[0] == ends[1] and isinstance(voi, Window):
+        instance.findings.append("window_outside_values")
+        return None
+    return voi
+
+
+def _named_voi(dataset: Dataset, least: float, index: int) -> tuple[Voi | None, bool]:
+    """The VOI of a frame, and whether the file names one at all. A table goes before a window."""
+    tables = dataset.get("VOILUTSequence")
+    if tables:
+        return _table(tables[0], least), True
+    source = functional_group(dataset, "FrameVOILUTSequence", index) or dataset
+    center, width = number_of(source, "WindowCenter"), number_of(source, "WindowWidth")
+    function = text_of(source, "VOILUTFunction").upper() or "LINEAR"
+    if center is None and width is None:
+        return None, False
+    known = next((name for name in _FUNCTIONS if name == function), None)
+    if center is None or width is None or known is None:
+        return None, True
+    return Window(center, width, known), True
+
+
+def _table(item: Dataset, least: float) -> LookupTable | None:
+    descriptor = [int(value) for value in item.get("LUTDescriptor") or ()]
+    data = item.get("LUTData")
+    if len(descriptor) != 3 or data is None or not 1 <= descriptor[2] <= 16:
+        return None
+    entries = np.frombuffer(data, dtype="<u2") if isinstance(data, bytes) else np.asarray(data, dtype=np.uint32)
+    count = descriptor[0] % 65536 or 65536
+    if entries.size < count:
+        return None
+    first = descriptor[1] - 65536 if descriptor[1] > 32767 and least < 0 else descriptor[1]
+    shades = entries[:count].astype(np.float32) / np.float32(2 ** descriptor[2] - 1)
+    return LookupTable(first, np.clip(shades, 0, 1))

@@ -1,0 +1,153 @@
+"""What a model is and what it takes: everything that must travel with the weights for serving to equal training."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Spec(BaseModel):
+    """Base of all specifications: immutable, unknown fields refused, so that a typo cannot change the preprocessing unseen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FixedWindow(Spec):
+    """One window for all images in modality units (Hounsfield units for CT), linear and exact (PS3.3 C.11.2.1.3.2)."""
+
+    kind: Literal["window"] = "window"
+    center: float
+    width: float = Field(gt=0)
+
+
+class PercentileBounds(Spec):
+    """Two percentiles, the lower first."""
+
+    low: float = Field(0.5, ge=0, le=100)
+    high: float = Field(99.5, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            msg = "intensity.low must be below intensity.high"
+            raise ValueError(msg)
+        return self
+
+
+class DicomWindow(PercentileBounds):
+    """The VOI LUT or window that the file carries (PS3.3 C.11.2); percentiles, with a finding, where it has none that works."""
+
+    kind: Literal["dicom_window"] = "dicom_window"
+
+
+class PercentileRange(PercentileBounds):
+    """Percentiles of the resized images become 0 and 1; for modalities without absolute units, such as MR."""
+
+    kind: Literal["percentile"] = "percentile"
+
+
+Intensity = Annotated[FixedWindow | DicomWindow | PercentileRange, Field(discriminator="kind")]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class PreprocessingSpec(Spec):
+    """From decoded frames to the network's input.
+
+    `size` is (H, W), or (D, H, W) for a volume. Intensities are mapped to [0, 1], clipped, and then normalised with
+    `mean` and `std`. `fit` says what happens to another aspect ratio: `pad` keeps it, `stretch` does not.
+    """
+
+    size: tuple[PositiveInt, PositiveInt] | tuple[PositiveInt, PositiveInt, PositiveInt] = (224, 224)
+    channels: int = Field(1, ge=1, le=4)
+    intensity: Intensity = Field(default_factory=DicomWindow)
+    mean: float = 0.5
+    std: float = Field(0.25, gt=0)
+    fit: Literal["pad", "stretch"] = "pad"
+    slices: Literal["single", "middle", "evenly"] = Field(
+        "single", description="single: the first image of the study; middle: the central slice; evenly: max_images over the series"
+    )
+    max_images: int = Field(1, ge=1, description="Most images a study is scored by under the rule evenly")
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.size)
+
+    @model_validator(mode="after")
+    def _images_follow_the_rule(self) -> Self:
+        if self.slices != "evenly" and self.max_images != 1:
+            msg = f"max_images is {self.max_images}, but the slice rule {self.slices!r} takes one image"
+            raise ValueError(msg)
+        return self
+
+
+class Calibration(Spec):
+    """Correction of the logits after the network: logits / temperature + offsets (one per class, empty for none)."""
+
+    temperature: float = Field(1.0, gt=0)
+    offsets: tuple[float, ...] = ()
+
+
+class ModelSpec(Spec):
+    """A model: its task, classes in the order of the network's outputs, its network and its preprocessing."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    task: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    classes: tuple[str, ...] = Field(min_length=2)
+    network: str = "small"
+    options: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    preprocessing: PreprocessingSpec = Field(default_factory=PreprocessingSpec)
+    calibration: Calibration = Field(default_factory=Calibration)
+    modality: str = Field("", description="Modality the model was trained on, empty for any; decides the augmentation")
+    body_part: str = ""
+    description: str = ""
+    intended_use: str = "Research use; not cleared for clinical use"
+    authors: str = ""
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.classes)) != len(self.classes) or not all(self.classes):
+            msg = "classes must be distinct and not empty"
+            raise ValueError(msg)
+        if self.calibration.offsets and len(self.calibration.offsets) != len(self.classes):
+            msg = "calibration.offsets needs one value per class"
+            raise ValueError(msg)
+        return self
+
+
+class SelectionRule(Spec):
+    """Which studies (or series) a model scores. Every part that is set must hold; an empty rule takes everything.
+
+    Case does not matter. `description_regex` is searched anywhere in the series description.
+    """
+
+    modalities: tuple[str, ...] = ()
+    body_parts: tuple[str, ...] = ()
+    description_contains: str | None = None
+    description_regex: str | None = None
+
+    @field_validator("description_regex")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                msg = f"description_regex does not compile: {error}"
+                raise ValueError(msg) from error
+        return value
+
+    def matches(self, modality: str, body_part: str = "", description: str = "") -> bool:
+        """True when a study or series with these attributes is to be scored."""
+        text = description.casefold()
+        return (
+            _listed(modality, self.modalities)
+            and _listed(body_part, self.body_parts)
+            and (self.description_contains is None or self.description_contains.casefold() in text)
+            and (self.description_regex is None or re.search(self.description_regex, description, re.IGNORECASE) is not None)
+        )
+
+
+def _listed(value: str, allowed: tuple[str, ...]) -> bool:
+    return not allowed or value.strip().casefold() in {word.casefold() for word in allowed}
