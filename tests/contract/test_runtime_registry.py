@@ -1,0 +1,106 @@
+"""The registry's transitions on both engines: what may serve, and where a rollback goes."""
+
+import pytest
+from sqlmodel import select
+
+from schemas.tables import Audit, BaselineCase, ModelVersion
+from schemas.vocabulary import VersionState
+from services.runtime import registry
+from services.runtime.database import Database
+from services.runtime.errors import InvalidInput
+from services.runtime.transaction import Transaction
+
+
+def enter(tx: Transaction, number: int, state: str = VersionState.CHALLENGER, cases: int = 0) -> None:
+    now, sha256, probabilities = tx.clock.now(), "0" * 64, {"a": 1.0, "b": 0.0}
+    row = ModelVersion(model="chest", version=number, state=state, bundle=f"chest/{number}", sha256=sha256, created_at=now)
+    keys = {"model": "chest", "version": number, "truth": "a", "predicted": "a", "probabilities": probabilities}
+    rows = [BaselineCase(case_key=f"c{i}", patient_key=f"p{i}", **keys) for i in range(cases)]
+    registry.add_version(tx, row, rows, actor="user:tester")
+
+
+@pytest.fixture
+def registered(database: Database) -> Database:
+    with database.transaction() as tx:
+        registry.register_model(tx, "chest", "pneumonia", ["a", "b"], {})
+        enter(tx, 1, VersionState.CANDIDATE, cases=3)
+        enter(tx, 2)
+    return database
+
+
+def states(database: Database) -> dict[int, str]:
+    with database.read() as session:
+        return {row.version: row.state for row in registry.versions(session, "chest")}
+
+
+def test_the_first_version_serves_and_keeps_its_baseline(registered: Database) -> None:
+    assert states(registered) == {1: "champion", 2: "challenger"}
+    with registered.read() as session:
+        assert registry.model(session, "chest").champion == 1
+        assert len(registry.baseline(session, "chest", 1)) == 3
+        assert registry.next_version(session, "chest") == 3
+        assert [version.version for _, version in registry.scoring_versions(session)] == [1, 2]
+
+
+def test_promotion_and_rollback(registered: Database) -> None:
+    with registered.transaction() as tx:
+        assert registry.promote(tx, "chest", 2, actor="gate", p_value=0.01) == 1
+    assert states(registered) == {1: "archived", 2: "champion"}
+    with registered.transaction() as tx:
+        assert registry.roll_back(tx, "chest", actor="user:tester") == (2, 1)
+    assert states(registered) == {1: "champion", 2: "archived"}
+    with registered.read() as session:
+        actions = session.exec(select(Audit.action).order_by(Audit.id)).all()
+    assert actions == ["version.added", "version.added", "version.promoted", "version.rolled_back"]
+
+
+def test_a_failed_transaction_promotes_nothing(registered: Database) -> None:
+    with pytest.raises(RuntimeError), registered.transaction() as tx:
+        registry.promote(tx, "chest", 2, actor="gate")
+        raise RuntimeError
+    assert states(registered) == {1: "champion", 2: "challenger"}
+
+
+@pytest.mark.parametrize("number", [1, 3, 9])
+def test_only_a_challenger_can_be_promoted(registered: Database, number: int) -> None:
+    with registered.transaction() as tx:
+        enter(tx, 3, VersionState.REJECTED)
+    with pytest.raises(InvalidInput), registered.transaction() as tx:
+        registry.promote(tx, "chest", number, actor="gate")
+    assert states(registered)[1] == "champion"
+
+
+def test_a_rejected_challenger_is_no_longer_scored(registered: Database) -> None:
+    with registered.transaction() as tx:
+        registry.reject(tx, "chest", 2, actor="gate", p_value=0.7)
+    with registered.read() as session:
+        assert [version.version for _, version in registry.scoring_versions(session)] == [1]
+    with pytest.raises(InvalidInput), registered.transaction() as tx:
+        registry.promote(tx, "chest", 2, actor="gate")
+
+
+def test_without_an_earlier_champion_there_is_no_rollback(registered: Database) -> None:
+    with pytest.raises(InvalidInput, match="no earlier champion"), registered.transaction() as tx:
+        registry.roll_back(tx, "chest", actor="user:tester")
+
+
+def test_a_stopped_model_scores_nothing_until_resumed(registered: Database) -> None:
+    for serving, expected in ((False, []), (True, [1, 2])):
+        with registered.transaction() as tx:
+            registry.set_serving(tx, "chest", serving=serving, actor="user:tester")
+        with registered.read() as session:
+            assert [version.version for _, version in registry.scoring_versions(session)] == expected
+
+
+def test_a_model_keeps_its_task_and_classes(registered: Database) -> None:
+    with registered.transaction() as tx:
+        assert registry.register_model(tx, "chest", "pneumonia", ["a", "b"], {}).champion == 1
+    with pytest.raises(InvalidInput, match="registered for task"), registered.transaction() as tx:
+        registry.register_model(tx, "chest", "pneumonia", ["a", "b", "c"], {})
+
+
+def test_unknown_names_are_answered_with_the_known_ones(registered: Database) -> None:
+    with registered.read() as session, pytest.raises(InvalidInput, match="chest"):
+        registry.model(session, "brain")
+    with registered.read() as session, pytest.raises(InvalidInput, match="no version 7"):
+        registry.version(session, "chest", 7)
