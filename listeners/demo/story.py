@@ -1,0 +1,314 @@
+"""The demonstration as a story in chapters; each chapter is a function of the play."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from listeners.chat.conversation import ask, await_reply
+from listeners.demo import stage as look
+from listeners.demo.builtin import BuiltinSource
+from listeners.demo.cohort import AFTER, BEFORE, LabelledImage, Scanner, Source
+from listeners.demo.folder import FolderSource, UnusableFolder
+from listeners.demo.results import PhaseResult, phase_result
+from listeners.demo.screen import Screen
+from listeners.demo.stage import DemoFailure, Stage
+from listeners.demo.studies import Phase, write_development, write_phase
+from listeners.dicom.send import send_folder
+from listeners.labels.csv_import import import_csv
+from listeners.training import TrainingRequest, train_and_register
+from schemas.tables import Evaluation, Job, Order
+from schemas.vocabulary import JobState, UserRole
+
+MODEL = "demo"
+QUESTION = "What happened to the demo model, and is it healthy now?"
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the person asked for."""
+
+    data: Path | None
+    shifted: Path | None
+    modality: str
+    state: Path
+    network: str
+    seed: int
+    keep: bool
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Studies per chapter."""
+
+    stable: int = 200
+    shifted: int = 420
+    recovered: int = 220
+
+
+@dataclass
+class Play:
+    """The state of the story as it goes."""
+
+    options: DemoOptions
+    source: Source
+    screen: Screen
+    stage: Stage
+    sizes: Sizes = field(default_factory=Sizes)
+    sent: int = 0
+    results: list[PhaseResult] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the studies to be sent lie."""
+        return self.options.state / "studies"
+
+
+def tell(options: DemoOptions, console: Console) -> int:
+    """Play the whole story; returns the exit code (0: decayed, repaired and healthy again)."""
+    screen, began = Screen(console), time.monotonic()
+    try:
+        source = _source(options)
+        _clear(options.state)
+        with Stage(options.state, _overrides()) as stage:
+            play = Play(options, source, screen, stage)
+            _play(play)
+            play.summary["seconds"] = round(time.monotonic() - began, 1)
+            _close(play)
+            if options.keep:
+                _keep(play)
+    except (DemoFailure, UnusableFolder) as error:
+        console.print(f"[red]The demonstration stopped:[/] {error}")
+        return 1
+    return 0 if play.summary["outcome"] == "recovered" else 1
+
+
+def _source(options: DemoOptions) -> Source:
+    if options.data is None:
+        return BuiltinSource(options.seed)
+    return FolderSource(options.data, options.shifted, options.modality, options.seed)
+
+
+def _clear(state: Path) -> None:
+    """Empty the folder of an earlier demonstration, and only of one."""
+    marker = state / ".reclaim-demo"
+    if state.exists() and any(state.iterdir()) and not marker.exists():
+        raise DemoFailure(f"{state} is not empty and not of an earlier demonstration; name another folder with --state")
+    shutil.rmtree(state, ignore_errors=True)
+    state.mkdir(parents=True)
+    marker.touch()
+
+
+def _overrides() -> dict[str, str]:
+    """Settings that make a year's events happen in minutes."""
+    return {
+        "RECLAIM_DICOM_QUIET_PERIOD_S": "1",
+        "RECLAIM_JOIN_BATCH_SIZE": "40",
+        "RECLAIM_POLICY_COOL_DOWN_S": "600",
+        "RECLAIM_REMEDIATION_EPOCHS": "8",
+    }
+
+
+def _play(play: Play) -> None:
+    play.screen.title(play.source.name, play.source.note)
+    _train(play)
+    _start(play)
+    stable, shifted = play.source.stable(), play.source.shifted()
+    _before(play, stable)
+    evaluation = _decline(play, shifted)
+    order = _order(play, evaluation)
+    job = _repair(play, order)
+    if job.result.get("verdict") == "promote":
+        _recovered(play, shifted)
+    else:
+        play.summary["outcome"] = "not promoted"
+    _ask(play)
+
+
+def _train(play: Play) -> None:
+    play.screen.chapter("Train a classifier and take its baseline")
+    images = play.source.development()
+    total = len(images.train) + len(images.valid) + len(images.test)
+    with play.screen.progress("writing DICOM files", total) as advance:
+        manifest = write_development(play.source, images, play.options.state / "development", BEFORE, lambda: advance(advance=1))
+    request = TrainingRequest(
+        manifest=manifest,
+        name=MODEL,
+        task=play.source.task,
+        modalities=(play.source.modality,),
+        network=play.options.network,
+        size=images.train[0].image.shape[0],
+        epochs=8,
+        seed=play.options.seed,
+    )
+    with play.screen.progress("training", request.epochs) as advance:
+        train_and_register(play.stage.context, request, lambda epoch, _: advance(completed=epoch))
+    play.screen.say(
+        f"{len(images.train)} images for training, {len(images.test)} for the baseline; classes: {', '.join(play.source.classes)}"
+    )
+
+
+def _start(play: Play) -> None:
+    play.screen.chapter("Start the service: DICOM listener, Kafka-compatible broker, consumers, agents")
+    play.stage.start()
+    play.screen.say(f"C-STORE at 127.0.0.1:{play.stage.dicom_port} (RECLAIM); log: {play.options.state / 'service.log'}")
+
+
+def _before(play: Play, stream: Iterator[LabelledImage]) -> None:
+    play.screen.chapter("Studies of the same scanner arrive over DICOM")
+    phase = _send(play, "before", stream, play.sizes.stable, BEFORE)
+    evaluation = _evaluated(play, 1, phase)
+    play.screen.status(evaluation.status, evaluation.summary)
+    _record(play, "before", 1, phase)
+
+
+def _decline(play: Play, stream: Iterator[LabelledImage]) -> Evaluation:
+    play.screen.chapter(f"A new scanner goes into service ({AFTER.manufacturer}, station {AFTER.station})")
+    phase = _send(play, "degraded", stream, play.sizes.shifted, AFTER)
+    evaluation = play.stage.wait(
+        "the decline to be found", 120, lambda session: _with_status(look.newest_evaluation(session, MODEL, 1), "degraded")
+    )
+    play.screen.status(evaluation.status, evaluation.summary)
+    evidence = evaluation.evidence
+    play.screen.say(f"diagnosis: {evaluation.diagnosis}; since {evidence.get('since')}; cause: {evidence.get('root_cause')}", "dim")
+    _record(play, "degraded", 1, phase)
+    return evaluation
+
+
+def _order(play: Play, evaluation: Evaluation) -> Order:
+    play.screen.chapter("The agents order a remedy")
+    order = play.stage.wait("an order", 90, lambda session: look.remedy_order(session, MODEL))
+    play.screen.say(f"[bold]{order.kind} {order.remedy}[/] by {order.actor}: {order.reason}")
+    play.summary["order"] = {
+        "remedy": order.remedy,
+        "actor": order.actor,
+        "reason": order.reason,
+        "evaluation": evaluation.evaluation_id,
+    }
+    return order
+
+
+def _repair(play: Play, order: Order) -> Job:
+    play.screen.chapter("Fine-tuning, then the gate")
+    with play.screen.progress("fine-tuning", None) as advance:
+        job = play.stage.wait("the repair", 300, lambda session: _finished(look.job_of(session, order.order_id), advance))
+    if job.state != JobState.SUCCEEDED:
+        raise DemoFailure(f"the repair failed: {job.error}")
+    verdict = str(job.result.get("verdict"))
+    play.screen.status("healthy" if verdict == "promote" else "watch", f"gate: {verdict}")
+    for reason in job.result.get("reasons", []):
+        play.screen.say(f"- {reason}")
+    play.summary["gate"] = job.result
+    return job
+
+
+def _recovered(play: Play, stream: Iterator[LabelledImage]) -> None:
+    play.screen.chapter("The repaired version serves; more studies of the new scanner arrive")
+    phase = _send(play, "recovered", stream, play.sizes.recovered, AFTER)
+    evaluation = _evaluated(play, 2, phase)
+    play.screen.status(evaluation.status, evaluation.summary)
+    _record(play, "recovered", 2, phase)
+    play.summary["outcome"] = "recovered" if evaluation.status in {"healthy", "watch"} else "not recovered"
+
+
+def _ask(play: Play) -> None:
+    play.screen.chapter("The report, and a question in plain language")
+    report = play.stage.wait("a report", 60, lambda session: look.newest_report(session, MODEL))
+    path = play.stage.context.settings.reports_dir / report.html
+    play.screen.say(f"{report.title}: {path}")
+    command = ask(play.stage.context, QUESTION, user="demo", role=UserRole.ADMIN, thread="demo", channel="console")
+    reply = await_reply(play.stage.context, command, 60)
+    play.screen.say(f'[bold]You:[/] "{QUESTION}"')
+    play.screen.say(f"[bold]reclaim:[/] {reply.text if reply else 'no answer within a minute'}")
+    play.summary |= {"report": str(path), "question": QUESTION, "answer": reply.text if reply else None}
+
+
+def _send(play: Play, name: str, stream: Iterator[LabelledImage], count: int, scanner: Scanner) -> Phase:
+    """Write, push over C-STORE, wait for the scores, then hand in the labels."""
+    items = list(islice(stream, count))
+    if not items:
+        raise DemoFailure(f"the data has no images left for the chapter {name!r}")
+    with play.screen.progress("writing DICOM files", len(items)) as advance:
+        phase = write_phase(name, play.source, items, play.folder, scanner, play.sent, lambda: advance(advance=1))
+    with play.screen.progress("C-STORE", len(items)) as advance:
+        summary = send_folder(
+            phase.folder,
+            "127.0.0.1",
+            play.stage.dicom_port,
+            calling_ae=scanner.station,
+            called_ae="RECLAIM",
+            associations=2,
+            on_progress=lambda done, _: advance(completed=done),
+        )
+    if not summary.complete:
+        raise DemoFailure(f"the listener refused studies: {summary.text()}")
+    play.sent += len(items)
+    _await_count(play, "scored", look.scored)
+    import_csv(play.stage.context, phase.labels, source="demo")
+    return phase
+
+
+def _await_count(play: Play, text: str, count: Any) -> None:
+    with play.screen.progress(text, play.sent) as advance:
+
+        def enough(session: Any) -> bool | None:
+            done = count(session)
+            advance(completed=min(done, play.sent))
+            return True if done >= play.sent else None
+
+        play.stage.wait(f"{play.sent} studies to be {text}", 180, enough)
+
+
+def _evaluated(play: Play, version: int, phase: Phase) -> Evaluation:
+    """The newest evaluation once all labels are in and the statistics have caught up."""
+    _await_count(play, "labelled", look.labelled)
+    play.stage.wait("the batches to be evaluated", 90, lambda session: look.caught_up(session, MODEL, version) or None)
+    return play.stage.wait(f"an evaluation of {phase.name}", 90, lambda session: look.newest_evaluation(session, MODEL, version))
+
+
+def _with_status(evaluation: Evaluation | None, status: str) -> Evaluation | None:
+    return evaluation if evaluation and evaluation.status == status else None
+
+
+def _finished(job: Job | None, advance: Any) -> Job | None:
+    if job is None:
+        return None
+    if job.progress.get("epochs"):
+        advance(total=job.progress["epochs"], completed=job.progress.get("epoch", 0))
+    return job if job.state in {JobState.SUCCEEDED, JobState.FAILED} else None
+
+
+def _record(play: Play, name: str, version: int, phase: Phase) -> None:
+    keys: Sequence[str] = [play.stage.context.pseudonyms.study(uid) for uid in phase.study_uids]
+    _await_count(play, "labelled", look.labelled)
+    play.results.append(phase_result(play.stage.context, name, MODEL, version, keys))
+
+
+def _close(play: Play) -> None:
+    play.screen.table(play.results)
+    play.summary |= {
+        "images": play.source.name,
+        "note": play.source.note,
+        "finished_at": datetime.now(UTC).isoformat(),
+        "results": [asdict(row) for row in play.results],
+    }
+    path = play.options.state / "demo-summary.json"
+    path.write_text(json.dumps(play.summary, indent=2, default=str), encoding="utf-8")
+    play.screen.say(f"outcome: [bold]{play.summary['outcome']}[/] in {play.summary['seconds']:.0f} s; summary: {path}")
+
+
+def _keep(play: Play) -> None:
+    play.screen.say(f"The service keeps running (state: {play.options.state / 'state'}); Ctrl-C ends it.")
+    try:
+        while True:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        play.screen.say("ended")

@@ -1,0 +1,101 @@
+"""Entering a finished bundle into the registry: verified, baselined on its own test data, copied under the models folder."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from models.bundle import load_bundle
+from models.data import load_tensors, read_manifest
+from models.predictor import Predictor
+from models.scoring import ScoredCase, score
+from models.spec import ModelSpec, SelectionRule
+from schemas.tables import BaselineCase, ModelVersion
+from schemas.vocabulary import VersionState
+from services.runtime import registry
+from services.runtime.errors import InvalidInput
+from services.runtime.identity import Pseudonyms
+from services.runtime.service import Context
+from services.runtime.transaction import Transaction
+
+TEST_SPLIT = "test"
+
+
+def register_bundle(
+    context: Context,
+    bundle: Path,
+    dataset: Path,
+    *,
+    actor: str,
+    selection: SelectionRule | None = None,
+    challenger: bool = False,
+    on_study: Callable[[int], None] | None = None,
+) -> ModelVersion:
+    """Enter a bundle as the next version of its model and return the row; a model's first version serves at once.
+
+    `dataset` is the manifest of the development data; its split `test` becomes the baseline. Raises InvalidInput for a
+    data set without a test split, BrokenBundle and InvalidDataset for what they say.
+    """
+    loaded = load_bundle(bundle)
+    spec = loaded.spec
+    studies = [study for study in read_manifest(dataset, spec.classes) if study.split == TEST_SPLIT]
+    if not studies:
+        raise InvalidInput(f"{dataset.name} has no rows with split {TEST_SPLIT!r}: there is nothing to compare later cases with")
+    tensors = load_tensors(studies, spec.classes, spec.preprocessing, on_study=on_study)
+    cases = score(Predictor(loaded, batch_size=context.settings.inference.batch_size), tensors)
+    rule = selection or default_selection(spec)
+    with context.database.transaction() as tx:
+        registry.register_model(tx, spec.name, spec.task, list(spec.classes), rule.model_dump(mode="json"))
+        row = _version_row(tx, context, bundle, dataset, spec, loaded.info.sha256)
+        row.state = VersionState.CHALLENGER if challenger else VersionState.CANDIDATE
+        registry.add_version(tx, row, baseline_rows(spec.name, row.version, cases, context.pseudonyms), actor=actor)
+    return row
+
+
+def default_selection(spec: ModelSpec) -> SelectionRule:
+    """Studies of the modality and body part that the model was trained on."""
+    return SelectionRule(
+        modalities=(spec.modality,) if spec.modality else (), body_parts=(spec.body_part,) if spec.body_part else ()
+    )
+
+
+def baseline_rows(model: str, version: int, cases: Sequence[ScoredCase], pseudonyms: Pseudonyms) -> list[BaselineCase]:
+    """Scored cases as a version's baseline; patients and paths become pseudonyms."""
+    return [
+        BaselineCase(
+            model=model,
+            version=version,
+            case_key=hashlib.sha256(case.case_key.encode()).hexdigest()[:32],
+            patient_key=pseudonyms.patient(case.patient),
+            truth=case.truth,
+            predicted=case.predicted,
+            probabilities=dict(case.probabilities),
+        )
+        for case in cases
+    ]
+
+
+def _version_row(tx: Transaction, context: Context, bundle: Path, dataset: Path, spec: ModelSpec, sha256: str) -> ModelVersion:
+    number = registry.next_version(tx.session, spec.name)
+    return ModelVersion(
+        model=spec.name,
+        version=number,
+        bundle=_take_in(context.settings.models_dir, bundle, spec.name, number, sha256),
+        sha256=sha256,
+        origin="registered",
+        dataset=str(dataset.resolve()),
+        created_at=tx.clock.now(),
+    )
+
+
+def _take_in(root: Path, bundle: Path, name: str, number: int, sha256: str) -> str:
+    """Copy a bundle under the models folder unless it lies there; returns its place relative to that folder."""
+    resolved, root = bundle.resolve(), root.resolve()
+    if resolved.is_relative_to(root):
+        return str(resolved.relative_to(root))
+    target = root / name / f"{number}-{sha256[:12]}"
+    if not target.exists():
+        draft = target.with_name(f".{target.name}")
+        shutil.copytree(resolved, draft, dirs_exist_ok=True)
+        draft.rename(target)
+    return str(target.relative_to(root))
