@@ -1,0 +1,35 @@
+"""Scores of a labelled data set by a model: the rows of a baseline and of the gate."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from models.data import TensorSet
+from models.predictor import Predictor, predicted_class
+
+CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredCase:
+    """One study: its truth and what the model says."""
+
+    case_key: str
+    patient: str
+    truth: str
+    predicted: str
+    probabilities: Mapping[str, float]
+
+
+def score(predictor: Predictor, tensors: TensorSet) -> list[ScoredCase]:
+    """Score every study of `tensors`, in its order."""
+    classes = predictor.spec.classes
+    rows: list[dict[str, float]] = []
+    for start in range(0, len(tensors), CHUNK):
+        rows.extend(predictor.predict(tensors.studies[start : start + CHUNK]))
+    known = zip(tensors.keys, tensors.patients, tensors.labels, rows, strict=True)
+    return [ScoredCase(key, patient, classes[label], predicted_class(row), row) for key, patient, label, row in known]
+
+
+def accuracy(cases: Sequence[ScoredCase]) -> float:
+    """Share of right predictions. Raises ZeroDivisionError for no cases."""
+    return sum(case.truth == case.predicted for case in cases) / len(cases)
