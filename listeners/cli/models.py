@@ -50,6 +50,7 @@ def train(
 ) -> None:
     """Train a model on a labelled data set, baseline it on the test split and register it."""
     from listeners.training import TrainingRequest, train_and_register
+    from models.training import EpochRecord
 
     request = TrainingRequest(
         manifest=manifest,
@@ -65,9 +66,9 @@ def train(
     with Progress(console=console) as progress:
         bar = progress.add_task("training", total=epochs)
 
-        def show(epoch: int, metrics: dict[str, float]) -> None:
-            words = "  ".join(f"{key} {value:.3f}" for key, value in metrics.items())
-            progress.update(bar, completed=epoch, description=f"training  {words}")
+        def show(row: EpochRecord) -> None:
+            words = f"training  loss {row.valid_loss:.3f}  macro recall {row.macro_recall:.3f}"
+            progress.update(bar, completed=row.epoch, description=words)
 
         version = train_and_register(open_context(), request, show)
     console.print(f"registered {name} version {version}")

@@ -17,12 +17,12 @@ from listeners.demo.scanner_change import change_scanner, rician, to_uint8
 
 Array = npt.NDArray[np.float64]
 LEVELS: dict[str, tuple[float, float]] = {
-    "temporal_lobes": (-38.0, -22.0),
-    "basal_ganglia": (-6.0, 8.0),
-    "lateral_ventricles": (16.0, 30.0),
-    "vertex": (40.0, 58.0),
+    "temporal_lobes": (-40.0, -15.0),
+    "basal_ganglia": (-13.0, 11.0),
+    "lateral_ventricles": (13.0, 34.0),
+    "vertex": (36.0, 60.0),
 }
-"""Class to range of z in mm (MNI space); the gaps keep the labels unambiguous."""
+"""Class to range of z in mm (MNI space); neighbours touch nearly, so some slices are hard."""
 
 
 class BuiltinSource:

@@ -150,7 +150,7 @@ def _train(play: Play) -> None:
         seed=play.options.seed,
     )
     with play.screen.progress("training", request.epochs) as advance:
-        train_and_register(play.stage.context, request, lambda epoch, _: advance(completed=epoch))
+        train_and_register(play.stage.context, request, lambda row: advance(completed=row.epoch))
     play.screen.say(
         f"{len(images.train)} images for training, {len(images.test)} for the baseline; classes: {', '.join(play.source.classes)}"
     )

@@ -1,0 +1,77 @@
+"""Training a first version from a manifest and registering it: behind `reclaim models train` and the demonstration."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from models.bundle import network_of, save_bundle
+from models.data import LabelledStudy, TensorSet, load_tensors, read_manifest
+from models.spec import DicomWindow, ModelSpec, PreprocessingSpec, SelectionRule
+from models.training import EpochRecord, TrainingSettings, train
+from services.runtime.errors import InvalidInput
+from services.runtime.registration import register_bundle
+from services.runtime.service import Context
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What to train: data, the model's name and task, which studies it shall score, network, image size, length, seed."""
+
+    manifest: Path
+    name: str
+    task: str
+    modalities: tuple[str, ...]
+    body_parts: tuple[str, ...] = ()
+    network: str = "small"
+    size: int = 96
+    epochs: int = 12
+    seed: int = 0
+
+
+def train_and_register(context: Context, request: TrainingRequest, on_epoch: Callable[[EpochRecord], None]) -> int:
+    """Train on split train, stop early on split valid, baseline on split test; returns the registered version's number.
+
+    Raises InvalidInput when a split is missing, InvalidDataset for a faulty manifest or unreadable image.
+    """
+    studies = read_manifest(request.manifest)
+    _require_splits(studies, request.manifest)
+    spec = _spec(request, tuple(sorted({study.label for study in studies})))
+    settings = TrainingSettings(epochs=request.epochs, seed=request.seed)
+    module = network_of(spec)
+    sets = [_tensors(studies, split, spec) for split in SPLITS[:2]]
+    result = train(module, spec, *sets, settings, on_epoch=on_epoch)
+    record = {"settings": settings.model_dump(mode="json"), "history": [row.model_dump() for row in result.history]}
+    rule = SelectionRule(modalities=request.modalities, body_parts=request.body_parts)
+    with TemporaryDirectory() as draft:
+        folder = Path(draft) / "bundle"
+        save_bundle(folder, spec, module, record | {"best_epoch": result.best_epoch}, now=context.clock.now())
+        return register_bundle(context, folder, request.manifest, actor="user:cli", selection=rule).version
+
+
+def _require_splits(studies: list[LabelledStudy], manifest: Path) -> None:
+    missing = [split for split in SPLITS if not any(study.split == split for study in studies)]
+    if missing:
+        raise InvalidInput(f"{manifest.name} has no rows with split {', '.join(missing)}; needed are {', '.join(SPLITS)}")
+
+
+def _spec(request: TrainingRequest, classes: tuple[str, ...]) -> ModelSpec:
+    return ModelSpec(
+        name=request.name,
+        task=request.task,
+        classes=classes,
+        network=request.network,
+        preprocessing=PreprocessingSpec(size=(request.size, request.size), intensity=DicomWindow()),
+        modality=request.modalities[0] if len(request.modalities) == 1 else "",
+        body_part=request.body_parts[0] if len(request.body_parts) == 1 else "",
+        seed=request.seed,
+    )
+
+
+def _tensors(studies: list[LabelledStudy], split: str, spec: ModelSpec) -> TensorSet:
+    chosen = [study for study in studies if study.split == split]
+    return load_tensors(chosen, spec.classes, spec.preprocessing)
+
+
