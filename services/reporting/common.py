@@ -1,0 +1,168 @@
+"""Parts that several kinds of report share."""
+
+from typing import Any
+
+from services.reporting import plots, statistics
+from services.reporting.facts import Facts
+from services.reporting.page import Picture, Section, Table
+from services.reporting.wording import BLIND_SPOTS, DASH, REMEDY, RULE_OF_FIVE, metric_name, metric_value, number, on, with_interval
+
+_ORDER_WORDS = {
+    "report": "report",
+    "remedy": "repair",
+    "label_request": "request for labels",
+    "rollback": "return to the last version",
+    "stop_serving": "stop of the model",
+    "resume_serving": "restart of the model",
+}
+
+
+def blind_spots(extra: tuple[str, ...] = ()) -> Section:
+    """What nobody should conclude from the report."""
+    return Section("What this monitoring cannot see", points=(*extra, *BLIND_SPOTS))
+
+
+def rule_of_five(facts: Facts) -> Section:
+    """The published 5 % rule beside the detector."""
+    if facts.latest is None:
+        return Section("For those who must report the 5 % rule", (RULE_OF_FIVE,))
+    verdict = "It would raise an alarm on this batch." if facts.latest.reclaim_rule else "It would raise no alarm on this batch."
+    return Section("For those who must report the 5 % rule", (verdict, RULE_OF_FIVE))
+
+
+def what_was_done(facts: Facts) -> Section:
+    """The orders so far, newest first, and the versions that came of them."""
+    points = [_order_line(facts, index) for index in range(min(6, len(facts.orders)))]
+    points += [
+        f"{on(change.at)}: version {change.version} "
+        + ("passed the gate and took over." if change.action.endswith("promoted") else "was brought back by a rollback.")
+        for change in reversed(facts.changes)
+    ]
+    none = () if points else ("Nothing has been ordered for this model so far.",)
+    return Section("What was done", none, points)
+
+
+def _order_line(facts: Facts, index: int) -> str:
+    order = facts.orders[index]
+    what = _ORDER_WORDS.get(order.kind, order.kind)
+    remedy = f" ({REMEDY.get(order.remedy, order.remedy)})" if order.remedy else ""
+    outcome = f" {order.explanation}" if order.explanation else ""
+    return f"{on(order.created_at)}: {what}{remedy}, {order.state.replace('_', ' ')}. Reason: {order.reason}{outcome}"
+
+
+def metrics_table(facts: Facts) -> list[Table]:
+    """All metrics of the latest batch beside the baseline."""
+    latest = facts.latest
+    if latest is None:
+        return []
+    rows = [
+        (metric_name(each.name), with_interval(each), metric_value(each.name, each.baseline), number(each.cases))
+        for each in latest.metrics
+    ]
+    title = f"All metrics of batch {latest.number} of version {latest.version}"
+    note = "In brackets the 95 % interval. A dash: the batch cannot define the metric, e.g. recall of a class that did not occur."
+    return [Table(title, ("Metric", "This batch", "Development test set", "Cases"), rows, note)]
+
+
+def versions_table(facts: Facts) -> Table:
+    """The registry's versions of the model."""
+    rows = [
+        (f"{each.version}", each.state, each.origin or DASH, on(each.created_at), each.sha256[:12])
+        for each in reversed(facts.versions)
+    ]
+    return Table("Versions of the model", ("Version", "State", "Origin", "Made", "Weights (SHA-256)"), rows)
+
+
+def history_picture(facts: Facts) -> list[Picture]:
+    """Recall of every class over all batches."""
+    if not facts.history:
+        return []
+    rates = statistics.baseline_rates(facts.baseline_recalls)
+    alarms = [each.number for each in facts.history if each.status == "degraded"]
+    alt = f"Recall of {len(facts.classes)} classes over {len(facts.history)} batches; alarms at batches {alarms or 'none'}."
+    caption = (
+        "Each mark is one batch of labelled cases, the line through it its 95 % interval. "
+        "The blue band is the development test set. A triangle pointing down is a batch at which the alarm was raised."
+    )
+    png = plots.recall_history(facts.history, facts.classes, rates)
+    return [Picture("recall_history", "How many of each class were found, batch by batch", alt, caption, png)]
+
+
+def confusion_picture(facts: Facts) -> list[Picture]:
+    """The latest batch's confusion matrix beside the baseline's."""
+    named = [
+        (title, statistics.confusion(cases, facts.classes))
+        for title, cases in (("Development test set", facts.baseline), ("Latest batch", facts.cases))
+        if cases
+    ]
+    if not named:
+        return []
+    alt = "Confusion matrices: " + "; ".join(f"{title} {matrix.tolist()}" for title, matrix in named)
+    caption = "Rows are the truth, columns the model's answer. Off the diagonal are the errors: which class was taken for which."
+    png = plots.confusion_matrices(named, facts.classes)
+    return [Picture("confusion", "What was taken for what", alt, caption, png)]
+
+
+def reliability_picture(facts: Facts) -> list[Picture]:
+    """The reliability curve of the latest batch beside the baseline's."""
+    named = [
+        (f"{title} ({len(cases)} cases)", bins)
+        for title, cases in (("development test set", facts.baseline), ("latest batch", facts.cases))
+        if (bins := statistics.reliability(cases))
+    ]
+    if not named:
+        return []
+    errors = [f"{title}: {statistics.calibration_error(bins) or 0:.3f}" for title, bins in named]
+    caption = f"Below the diagonal the model is surer than it should be. Expected calibration error, {'; '.join(errors)}."
+    png = plots.reliability_curve(named)
+    return [Picture("reliability", "Does the model's confidence keep its word?", "Reliability curves. " + caption, caption, png)]
+
+
+def provenance(facts: Facts, extra: tuple[tuple[str, str], ...] = ()) -> Table:
+    """What the report rests on, for the audit."""
+    rows = [("Asked for by", facts.cause.actor or "the gate"), ("Cause (event)", facts.cause.event_id)]
+    if facts.latest is not None:
+        rows += [("Evaluation", facts.latest.evaluation_id), ("Batch", facts.latest.batch_id)]
+    rows += [(f"Weights of version {each.version}", each.sha256) for each in facts.versions if each.version == facts.version]
+    rows += [("Baseline cases", number(len(facts.baseline))), *extra]
+    return Table("Where the numbers come from", ("", ""), rows)
+
+
+def latest_data(facts: Facts) -> dict[str, Any]:
+    """The latest evaluation as JSON data."""
+    latest = facts.latest
+    if latest is None:
+        return {}
+    return {
+        "evaluation_id": latest.evaluation_id,
+        "batch_id": latest.batch_id,
+        "batch_number": latest.number,
+        "version": latest.version,
+        "status": latest.status,
+        "diagnosis": latest.diagnosis,
+        "cases": latest.cases,
+        "stream_cases": latest.stream_cases,
+        "metrics": [vars_of(metric) for metric in latest.metrics],
+        "evidence": dict(latest.evidence),
+        "reclaim_rule": latest.reclaim_rule,
+        "evaluated_at": latest.evaluated_at.isoformat(),
+    }
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass instance."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def history_data(facts: Facts) -> list[dict[str, Any]]:
+    """Recall of every class over the batches as JSON data."""
+    return [
+        {
+            "version": each.version,
+            "batch": each.number,
+            "status": each.status,
+            "evaluated_at": each.evaluated_at.isoformat(),
+            "recall": {metric.name[7:]: metric.value for metric in each.metrics if metric.name.startswith("recall:")},
+        }
+        for each in facts.history
+    ]

@@ -1,0 +1,148 @@
+"""What a report is about and what it is made from. Plain values: nothing here knows the database or the bus."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from schemas.events import MaintenancePromotion
+from schemas.vocabulary import OrderKind
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The event that asks for a report. `as_of` bounds what the report may know, so that writing it again changes nothing."""
+
+    event_id: str
+    as_of: datetime
+    model: str
+    version: int | None = None
+    order_kind: OrderKind = OrderKind.REPORT
+    order_id: str | None = None
+    evaluation_id: str | None = None
+    reason: str = ""
+    actor: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    promotion: MaintenancePromotion | None = None
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """A labelled prediction without anything that points at a patient."""
+
+    truth: str
+    predicted: str
+    probabilities: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric with its 95 % interval, the cases behind it and the baseline's value; None where it is not defined."""
+
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    cases: int
+    baseline: float | None
+
+
+@dataclass(frozen=True)
+class EvaluationFacts:
+    """One evaluated batch. `number` counts the batches of its version from 1."""
+
+    evaluation_id: str
+    batch_id: str
+    number: int
+    version: int
+    status: str
+    diagnosis: str
+    cases: int
+    stream_cases: int
+    metrics: tuple[Metric, ...]
+    evidence: Mapping[str, Any]
+    reclaim_rule: bool
+    summary: str
+    evaluated_at: datetime
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric of that name, None when the evaluation has none."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+@dataclass(frozen=True)
+class VersionFacts:
+    """One version of the model."""
+
+    version: int
+    state: str
+    sha256: str
+    parent: int | None
+    origin: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Change:
+    """A version began to serve: a promotion or a rollback."""
+
+    at: datetime
+    action: str
+    version: int
+
+
+@dataclass(frozen=True)
+class OrderFacts:
+    """An order for the model and what came of it."""
+
+    order_id: str
+    kind: str
+    state: str
+    remedy: str
+    reason: str
+    actor: str
+    explanation: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """The run behind a remedy."""
+
+    job_id: str
+    remedy: str
+    state: str
+    attempt: int
+    settings: Mapping[str, Any]
+    result: Mapping[str, Any]
+    error: str
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """Scored cases of the version by class. Waiting ones have no truth yet, so they count under their predicted class."""
+
+    labelled: Mapping[str, int]
+    waiting: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything one report is made from. `history` is in order of time and has the newest evaluation of each batch."""
+
+    cause: Cause
+    task: str
+    classes: tuple[str, ...]
+    serving: bool
+    champion: int | None
+    version: int
+    versions: Sequence[VersionFacts]
+    history: Sequence[EvaluationFacts]
+    latest: EvaluationFacts | None
+    cases: Sequence[ScoredCase]
+    baseline: Sequence[ScoredCase]
+    baseline_recalls: Mapping[tuple[int, str], tuple[int, int]]
+    changes: Sequence[Change]
+    orders: Sequence[OrderFacts]
+    job: JobFacts | None
+    labels: LabelCounts

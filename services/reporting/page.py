@@ -1,0 +1,67 @@
+"""A report as data: what the HTML, Markdown and JSON forms are all made from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One number that stands out, with what it is compared with."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs and then points."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    points: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first column is left-aligned, the others are numbers or words."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: file name without ending, PNG bytes, the text for those who cannot see it, and the caption."""
+
+    name: str
+    title: str
+    alt: str
+    caption: str
+    png: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report. `data` holds the numbers behind it for machines."""
+
+    report_id: str
+    kind: str
+    status: str
+    status_word: str
+    title: str
+    summary: str
+    model: str
+    task: str
+    version: int
+    as_of: datetime
+    key_figures: Sequence[KeyFigure]
+    sections: Sequence[Section]
+    pictures: Sequence[Picture]
+    tables: Sequence[Table]
+    provenance: Table
+    data: dict[str, Any]

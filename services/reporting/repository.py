@@ -1,0 +1,196 @@
+"""All SQL of the reports: gathers the facts as they stood at the cause, stores the finished report."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import and_, not_
+from sqlalchemy import case as when
+from sqlmodel import Session, col, func, select
+
+from schemas.tables import Audit, BaselineCase, Batch, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel, Report
+from schemas.vocabulary import OrderState
+from services.reporting.facts import (
+    Cause,
+    Change,
+    EvaluationFacts,
+    Facts,
+    JobFacts,
+    LabelCounts,
+    Metric,
+    OrderFacts,
+    ScoredCase,
+    VersionFacts,
+)
+from services.runtime import registry
+from services.runtime.transaction import Transaction
+
+SHOWN_ORDERS = 12
+_CHANGES = ("version.promoted", "version.rolled_back")
+
+
+def gather(session: Session, cause: Cause) -> Facts:
+    """All facts of a report; InvalidInput when the model, version or evaluation does not exist."""
+    owner = registry.model(session, cause.model)
+    number = _version_number(session, owner, cause)
+    history = _history(session, cause.model, cause.as_of)
+    latest = _latest(history, number, cause)
+    return Facts(
+        cause=cause,
+        task=owner.task,
+        classes=tuple(owner.classes),
+        serving=owner.serving,
+        champion=owner.champion,
+        version=number,
+        versions=[_version_facts(row) for row in registry.versions(session, cause.model) if row.created_at <= cause.as_of],
+        history=history,
+        latest=latest,
+        cases=_batch_cases(session, latest),
+        baseline=[_scored(row.truth, row) for row in registry.baseline(session, cause.model, number)],
+        baseline_recalls=_baseline_recalls(session, cause.model),
+        changes=_changes(session, cause),
+        orders=_orders(session, cause),
+        job=_job(session, cause.order_id),
+        labels=_label_counts(session, cause, number),
+    )
+
+
+def _version_number(session: Session, owner: RegisteredModel, cause: Cause) -> int:
+    if cause.promotion is not None:
+        wanted = cause.promotion.challenger
+    elif cause.evaluation_id is not None and (found := session.get(Evaluation, cause.evaluation_id)) is not None:
+        wanted = found.version
+    else:
+        wanted = cause.version or owner.champion or 0
+    return registry.version(session, owner.name, wanted).version
+
+
+def _history(session: Session, model: str, until: datetime) -> list[EvaluationFacts]:
+    query = (
+        select(Evaluation, Batch)
+        .join(Batch, col(Batch.batch_id) == col(Evaluation.batch_id), isouter=True)
+        .where(Evaluation.model == model, col(Evaluation.evaluated_at) <= until)
+        .order_by(col(Evaluation.evaluated_at), Evaluation.evaluation_id)
+    )
+    newest: dict[str, tuple[Evaluation, Batch | None]] = {}
+    for evaluation, batch in session.exec(query):
+        newest[evaluation.batch_id] = (evaluation, batch)
+    numbered: list[EvaluationFacts] = []
+    for evaluation, closed in newest.values():
+        earlier = sum(each.version == evaluation.version for each in numbered)
+        numbered.append(_evaluation_facts(evaluation, closed.number if closed is not None else earlier + 1))
+    return sorted(numbered, key=lambda each: (each.version, each.number, each.evaluated_at))
+
+
+def _evaluation_facts(row: Evaluation, number: int) -> EvaluationFacts:
+    return EvaluationFacts(
+        evaluation_id=row.evaluation_id,
+        batch_id=row.batch_id,
+        number=number,
+        version=row.version,
+        status=row.status,
+        diagnosis=row.diagnosis,
+        cases=row.cases,
+        stream_cases=row.stream_cases,
+        metrics=tuple(
+            Metric(item["name"], item.get("value"), item.get("low"), item.get("high"), item.get("cases", 0), item.get("baseline"))
+            for item in row.metrics
+        ),
+        evidence=dict(row.evidence),
+        reclaim_rule=row.reclaim_rule,
+        summary=row.summary,
+        evaluated_at=row.evaluated_at,
+    )
+
+
+def _latest(history: Sequence[EvaluationFacts], version: int, cause: Cause) -> EvaluationFacts | None:
+    if cause.evaluation_id is not None and cause.promotion is None:
+        named = next((each for each in history if each.evaluation_id == cause.evaluation_id), None)
+        if named is not None:
+            return named
+    about = cause.promotion.champion_before if cause.promotion is not None else version
+    return next((each for each in reversed(history) if each.version == about), None)
+
+
+def _version_facts(row: ModelVersion) -> VersionFacts:
+    return VersionFacts(row.version, row.state, row.sha256, row.parent, row.origin, row.created_at)
+
+
+def _batch_cases(session: Session, latest: EvaluationFacts | None) -> list[ScoredCase]:
+    if latest is None:
+        return []
+    query = select(Case).where(Case.batch_id == latest.batch_id).order_by(Case.study_key)
+    return [_scored(row.truth, row) for row in session.exec(query) if row.truth is not None]
+
+
+def _scored(truth: str, row: Case | BaselineCase) -> ScoredCase:
+    return ScoredCase(truth, row.predicted, row.probabilities)
+
+
+def _baseline_recalls(session: Session, model: str) -> dict[tuple[int, str], tuple[int, int]]:
+    """(version, class) to (right, all) of the baseline."""
+    right = func.sum(when((col(BaselineCase.predicted) == col(BaselineCase.truth), 1), else_=0))
+    query = (
+        select(BaselineCase.version, BaselineCase.truth, right, func.count())
+        .where(BaselineCase.model == model)
+        .group_by(col(BaselineCase.version), col(BaselineCase.truth))
+    )
+    return {(version, truth): (int(hits), int(total)) for version, truth, hits, total in session.exec(query)}
+
+
+def _changes(session: Session, cause: Cause) -> list[Change]:
+    query = (
+        select(Audit)
+        .where(col(Audit.action).in_(_CHANGES), col(Audit.subject).startswith(f"{cause.model}:", autoescape=True))
+        .where(col(Audit.at) <= cause.as_of)
+        .order_by(col(Audit.at), col(Audit.id))
+    )
+    parsed = [(row, *row.subject.rpartition(":")[::2]) for row in session.exec(query)]
+    return [Change(row.at, row.action, int(number)) for row, model, number in parsed if model == cause.model and number.isdigit()]
+
+
+def _orders(session: Session, cause: Cause) -> list[OrderFacts]:
+    query = (
+        select(Order)
+        .where(Order.model == cause.model, col(Order.created_at) <= cause.as_of, Order.order_id != _own_order(cause))
+        .order_by(col(Order.created_at).desc(), Order.order_id)
+        .limit(SHOWN_ORDERS)
+    )
+    return [
+        OrderFacts(row.order_id, row.kind, row.state, row.remedy or "", row.reason, row.actor, row.explanation, row.created_at)
+        for row in session.exec(query)
+    ]
+
+
+def _own_order(cause: Cause) -> str:
+    """The order that asked for this very report says nothing about the model and is left out."""
+    return cause.order_id or "" if cause.promotion is None else ""
+
+
+def _job(session: Session, order_id: str | None) -> JobFacts | None:
+    row = session.exec(select(Job).where(Job.order_id == order_id)).first() if order_id else None
+    return None if row is None else JobFacts(row.job_id, row.remedy, row.state, row.attempt, row.settings, row.result, row.error)
+
+
+def _label_counts(session: Session, cause: Cause, version: int) -> LabelCounts:
+    known = (Case.model == cause.model, Case.version == version, col(Case.scored_at) <= cause.as_of)
+    joined = (col(Case.truth).is_not(None), col(Case.joined_at) <= cause.as_of)
+    labelled = select(Case.truth, func.count()).where(*known, *joined).group_by(col(Case.truth))
+    waiting = select(Case.predicted, func.count()).where(*known, not_(and_(*joined))).group_by(col(Case.predicted))
+    return LabelCounts(
+        {str(name): int(count) for name, count in session.exec(labelled)},
+        {name: int(count) for name, count in session.exec(waiting)},
+    )
+
+
+def store(tx: Transaction, report: Report) -> None:
+    """Enter the finished report once."""
+    tx.insert_new(Report, [report], returning="report_id")
+
+
+def finish_order(tx: Transaction, order_id: str, explanation: str) -> None:
+    """Close the order that asked for a report; an order of another deployment or one that was refused stays as it is."""
+    row = tx.session.get(Order, order_id)
+    if row is None or row.state in (OrderState.REFUSED, OrderState.FAILED, OrderState.DONE):
+        return
+    row.state, row.explanation, row.updated_at = OrderState.DONE, explanation, tx.clock.now()
+    tx.session.add(row)

@@ -1,0 +1,193 @@
+"""The words of the reports, for readers who look at images all day and not at statistics."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from schemas.vocabulary import Diagnosis, Remedy, Status, Verdict
+from services.reporting.facts import EvaluationFacts, Metric
+
+STATUS: Final[dict[str, str]] = {
+    Status.HEALTHY: "Healthy",
+    Status.WATCH: "Watch",
+    Status.DEGRADED: "Degraded",
+    Status.UNDECIDED: "Undecided",
+}
+STATUS_MEANING: Final[dict[str, str]] = {
+    Status.HEALTHY: "Nothing in the labelled cases speaks for a decline.",
+    Status.WATCH: "There are signs of a decline, but not enough of them to raise the alarm.",
+    Status.DEGRADED: "The alarm is raised: the model misses more than on its development test set, beyond what chance explains.",
+    Status.UNDECIDED: "There are too few labelled cases to say anything.",
+}
+DIAGNOSIS: Final[dict[str, str]] = {
+    Diagnosis.NONE: "No change was found that would need an explanation.",
+    Diagnosis.PREVALENCE: "The mix of patients has changed: some findings are more or less frequent than before.",
+    Diagnosis.COVARIATE: "The images themselves look different, as after a new scanner or protocol.",
+    Diagnosis.CONCEPT: "The same images now mean something else, as after a change of reporting criteria.",
+    Diagnosis.PIPELINE: "The feed seems broken (a wrong window, orientation or missing series), which no training can repair.",
+    Diagnosis.UNKNOWN: "The cause is not known yet.",
+}
+NEXT_STEP: Final[dict[str, str]] = {
+    Status.HEALTHY: "Nothing needs to be done. Keep the labels coming: without them a decline stays unseen.",
+    Status.WATCH: "Read the model's answers with extra care and see that recent cases get their label soon.",
+    Status.DEGRADED: "Do not rely on the model's answers for the classes named above until a repair has passed the gate.",
+    Status.UNDECIDED: "Label recent cases, the rare classes first.",
+}
+DIAGNOSIS_STEP: Final[dict[str, str]] = {
+    Diagnosis.PREVALENCE: "Have the thresholds and the calibration checked before anything is trained again.",
+    Diagnosis.COVARIATE: "Ask which scanner, protocol or software changed at the time given above.",
+    Diagnosis.CONCEPT: "Ask whether reporting criteria or the source of the labels changed at the time given above.",
+    Diagnosis.PIPELINE: "Have the feed looked at by a person first: windowing, orientation, series selection, transfer.",
+}
+REMEDY: Final[dict[str, str]] = {
+    Remedy.NONE: "no change",
+    Remedy.FIX_FEED: "repair of the image feed",
+    Remedy.RETHRESHOLD: "new decision thresholds",
+    Remedy.RECALIBRATE: "recalibration of the probabilities",
+    Remedy.ADAPT_STATISTICS: "adaptation of the network's statistics to the new images",
+    Remedy.HEAD_ONLY: "fine-tuning of the last layer",
+    Remedy.PARTIAL: "fine-tuning of the later layers",
+    Remedy.PARAMETER_EFFICIENT: "fine-tuning of small added layers",
+    Remedy.FULL: "fine-tuning of all layers",
+}
+VERDICT: Final[dict[str, str]] = {
+    Verdict.PROMOTE: "passed the gate",
+    Verdict.REJECT: "did not pass the gate",
+    Verdict.NEED_LABELS: "could not be judged for want of labelled cases",
+}
+BLIND_SPOTS: Final[tuple[str, ...]] = (
+    "A fall of 3 percentage points in one class is mostly missed within a year, by any method: there are too few cases.",
+    "Cases without a label say nothing here. If only the easy or only the wrong cases get one, the numbers are off.",
+    "Labels are taken as true. Errors in the reports behind them count as errors of the model.",
+    "Groups that the data do not name (age, ward, referrer) may fare worse than the average without being seen.",
+    "Errors that only move between wrong classes leave recall unchanged; the confusion matrix shows them.",
+)
+RULE_OF_FIVE: Final = (
+    "The published rule (any of accuracy, precision, recall or F1 more than 5 % below the baseline) is stated for those who must "
+    "report it. It takes no account of chance: on batches of 30 to 500 cases from a model that has not changed it fires on between "
+    "17 % and 79 % of them. It decides nothing here."
+)
+DASH: Final = "\N{EN DASH}"
+_RATES: Final = ("accuracy", "recall", "precision", "f1", "macro", "balanced", "sensitivity", "specificity", "share", "margin")
+_ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error (ECE)", "p": "p", "ci": "CI"}
+_STARTS: Final = ("since", "estimated_start", "start")
+_EVIDENCE: Final[dict[str, str]] = {
+    "class": "Class behind the evidence",
+    "estimated_start": "Estimated start",
+    "start": "Estimated start",
+    "since": "Estimated start",
+    "root_cause": "Likely cause",
+    "drop": "Estimated fall",
+    "threshold": "Alarm threshold",
+    "seed": "Seed",
+}
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as a percentage, a dash where there is none."""
+    return DASH if value is None else f"{100 * value:.{digits}f} %"
+
+
+def metric_name(name: str) -> str:
+    """`recall:glioma` to `Recall, glioma`; acronyms keep their case."""
+    kind, _, owner = name.partition(":")
+    words = " ".join(_ACRONYMS.get(word, word) for word in kind.replace("_", " ").split())
+    return f"{words[:1].upper()}{words[1:]}" + (f", {owner}" if owner else "")
+
+
+def metric_value(name: str, value: float | None) -> str:
+    """Rates in per cent, areas and errors with three decimals."""
+    return percent(value) if is_rate(name) else number(value)
+
+
+def is_rate(name: str) -> bool:
+    """True for a metric that is a share and reads best in per cent."""
+    kind = name.partition(":")[0].lower()
+    return any(word in kind for word in _RATES)
+
+
+def with_interval(metric: Metric) -> str:
+    """`84.0 % (79.1 to 88.2)`."""
+    shown = metric_value(metric.name, metric.value)
+    if metric.value is None or metric.low is None or metric.high is None:
+        return shown
+    if is_rate(metric.name):
+        return f"{shown} ({100 * metric.low:.1f} to {100 * metric.high:.1f})"
+    return f"{shown} ({metric.low:.3f} to {metric.high:.3f})"
+
+
+def number(value: Any) -> str:
+    """A number short enough to read; words as they are."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        if float(value).is_integer() and abs(value) < 1e9:
+            return f"{int(value):,}".replace(",", "\u202f")
+        return f"{value:.3g}" if abs(value) < 0.001 or abs(value) >= 1e5 else f"{value:.3f}"
+    return str(value)
+
+
+def evidence_name(key: str) -> str:
+    """A reader's name for a statistic."""
+    return _EVIDENCE.get(key, metric_name(key))
+
+
+def evidence_value(key: str, value: Any) -> str:
+    """A statistic as text."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and is_rate(key) and -1 <= value <= 1:
+        return percent(float(value))
+    return moment(value) if isinstance(value, str) else number(value)
+
+
+def moment(text: str) -> str:
+    """A date and time as people write it, other text as it is."""
+    if not re.match(r"^\d{4}-\d\d-\d\dT", text):
+        return text
+    try:
+        return on(datetime.fromisoformat(text))
+    except ValueError:
+        return text
+
+
+def on(at: datetime) -> str:
+    """2 March 2026, 08:00 UTC."""
+    return f"{at.day} {at:%B %Y, %H:%M} UTC"
+
+
+def start_of(evidence: Mapping[str, Any]) -> str:
+    """The estimated start of the decline as text, empty when the detector gives none."""
+    found = next((value for key in _STARTS if isinstance(value := evidence.get(key), str) and value), "")
+    return moment(found)
+
+
+def falls(latest: EvaluationFacts) -> list[Metric]:
+    """Recalls of classes below their baseline, the largest fall first."""
+    below = [
+        metric
+        for metric in latest.metrics
+        if metric.name.startswith("recall:") and metric.value is not None and (metric.baseline or 0) > metric.value
+    ]
+    return sorted(below, key=lambda metric: (metric.value or 0.0) - (metric.baseline or 0.0))
+
+
+def fall_sentence(metric: Metric) -> str:
+    """Of 100 patients with glioma the model now finds 61 (95 % interval 50 to 71); on the test set it found 88."""
+    name = metric.name.partition(":")[2]
+    found, low, high, was = (round(100 * (value or 0.0)) for value in (metric.value, metric.low, metric.high, metric.baseline))
+    return (
+        f"Of 100 patients with “{name}” the model now recognises {found} (95 % interval {low} to {high}, "
+        f"from {metric.cases} labelled cases); on the development test set it was {was}."
+    )
+
+
+def joined(words: list[str]) -> str:
+    """a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def sentences(text: str, most: int) -> str:
+    """At most `most` sentences of a text."""
+    return " ".join(re.split(r"(?<=[.!?])\s+(?=[A-Z0-9])", text.strip())[:most])

@@ -1,0 +1,386 @@
+"""Reports from real tables on both engines: files, row, event and order agree, and redelivery changes nothing."""
+
+import json
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from schemas.events import MaintenanceOrder, MaintenancePromotion, MaintenanceReport
+from schemas.tables import Audit, BaselineCase, Batch, Case, DeadLetter, Evaluation, Job, ModelVersion, Order, Outbox, Report
+from schemas.topics import ORDER, PROMOTION, REPORT
+from schemas.vocabulary import CaseState, OrderKind, OrderState, Remedy, Verdict
+from services.reporting.app import build
+from services.runtime import registry
+from services.runtime.consumer import process
+from services.runtime.messages import Record, decode, headers_of
+
+CLASSES = ["glioma", "meningioma", "no tumour", "pituitary"]
+MODEL = "brain-mri"
+RECALL = {"glioma": 0.9, "meningioma": 0.86, "no tumour": 0.97, "pituitary": 0.93}
+
+
+def draws(seed, per_class, recall):
+    rng = np.random.default_rng(seed)
+    for name in CLASSES:
+        for _ in range(per_class):
+            right = rng.random() < recall[name]
+            other = [each for each in CLASSES if each != name]
+            predicted = name if right else str(rng.choice(other))
+            top = float(rng.uniform(0.7, 0.99) if right else rng.uniform(0.4, 0.9))
+            rest = (1 - top) / (len(CLASSES) - 1)
+            yield name, predicted, {each: top if each == predicted else rest for each in CLASSES}
+
+
+def version_row(number, clock, **values):
+    return ModelVersion(
+        model=MODEL, version=number, bundle=f"{MODEL}/{number}", sha256=f"{number:064x}", created_at=clock.now(), **values
+    )
+
+
+def baseline_rows(number):
+    return [
+        BaselineCase(
+            model=MODEL, version=number, case_key=f"b{index}", patient_key=f"p{index}", truth=truth, predicted=said, probabilities=p
+        )
+        for index, (truth, said, p) in enumerate(draws(number, 80, RECALL))
+    ]
+
+
+def evaluated_batch(tx, number, *, fallen, status):
+    """A batch with its cases and an evaluation whose metrics are counted from them."""
+    now, batch_id = tx.clock.now(), f"{MODEL}-1-{number}"
+    recall = RECALL | ({"glioma": 0.55, "meningioma": 0.7} if fallen else {})
+    cases = list(draws(100 + number, 25, recall))
+    tx.session.add(Batch(batch_id=batch_id, model=MODEL, version=1, number=number, cases=100, closed_by="size", closed_at=now))
+    for index, (truth, said, p) in enumerate(cases):
+        tx.session.add(
+            Case(
+                study_key=f"{number:016x}{index:016x}",
+                model=MODEL,
+                version=1,
+                task="brain-tumour",
+                patient_key=f"{number:016x}{index:016x}",
+                role="trigger",
+                state=CaseState.BATCHED,
+                predicted=said,
+                probabilities=p,
+                truth=truth,
+                batch_id=batch_id,
+                acquired_at=now,
+                scored_at=now,
+                joined_at=now,
+            )
+        )
+    tx.session.add(evaluation_row(batch_id, number, cases, status, now))
+
+
+def evaluation_row(batch_id, number, cases, status, now):
+    metrics = []
+    for name in CLASSES:
+        own = [said == truth for truth, said, _ in cases if truth == name]
+        share = sum(own) / len(own)
+        half = 1.96 * (share * (1 - share) / len(own)) ** 0.5
+        low, high = max(share - half, 0), min(share + half, 1)
+        metrics.append(
+            {"name": f"recall:{name}", "value": share, "low": low, "high": high, "cases": len(own), "baseline": RECALL[name]}
+        )
+    macro = sum(metric["value"] for metric in metrics) / 4
+    metrics.insert(
+        0,
+        {
+            "name": "macro_recall",
+            "value": macro,
+            "low": macro - 0.08,
+            "high": min(macro + 0.07, 1),
+            "cases": 100,
+            "baseline": 0.915,
+        },
+    )
+    metrics.append({"name": "macro_auroc", "value": 0.912, "low": 0.87, "high": 0.95, "cases": 100, "baseline": 0.981})
+    degraded = status == "degraded"
+    return Evaluation(
+        evaluation_id=f"ev-{batch_id}",
+        batch_id=batch_id,
+        model=MODEL,
+        version=1,
+        status=status,
+        diagnosis="covariate" if degraded else "none",
+        cases=100,
+        stream_cases=100 * number,
+        metrics=metrics,
+        evidence={"A": 6.31 if degraded else 0.2, "threshold_A": 5.3, "since": "2026-03-28T08:00:00+00:00" if degraded else None},
+        reclaim_rule=number % 2 == 0,
+        summary=(
+            "Glioma is found in 56 of 100 patients, 90 on the test set. The alarm is raised."
+            if degraded
+            else "No decline is seen. 100 cases were compared with the test set."
+        ),
+        evaluated_at=now,
+    )
+
+
+@pytest.fixture
+def story(context, clock):
+    """A model with seven evaluated batches, the last two degraded, and a repair that waits for its verdict."""
+    with context.database.transaction() as tx:
+        registry.register_model(tx, MODEL, "brain-tumour", CLASSES, {})
+        registry.add_version(tx, version_row(1, clock, origin="registered"), baseline_rows(1), actor="test")
+    for number in range(1, 8):
+        clock.advance(7 * 86_400)
+        status = "degraded" if number >= 6 else "watch" if number == 5 else "healthy"
+        with context.database.transaction() as tx:
+            evaluated_batch(tx, number, fallen=number >= 5, status=status)
+    clock.advance(3600)
+    return context
+
+
+def order_row(identity, kind, clock, **values):
+    return Order(
+        order_id=identity,
+        idempotency_key=identity,
+        kind=kind,
+        state=OrderState.ACCEPTED,
+        model=MODEL,
+        reason="Recall of glioma fell.",
+        actor="agent:evaluation",
+        created_at=clock.now(),
+        updated_at=clock.now(),
+        **values,
+    )
+
+
+def ordered(context, kind, *, event_id="order-event", **values):
+    """The record of an order whose row exists."""
+    identity, now = f"order-{event_id}", context.clock.now()
+    with context.database.transaction() as tx:
+        tx.session.add(order_row(identity, kind, context.clock))
+    data = MaintenanceOrder(
+        order_id=identity,
+        kind=kind,
+        model=MODEL,
+        reason="Recall of glioma fell.",
+        actor="agent:evaluation",
+        ordered_at=now,
+        **values,
+    )
+    return record(ORDER, data, event_id, now)
+
+
+def record(topic, data, event_id, now):
+    return Record(topic.name, 0, 0, MODEL, headers_of(topic, event_id, now), data.model_dump_json().encode())
+
+
+def reported(context):
+    """The events on the report topic."""
+    with context.database.read() as session:
+        bodies = session.execute(select(Outbox.body).where(Outbox.topic == REPORT.name).order_by(Outbox.id)).scalars()
+        return [MaintenanceReport.model_validate_json(body) for body in bodies]
+
+
+def contents(context, report):
+    folder = context.settings.reports_dir / report.report_id
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def consumer_of(context):
+    return build(context).consumers[0]
+
+
+def test_an_alarm_report_names_class_start_and_cause(story):
+    asked = ordered(story, OrderKind.REPORT, evaluation_id="ev-brain-mri-1-7")
+    assert process(story.database, consumer_of(story), [asked]) == 0
+    [report] = reported(story)
+    assert (report.kind, report.status, report.version) == ("monitoring", "degraded", 1)
+    assert report.summary == "Glioma is found in 56 of 100 patients, 90 on the test set. The alarm is raised."
+    files = contents(story, report)
+    assert set(files) == {"report.html", "report.md", "report.json", "recall_history.png", "confusion.png", "reliability.png"}
+    text = files["report.md"].decode()
+    assert "“glioma”" in text
+    assert "28 March 2026, 08:00 UTC" in text
+    assert "batch 5" in text, "the run of unhealthy batches began with batch 5"
+    assert "new scanner" in text
+    page = files["report.html"].decode()
+    assert page.count('src="data:image/png;base64,') == 3
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_the_json_holds_the_numbers_of_the_tables(story):
+    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
+    [report] = reported(story)
+    document = json.loads(contents(story, report)["report.json"])
+    assert document["data"]["latest"]["evaluation_id"] == "ev-brain-mri-1-7"
+    assert len(document["data"]["history"]) == 7
+    with story.database.read() as session:
+        row = session.get(Evaluation, "ev-brain-mri-1-7")
+    assert document["data"]["latest"]["metrics"] == row.metrics
+
+
+def test_no_report_holds_a_key_of_a_study_or_patient(story):
+    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
+    [report] = reported(story)
+    with story.database.read() as session:
+        keys = session.execute(select(Case.study_key)).scalars().all()
+    texts = [content.decode() for name, content in contents(story, report).items() if not name.endswith(".png")]
+    assert keys
+    assert not [key for key in keys for text in texts if key in text]
+
+
+def test_a_report_closes_its_order_and_is_audited(story):
+    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
+    [report] = reported(story)
+    with story.database.read() as session:
+        order = session.get(Order, report.order_id)
+        row = session.get(Report, report.report_id)
+        actions = session.execute(select(Audit.action)).scalars().all()
+    assert (order.state, report.report_id in order.explanation) == (OrderState.DONE, True)
+    assert (row.html, row.markdown, row.data) == (report.location, report.markdown, report.data)
+    assert "report.written" in actions
+
+
+def test_redelivery_writes_nothing_new(story):
+    asked = ordered(story, OrderKind.REPORT)
+    consumer = consumer_of(story)
+    process(story.database, consumer, [asked])
+    first = contents(story, reported(story)[0])
+    process(story.database, consumer, [asked, asked])
+    assert len(reported(story)) == 1
+    assert contents(story, reported(story)[0]) == first
+
+
+def test_a_crash_after_the_files_rewrites_the_same_report(story, clock):
+    asked = ordered(story, OrderKind.REPORT)
+    consumer = consumer_of(story)
+    consumer.prepare([decode(asked)])
+    [folder] = story.settings.reports_dir.iterdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    clock.advance(86_400)
+    with story.database.transaction() as tx:
+        evaluated_batch(tx, 8, fallen=False, status="healthy")
+    process(story.database, consumer, [asked])
+    [report] = reported(story)
+    assert report.report_id == folder.name
+    assert contents(story, report) == before, "an evaluation after the order is not in its report"
+    assert [path.name for path in story.settings.reports_dir.iterdir()] == [folder.name], "no draft stays behind"
+
+
+def test_a_label_request_shares_its_total_between_the_classes(story):
+    asked = ordered(story, OrderKind.LABEL_REQUEST, settings={"cases": 60})
+    process(story.database, consumer_of(story), [asked])
+    [report] = reported(story)
+    document = json.loads(contents(story, report)["report.json"])
+    assert report.kind == "label_request"
+    assert "60 more labelled cases" in report.title
+    assert sum(document["data"]["needed"].values()) == 60
+
+
+def test_a_label_request_takes_the_orders_number_per_class(story):
+    asked = ordered(story, OrderKind.LABEL_REQUEST, settings={"cases:glioma": 25})
+    process(story.database, consumer_of(story), [asked])
+    [report] = reported(story)
+    assert json.loads(contents(story, report)["report.json"])["data"]["needed"] == {"glioma": 25}
+    assert "“glioma” are wanted most (25)" in report.summary
+
+
+def repaired(context, verdict):
+    """The record of the gate's verdict on version 2, with the registry in the state it leaves behind."""
+    clock = context.clock
+    with context.database.transaction() as tx:
+        tx.session.add(order_row("order-remedy", OrderKind.REMEDY, clock, remedy=Remedy.HEAD_ONLY))
+        registry.add_version(
+            tx, version_row(2, clock, parent=1, origin="run-1", state="challenger"), baseline_rows(2), actor="test"
+        )
+        job = Job(job_id="run-1", order_id="order-remedy", model=MODEL, remedy=Remedy.HEAD_ONLY, state="succeeded")
+        job.settings, job.created_at, job.updated_at = {"epochs": 8, "seed": 0}, clock.now(), clock.now()
+        tx.session.add(job)
+        if verdict == Verdict.PROMOTE:
+            registry.promote(tx, MODEL, 2, actor="gate")
+    clock.advance(60)
+    data = MaintenancePromotion(
+        model=MODEL,
+        challenger=2,
+        champion_before=1,
+        champion_after=2 if verdict == Verdict.PROMOTE else 1,
+        verdict=verdict,
+        reasons=("Better on 64 gate cases (McNemar exact p = 0.003).", "Not worse than 5 points on any class of the test set."),
+        numbers={
+            "champion_macro_recall": 0.71,
+            "challenger_macro_recall": 0.88,
+            "champion_recall:glioma": 0.55,
+            "challenger_recall:glioma": 0.86,
+            "mcnemar_p": 0.003,
+            "gate_cases": 64.0,
+            "champion_ece": 0.21,
+            "challenger_ece": 0.06,
+        },
+        order_id="order-remedy",
+        actor="service:remediation",
+    )
+    return record(PROMOTION, data, f"promotion-{verdict}", clock.now())
+
+
+def test_a_promotion_report_has_every_number_of_the_gate(story):
+    process(story.database, consumer_of(story), [repaired(story, Verdict.PROMOTE)])
+    [report] = reported(story)
+    assert (report.kind, report.version, report.order_id) == ("remedy", 2, "order-remedy")
+    assert report.title == "brain-mri: version 2 replaced version 1"
+    assert "recall, glioma 55.0 % before, 86.0 % after" in report.summary
+    text = contents(story, report)["report.md"].decode()
+    for expected in ("71.0 % | 88.0 % | +17.0 points", "0.210 | 0.060 | -0.150", "0.003", "64", "McNemar exact"):
+        assert expected in text
+    assert "before_after.png" in contents(story, report)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.NEED_LABELS])
+def test_a_version_that_is_not_promoted_says_who_goes_on_serving(story, verdict):
+    process(story.database, consumer_of(story), [repaired(story, verdict)])
+    [report] = reported(story)
+    assert "Version 1 goes on serving." in report.summary
+    with story.database.read() as session:
+        assert session.get(Order, "order-remedy").state == OrderState.ACCEPTED, "the remedy's order is not this service's to close"
+
+
+def test_a_model_without_evaluations_gets_an_honest_report(context, clock):
+    with context.database.transaction() as tx:
+        registry.register_model(tx, MODEL, "brain-tumour", CLASSES, {})
+        registry.add_version(tx, version_row(1, clock), baseline_rows(1), actor="test")
+    process(context.database, consumer_of(context), [ordered(context, OrderKind.REPORT)])
+    [report] = reported(context)
+    assert (report.status, report.kind) == ("undecided", "routine")
+    assert "No batch of version 1" in report.summary
+
+
+def test_an_order_for_an_unknown_model_goes_to_the_dead_letters_and_others_go_on(story):
+    good = ordered(story, OrderKind.REPORT, event_id="good")
+    data = MaintenanceOrder(
+        order_id="x", kind=OrderKind.REPORT, model="../other", reason="r", actor="user:x", ordered_at=story.clock.now()
+    )
+    bad = record(ORDER, data, "bad", story.clock.now())
+    assert process(story.database, consumer_of(story), [bad, good]) == 1
+    assert len(reported(story)) == 1
+    with story.database.read() as session:
+        [letter] = session.execute(select(DeadLetter)).scalars()
+    assert letter.event_id == "bad"
+    assert "there is no model" in letter.reason
+
+
+def test_orders_of_other_kinds_are_left_to_others(story):
+    process(story.database, consumer_of(story), [ordered(story, OrderKind.REMEDY, remedy=Remedy.HEAD_ONLY)])
+    assert reported(story) == []
+    assert list(story.settings.reports_dir.iterdir()) == []
+
+
+def test_text_of_an_order_cannot_become_markup(story, clock):
+    clock.advance(timedelta(minutes=5).total_seconds())
+    reason = "<script>alert(1)</script> [x](http://evil.example) | # no"
+    data = MaintenanceOrder(
+        order_id="o", kind=OrderKind.LABEL_REQUEST, model=MODEL, reason=reason, actor="user:x", ordered_at=clock.now()
+    )
+    process(story.database, consumer_of(story), [record(ORDER, data, "markup", clock.now())])
+    [report] = reported(story)
+    files = contents(story, report)
+    assert b"<script" not in files["report.html"]
+    assert b"<script" not in files["report.md"]
+    assert b"\\[x\\](http://evil.example) \\|" in files["report.md"]
