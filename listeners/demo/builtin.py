@@ -17,12 +17,12 @@ from listeners.demo.scanner_change import change_scanner, rician, to_uint8
 
 Array = npt.NDArray[np.float64]
 LEVELS: dict[str, tuple[float, float]] = {
-    "temporal_lobes": (-40.0, -15.0),
-    "basal_ganglia": (-13.0, 11.0),
-    "lateral_ventricles": (13.0, 34.0),
-    "vertex": (36.0, 60.0),
+    "temporal_lobes": (-40.0, -13.0),
+    "basal_ganglia": (-13.0, 12.0),
+    "lateral_ventricles": (12.0, 35.0),
+    "vertex": (35.0, 60.0),
 }
-"""Class to range of z in mm (MNI space); neighbours touch nearly, so some slices are hard."""
+"""Class to range of z in mm (MNI space); neighbours touch, so the slices at the borders are hard."""
 
 
 class BuiltinSource:
@@ -66,7 +66,7 @@ class BuiltinSource:
         volume, origin, spacing = self._template
         level = (generator.uniform(*LEVELS[label]) - origin) / spacing
         rows, columns = self._deformed_grid(generator, volume.shape)
-        tilt = generator.normal(0, 1.2) * (rows / volume.shape[1] - 0.5) + generator.normal(0, 1.2) * (
+        tilt = generator.normal(0, 5.0) * (rows / volume.shape[1] - 0.5) + generator.normal(0, 5.0) * (
             columns / volume.shape[0] - 0.5
         )
         plane = map_coordinates(volume, [columns, rows, level + tilt], order=1)
