@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from schemas.vocabulary import UserRole
+
 
 class Group(BaseModel):
     """Base of a group of settings: frozen, unknown names refused so that a typo is seen."""
@@ -37,7 +39,9 @@ class KafkaSettings(Group):
     max_poll_interval_ms: int = Field(300_000, ge=10_000)
     fetch_max_wait_ms: int = Field(100, ge=10)
     graceful_timeout_s: float = Field(15.0, gt=0)
+    group_instance_id: str = Field("", description="Stable name of this process for static group membership, e.g. the pod name")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     sasl_username: str = ""
     sasl_password: SecretStr = SecretStr("")
     ca_file: Path | None = None
@@ -46,6 +50,15 @@ class KafkaSettings(Group):
     def servers(self) -> list[str]:
         """Bootstrap servers as the list that FastStream and aiokafka want."""
         return [server.strip() for server in self.bootstrap.split(",") if server.strip()]
+
+
+class OutboxSettings(Group):
+    """The relay from the outbox to the bus."""
+
+    batch: int = Field(500, ge=1, le=10_000, description="Events published between two looks at the outbox")
+    lease_s: float = Field(10.0, ge=1, description="A relay that has not been heard of for this long is replaced")
+    retention_s: float = Field(7 * 86_400.0, gt=0, description="How long sent events stay to be sent again to a broker that lost them")
+    reconcile_s: float = Field(600.0, gt=0, description="Embedded broker: an event unread for this long is sent once more")
 
 
 class DeadLetterSettings(Group):
@@ -142,9 +155,17 @@ class LlmSettings(Group):
     model: str = ""
     api_key: SecretStr = SecretStr("")
     timeout_s: float = Field(60.0, gt=0)
+    run_timeout_s: float = Field(150.0, gt=0, description="Longest agent run before the rule planner takes over")
     max_retries: int = Field(2, ge=0)
     context_window: int = Field(16_384, ge=1024)
     max_tokens: int = Field(1024, ge=64)
+
+
+class ChatSettings(Group):
+    """Who may do what in the chat. The console's user is an admin of the own machine."""
+
+    users: dict[str, UserRole] = Field(default_factory=dict, description="Login to role, for users who come over the network")
+    default_role: UserRole = Field(UserRole.VIEWER, description="Role of users who are not listed")
 
 
 class TelemetrySettings(Group):
@@ -167,6 +188,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     database: DatabaseSettings = DatabaseSettings()
     kafka: KafkaSettings = KafkaSettings()
+    outbox: OutboxSettings = OutboxSettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     dicom: DicomSettings = DicomSettings()
     http: HttpSettings = HttpSettings()
@@ -176,6 +198,7 @@ class Settings(BaseSettings):
     remediation: RemediationSettings = RemediationSettings()
     policy: PolicySettings = PolicySettings()
     llm: LlmSettings = LlmSettings()
+    chat: ChatSettings = ChatSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @property

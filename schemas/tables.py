@@ -8,7 +8,19 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, Index, Integer, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
@@ -115,6 +127,7 @@ class DeadLetter(SQLModel, table=True):
     reason: str = Field(max_length=1000)
     created_at: datetime
     replayed_at: datetime | None = None
+    replays: int = Field(default=0, description="How often it was entered again; a letter that failed again has no replayed_at")
 
 
 class Lease(SQLModel, table=True):
@@ -170,6 +183,10 @@ class BaselineCase(SQLModel, table=True):
     probabilities: dict[str, float] = Field(sa_column=Column(Json, nullable=False))
 
 
+OPEN_CASE = text("state = 'joined' AND role = 'trigger' AND serving")
+"""Joined cases that wait for a batch. Written without parameters: a partial index serves only a query with the same literals."""
+
+
 class Case(SQLModel, table=True):
     """A prediction waiting for, or joined with, its label. `serving` is false for a challenger's shadow score."""
 
@@ -180,6 +197,8 @@ class Case(SQLModel, table=True):
         Index(None, "model", "version", "state", "role"),
         Index(None, "batch_id"),
         Index(None, "task", "study_key"),
+        Index(None, "patient_key"),
+        Index("ix_case_open", "model", "version", "joined_at", sqlite_where=OPEN_CASE, postgresql_where=OPEN_CASE),
     )
     study_key: str = Field(primary_key=True, max_length=32)
     model: str = Field(primary_key=True, max_length=64)

@@ -1,0 +1,88 @@
+"""The offset-contiguity guard of the embedded broker.
+
+That broker advances a partition's high watermark before it stores the batch; a fetch in between returns the next batch
+and the reader would skip messages silently. The guard sees the gap, drops what came after it and has the reader go back.
+Apache Kafka leaves legal gaps (compaction, transactions), so the guard is off there.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+
+class Position(Protocol):
+    """What the guard reads from a message of the client library."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+Place = tuple[str, int]
+"""Topic and partition."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Messages that may be handled, and the offset to go back to for each partition that has a gap."""
+
+    records: tuple[Position, ...]
+    rewinds: dict[Place, int]
+
+
+@dataclass
+class OffsetGuard:
+    """Next expected offset per partition. A gap that is still there after `retries` looks is accepted with an error line."""
+
+    retries: int = 25
+    _expected: dict[Place, int] = field(default_factory=dict)
+    _looks: dict[Place, int] = field(default_factory=dict)
+    healed: int = 0
+
+    def unknown(self, records: Iterable[Position]) -> set[Place]:
+        """Partitions whose first expected offset has to be asked for."""
+        return {(record.topic, record.partition) for record in records} - self._expected.keys()
+
+    def expect(self, place: Place, offset: int) -> None:
+        """State where reading of a partition begins."""
+        self._expected.setdefault(place, offset)
+
+    def forget(self, places: Iterable[Place]) -> None:
+        """Drop what is known about partitions that were taken away or given."""
+        for place in places:
+            self._expected.pop(place, None)
+            self._looks.pop(place, None)
+
+    def admit(self, records: Sequence[Position]) -> Admission:
+        """Sort a poll into what may be handled and where to go back to. Changes nothing but the count of looks."""
+        cursor = dict(self._expected)
+        admitted: list[Position] = []
+        rewinds: dict[Place, int] = {}
+        for record in records:
+            place = (record.topic, record.partition)
+            if place in rewinds:
+                continue
+            if record.offset > cursor.get(place, record.offset) and not self._given_up(place, cursor[place], record.offset):
+                rewinds[place] = cursor[place]
+                continue
+            cursor[place] = record.offset + 1
+            admitted.append(record)
+        return Admission(tuple(admitted), rewinds)
+
+    def advance(self, records: Iterable[Position]) -> None:
+        """Messages are handled: expect the ones after them."""
+        for record in records:
+            place = (record.topic, record.partition)
+            if self._looks.pop(place, 0):
+                self.healed += 1
+            self._expected[place] = record.offset + 1
+
+    def _given_up(self, place: Place, expected: int, found: int) -> bool:
+        looks = self._looks[place] = self._looks.get(place, 0) + 1
+        if looks <= self.retries:
+            return False
+        logger.error("%s/%d: offsets %d to %d never came; the relay sends their events again", *place, expected, found - 1)
+        return True
