@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -94,7 +95,7 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu") -> LoadedModel
     try:
         module = network_of(spec)
         module.load_state_dict(load_file(folder / WEIGHTS))
-    except (UnknownNetwork, RuntimeError, OSError) as error:
+    except (UnknownNetwork, RuntimeError, OSError, SafetensorError) as error:
         raise BrokenBundle(f"{folder.name}: the weights do not fit network {spec.network!r} ({type(error).__name__})") from error
     return LoadedModel(spec, module.to(place).eval(), place, info, document["reclaim"].get("training", {}))
 

@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from models.errors import ModelError, UnreadableImage
 
@@ -87,13 +88,22 @@ class Header:
 
 @contextmanager
 def unreadable_as(reason: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes the decoders raise into UnreadableImage; their own text may quote the file."""
+    """Turn whatever a damaged file makes the decoders raise into UnreadableImage; their own text may quote the file.
+
+    An OSError of the operating system (file gone, disk away) stays one: it says nothing about the image.
+    """
     try:
         yield
     except ModelError:
         raise
-    except Exception as error:  # noqa: BLE001 - a damaged file can raise anything from struct.error to RecursionError
-        raise UnreadableImage(f"{reason} ({type(error).__name__})") from None
+    except BaseException as error:
+        # The operating system's errors carry a number; those that pydicom raises itself do not.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # A damaged file can raise anything; decoders written in Rust panic with a BaseException of their own.
+        if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
+            raise UnreadableImage(f"{reason} ({type(error).__name__})") from None
+        raise
 
 
 def read_header(path: Path) -> Header:
@@ -143,7 +153,7 @@ def number_of(dataset: Dataset, keyword: str) -> float | None:
     """An attribute's first value as a number, None when absent, empty or not a number."""
     value = dataset.get(keyword)
     try:
-        first = value[0] if not isinstance(value, str) and hasattr(value, "__getitem__") else value
+        first = value[0] if isinstance(value, list | tuple | MultiValue) else value
         return None if first is None or first == "" else float(first)
     except (TypeError, ValueError, IndexError):
         return None
@@ -165,7 +175,7 @@ def _words(dataset: Dataset, keyword: str) -> list[str]:
     value: Any = dataset.get(keyword)
     if value is None:
         return []
-    values = [value] if isinstance(value, str | bytes) or not hasattr(value, "__iter__") else value
+    values = value if isinstance(value, list | tuple | MultiValue) else [value]
     return [str(each) for each in values]
 
 

@@ -12,7 +12,9 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless
 
 from models.errors import UnreadableImage
 from models.frames import Frame, Frames, unique
@@ -24,6 +26,8 @@ MAX_PIXELS = 120_000_000
 
 _LUMINANCE = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as in PS3.3 C.7.6.3.1.2
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+_JPEG = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless}
+_END_OF_IMAGE = b"\xff\xd9"  # EOI marker, ISO/IEC 10918-1 B.1.1.3 and 14495-1
 _FUNCTIONS: tuple[VoiFunction, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
@@ -38,7 +42,8 @@ class _Instance:
 def read_frames(path: Path, indices: Sequence[int] | None = None) -> Frames:
     """Decode one instance, all frames or those of `indices` (from 0), in the file's order.
 
-    Raises UnreadableImage for anything that is not DICOM, is truncated, has no pixels or no decoder.
+    Raises UnreadableImage for anything that is not DICOM, is truncated, has no pixels or no decoder; OSError where the
+    operating system cannot read the file.
     """
     with unreadable_as("not a readable DICOM file"):
         dataset = pydicom.dcmread(path)
@@ -54,6 +59,8 @@ def frames_of(dataset: Dataset, indices: Sequence[int] | None = None) -> Frames:
         if any(not 0 <= index < count for index in chosen):
             raise UnreadableImage(f"the file has {count} frames, fewer than asked for")
         instance = _Instance(dataset, list(doubts))
+        if text_of(dataset, "PresentationIntentType") == "FOR PROCESSING":
+            instance.findings.append("for_processing")
         frames = tuple(_frame(instance, index) for index in chosen)
         return Frames(frames, unique(instance.findings), facets_of(dataset))
 
@@ -107,12 +114,23 @@ def _frame(instance: _Instance, index: int) -> Frame:
 
 def _decode(dataset: Dataset, index: int) -> NDArray[Any]:
     """One frame's stored values, [H, W] or [H, W, 3] in RGB."""
-    with unreadable_as(f"the pixel data cannot be decoded from {dataset.file_meta.TransferSyntaxUID.name}"):
+    syntax = dataset.file_meta.TransferSyntaxUID
+    with unreadable_as(f"the pixel data cannot be decoded from {syntax.name}"):
+        if syntax in _JPEG:
+            _check_complete(dataset, index)
         array = cast("NDArray[Any]", pixel_array(dataset, index=index))
     expected = (int(dataset.Rows), int(dataset.Columns))
     if array.shape[:2] != expected or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise UnreadableImage(f"decoded to shape {array.shape} where the header says {expected}")
     return array
+
+
+def _check_complete(dataset: Dataset, index: int) -> None:
+    """JPEG and JPEG-LS decoders fill what a cut codestream lacks with grey, without a word; its end marker tells."""
+    frame = get_frame(dataset.PixelData, index, number_of_frames=frame_count(dataset))
+    # Some writers pad with another byte than zero; entropy-coded data never holds a marker (byte stuffing).
+    if _END_OF_IMAGE not in frame.rstrip(b"\x00")[-16:]:
+        raise UnreadableImage("truncated: the compressed image has no end marker")
 
 
 def _palette(dataset: Dataset, stored: NDArray[Any]) -> NDArray[Any]:
