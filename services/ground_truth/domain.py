@@ -1,0 +1,112 @@
+"""The join without bus and database: which score and which label count, who decides the truth, what a patient is for."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+
+from schemas.events import Label, Prediction
+from schemas.vocabulary import CaseRole
+from services.runtime.errors import InvalidInput
+
+CLOCK_SKEW: Final = timedelta(days=1)
+"""A label from further in the future is refused: it would stand above every later correction."""
+MAX_NAME: Final = 64
+MAX_INTEGER: Final = 2**31 - 1
+
+CaseKey = tuple[str, str, int]
+"""(study_key, model, version)"""
+StudyTask = tuple[str, str]
+"""(study_key, task)"""
+
+
+class StoredLabel(NamedTuple):
+    """The newest label of one source."""
+
+    value: str
+    source: str
+    labelled_at: datetime
+
+
+def role_of(patient_key: str, tune_share: float, gate_share: float) -> CaseRole:
+    """What this patient's cases are for: a fixed function of the pseudonym, so all studies of a patient share one role.
+
+    SHA-256 of the pseudonym gives a uniform number in [0, 1); the first `gate_share` of that range judges repairs, the
+    next `tune_share` trains them, the rest raises the alarm (DESIGN promise 7).
+    """
+    digest = hashlib.sha256(f"role\x1e{patient_key}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    if place < gate_share:
+        return CaseRole.GATE
+    return CaseRole.TUNE if place < gate_share + tune_share else CaseRole.TRIGGER
+
+
+def decide(labels: Sequence[StoredLabel]) -> str:
+    """The truth among the newest labels of all sources: the most recently labelled one, at the same instant the last by source."""
+    return max(labels, key=lambda label: (label.labelled_at, label.source)).value
+
+
+def newest_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """One prediction per study, model and version: the highest revision, the first of equals; in key order."""
+    newest: dict[CaseKey, Prediction] = {}
+    for item in predictions:
+        key = (item.study_key, item.model, item.version)
+        known = newest.get(key)
+        if known is None or item.revision > known.revision:
+            newest[key] = item
+    return [newest[key] for key in sorted(newest)]
+
+
+def newest_labels(labels: Iterable[Label]) -> list[Label]:
+    """One label per study, task and source: the latest by `labelled_at`, the last to arrive at the same instant; in key order."""
+    newest: dict[tuple[str, str, str], Label] = {}
+    for item in labels:
+        key = (item.study_key, item.task, item.source)
+        known = newest.get(key)
+        if known is None or item.labelled_at >= known.labelled_at:
+            newest[key] = item
+    return [newest[key] for key in sorted(newest)]
+
+
+def check_prediction(prediction: Prediction) -> None:
+    """Raise InvalidInput for what the contract's types let through but no table or statistic can take."""
+    names = (prediction.model, prediction.task, prediction.predicted, *prediction.probabilities, *prediction.facets)
+    _check_names(names)
+    _check_text((*prediction.facets.values(), *prediction.findings))
+    _check_time("acquired_at", prediction.acquired_at)
+    _check_time("scored_at", prediction.scored_at)
+    if prediction.predicted not in prediction.probabilities:
+        raise InvalidInput("predicted names a class that has no probability")
+    if max(prediction.version, prediction.revision) > MAX_INTEGER:
+        raise InvalidInput("version or revision is not a 32-bit integer")
+
+
+def check_label(label: Label, known_classes: Sequence[str], now: datetime) -> None:
+    """Raise InvalidInput for a label nobody can use. `known_classes` is empty when no model knows the task: all are kept."""
+    _check_names((label.task, label.value, label.source))
+    _check_time("labelled_at", label.labelled_at)
+    if label.labelled_at > now + CLOCK_SKEW:
+        raise InvalidInput("labelled_at lies in the future")
+    if known_classes and label.value not in known_classes:
+        raise InvalidInput(f"the label is no class of task {label.task!r}; its classes are {', '.join(known_classes)}")
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if not name or len(name) > MAX_NAME:
+            raise InvalidInput(f"a name is empty or longer than {MAX_NAME} characters")
+        _check_text((name,))
+
+
+def _check_text(texts: Iterable[str]) -> None:
+    """PostgreSQL stores no NUL."""
+    if any("\0" in text for text in texts):
+        raise InvalidInput("a text holds a NUL character")
+
+
+def _check_time(name: str, value: datetime) -> None:
+    """Times within a day of year 1 or 9999 have no UTC equivalent."""
+    try:
+        value.astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise InvalidInput(f"{name} cannot be expressed in UTC") from None

@@ -1,0 +1,123 @@
+"""The join's pure parts: transitions, roles, who decides the truth."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.events import Label, Prediction
+from schemas.vocabulary import CaseRole, CaseState
+from services.ground_truth.domain import (
+    StoredLabel,
+    check_label,
+    check_prediction,
+    decide,
+    newest_labels,
+    newest_predictions,
+    role_of,
+)
+from services.ground_truth.states import RESCORABLE, TRANSITIONS, CaseEvent, Effect, step, truth_event
+from services.runtime.errors import InvalidInput
+
+NOW = datetime(2026, 3, 2, 8, tzinfo=UTC)
+KEYS = st.text("0123456789abcdef", min_size=32, max_size=32)
+
+
+def prediction(**fields):
+    values = {
+        "study_key": "a" * 32,
+        "patient_key": "b" * 32,
+        "revision": 1,
+        "model": "tumour",
+        "version": 1,
+        "serving": True,
+        "task": "tumour",
+        "probabilities": {"glioma": 0.9, "none": 0.1},
+        "predicted": "glioma",
+        "acquired_at": NOW,
+        "scored_at": NOW,
+    }
+    return Prediction(**(values | fields))
+
+
+def label(**fields):
+    return Label(**({"study_key": "a" * 32, "task": "tumour", "value": "glioma", "source": "csv", "labelled_at": NOW} | fields))
+
+
+def test_no_case_leaves_its_batch():
+    assert all(after is CaseState.BATCHED for (before, _), (after, _) in TRANSITIONS.items() if before is CaseState.BATCHED)
+
+
+def test_every_state_is_reached_and_a_correction_of_a_batched_case_reopens_it():
+    assert {after for after, _ in TRANSITIONS.values()} == set(CaseState)
+    assert step(CaseState.BATCHED, CaseEvent.CORRECTED) == (CaseState.BATCHED, {Effect.SET_TRUTH, Effect.REOPEN})
+    assert {CaseState.WAITING, CaseState.JOINED} == RESCORABLE
+
+
+@pytest.mark.parametrize(("state", "event"), [(CaseState.WAITING, CaseEvent.CLOSED), (CaseState.WAITING, CaseEvent.CORRECTED)])
+def test_what_cannot_happen_is_loud(state, event):
+    with pytest.raises(KeyError):
+        step(state, event)
+
+
+def test_truth_events():
+    assert truth_event(None, "glioma") is CaseEvent.LABELLED
+    assert truth_event("none", "glioma") is CaseEvent.CORRECTED
+    assert truth_event("glioma", "glioma") is None
+
+
+@given(KEYS, st.floats(0, 0.5), st.floats(0, 0.49))
+def test_a_patient_has_one_role(patient, tune, gate):
+    assert role_of(patient, tune, gate) is role_of(patient, tune, gate)
+    assert role_of(patient, 0.0, 0.0) is CaseRole.TRIGGER
+
+
+def test_roles_follow_the_shares():
+    roles = [role_of(f"{number:032x}", 0.35, 0.25) for number in range(20_000)]
+    shares = {role: roles.count(role) / len(roles) for role in CaseRole}
+    assert shares[CaseRole.TUNE] == pytest.approx(0.35, abs=0.015)
+    assert shares[CaseRole.GATE] == pytest.approx(0.25, abs=0.015)
+
+
+@given(st.permutations([StoredLabel("x", "a", NOW), StoredLabel("y", "b", NOW), StoredLabel("z", "c", NOW - timedelta(1))]))
+def test_the_most_recently_labelled_source_decides(labels):
+    assert decide(labels) == "y"
+
+
+def test_the_newest_of_a_batch_counts():
+    older, newer = label(value="none", labelled_at=NOW - timedelta(1)), label(value="glioma")
+    for order in permutations([older, newer, older]):
+        assert newest_labels(order) == [newer]
+    assert newest_labels([label(value="none"), label(value="glioma")]) == [label(value="glioma")]
+    for order in permutations([prediction(revision=2), prediction(revision=1), prediction(revision=3)]):
+        assert newest_predictions(order) == [prediction(revision=3)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"predicted": "meningioma"},
+        {"model": "x" * 65},
+        {"task": ""},
+        {"facets": {"StationName": "CT\0"}},
+        {"version": 2**31},
+        {"acquired_at": "0001-01-01T00:00:00+14:00"},
+    ],
+)
+def test_predictions_no_table_can_take_are_invalid(fields):
+    with pytest.raises(InvalidInput):
+        check_prediction(prediction(**fields))
+
+
+def test_an_unknown_class_is_named_with_the_known_ones():
+    with pytest.raises(InvalidInput, match="glioma, none"):
+        check_label(label(value="x"), ["glioma", "none"], NOW)
+    check_label(label(value="x"), [], NOW)
+    check_label(label(), ["glioma", "none"], NOW)
+
+
+def test_a_label_from_the_future_is_invalid():
+    with pytest.raises(InvalidInput, match="future"):
+        check_label(label(labelled_at=NOW + timedelta(days=2)), [], NOW)
