@@ -16,6 +16,8 @@ _ORDER_WORDS = {
     "resume_serving": "restart of the model",
 }
 
+_SHOWN_BATCHES = 52
+
 
 def blind_spots(extra: tuple[str, ...] = ()) -> Section:
     """What nobody should conclude from the report."""
@@ -77,14 +79,16 @@ def history_picture(facts: Facts) -> list[Picture]:
     """Recall of every class over all batches."""
     if not facts.history:
         return []
+    shown = facts.history[-_SHOWN_BATCHES:]
+    after = [change.version for change in facts.changes if change.at > shown[-1].closed_at]
     rates = statistics.baseline_rates(facts.baseline_recalls)
-    alarms = [each.number for each in facts.history if each.status == "degraded"]
-    alt = f"Recall of {len(facts.classes)} classes over {len(facts.history)} batches; alarms at batches {alarms or 'none'}."
+    alarms = [each.number for each in shown if each.status == "degraded"]
+    alt = f"Recall of {len(facts.classes)} classes over {len(shown)} batches; alarms at batches {alarms or 'none'}."
     caption = (
         "Each mark is one batch of labelled cases, the line through it its 95 % interval. "
         "The blue band is the development test set. A triangle pointing down is a batch at which the alarm was raised."
     )
-    png = plots.recall_history(facts.history, facts.classes, rates)
+    png = plots.recall_history(shown, facts.classes, rates, after[-1] if after else None)
     return [Picture("recall_history", "How many of each class were found, batch by batch", alt, caption, png)]
 
 

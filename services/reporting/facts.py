@@ -64,6 +64,7 @@ class EvaluationFacts:
     reclaim_rule: bool
     summary: str
     evaluated_at: datetime
+    closed_at: datetime
 
     def metric(self, name: str) -> Metric | None:
         """The metric of that name, None when the evaluation has none."""
@@ -128,7 +129,7 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything one report is made from. `history` is in order of time and has the newest evaluation of each batch."""
+    """Everything one report is made from. `history`: the newest evaluation of each batch, in closing order."""
 
     cause: Cause
     task: str

@@ -47,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report. `data` holds the numbers behind it for machines."""
+    """A whole report. `data` holds the numbers behind it for machines; `tone` colours the badge where it is not the status."""
 
     report_id: str
     kind: str
@@ -65,3 +65,4 @@ class Page:
     tables: Sequence[Table]
     provenance: Table
     data: dict[str, Any]
+    tone: str = ""

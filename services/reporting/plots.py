@@ -30,17 +30,27 @@ MARKS: Final[dict[str, tuple[str, str, str]]] = {
 _STYLE: Final[dict[str, Any]] = {"fontsize": 9, "color": INK}
 
 
-def recall_history(history: Sequence[EvaluationFacts], classes: Sequence[str], baseline: Mapping[tuple[int, str], Rate]) -> bytes:
-    """Recall of every class over the batches with 95 % intervals, the baseline's interval as a band, alarms and new versions."""
+def recall_history(
+    history: Sequence[EvaluationFacts],
+    classes: Sequence[str],
+    baseline: Mapping[tuple[int, str], Rate],
+    promoted: int | None = None,
+) -> bytes:
+    """Recall of every class over the batches with 95 % intervals, the baseline's interval as a band, alarms and new versions.
+
+    `promoted` is a version that took over after the last batch.
+    """
     columns = min(len(classes), 2)
     rows = -(-len(classes) // columns)
     figure = Figure(dpi=150, figsize=(9.2, 2.35 * rows + 0.75), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axis, name in zip(axes, classes, strict=False):
         _draw_class(axis, history, name, baseline)
+        if promoted is not None:
+            _draw_takeover(axis, len(history) - 0.5, promoted, "right")
     for axis in axes[len(classes) :]:
         axis.set_axis_off()
-    _legend(figure, history)
+    _legend(figure, history, takeover=promoted is not None or len(_runs(history)) > 1)
     return _png(figure)
 
 
@@ -77,8 +87,13 @@ def _draw_baseline(axis: Any, history: Sequence[EvaluationFacts], name: str, bas
 
 def _draw_versions(axis: Any, history: Sequence[EvaluationFacts]) -> None:
     for version, start, _ in _runs(history)[1:]:
-        axis.axvline(start - 0.5, color=INK, linewidth=1.1, zorder=1)
-        axis.text(start - 0.44, 0.0, f"version {version}", fontsize=8, color=INK, ha="left", va="bottom")
+        _draw_takeover(axis, start - 0.5, version, "left")
+
+
+def _draw_takeover(axis: Any, place: float, version: int, side: str) -> None:
+    axis.axvline(place, color=INK, linewidth=1.1, zorder=1)
+    shift = 0.07 if side == "left" else -0.07
+    axis.text(place + shift, 0.0, f"version {version} serves", fontsize=8, color=INK, ha=side, va="bottom")
 
 
 def _runs(history: Sequence[EvaluationFacts]) -> list[tuple[int, int, int]]:
@@ -101,14 +116,14 @@ def _batch_name(evaluation: EvaluationFacts) -> str:
     return f"{evaluation.number}\n{evaluation.evaluated_at:%d %b}"
 
 
-def _legend(figure: Figure, history: Sequence[EvaluationFacts]) -> None:
+def _legend(figure: Figure, history: Sequence[EvaluationFacts], *, takeover: bool) -> None:
     present = [mark for status, mark in MARKS.items() if any(each.status == status for each in history)]
     handles: list[Any] = [
         Line2D([], [], marker=marker, color=colour, linestyle="none", markersize=6.5, label=f"batch: {word}")
         for marker, colour, word in present
     ]
     handles.append(Patch(facecolor=BASELINE, alpha=0.3, label="baseline with 95 % interval"))
-    if len(_runs(history)) > 1:
+    if takeover:
         handles.append(Line2D([], [], color=INK, linewidth=1.1, label="another version serves"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8.5)
     figure.supylabel("recall (share found)", **_STYLE)

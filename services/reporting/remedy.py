@@ -19,6 +19,7 @@ _SIDES = (
     (re.compile(r"^after[_:](.+)$"), "after"),
 )
 _VERDICT_WORD = {Verdict.PROMOTE: "Promoted", Verdict.REJECT: "Not promoted", Verdict.NEED_LABELS: "Labels needed"}
+_TONE = {Verdict.PROMOTE: "healthy", Verdict.REJECT: "degraded", Verdict.NEED_LABELS: "watch"}
 _GATE = (
     "The new version is compared with the old one on cases of patients who neither raised the alarm nor trained the repair, "
     "and on the development test set, where it may not have become worse."
@@ -56,6 +57,7 @@ def remedy_page(facts: Facts, promotion: MaintenancePromotion, report_id: str) -
             "history": common.history_data(facts),
             "run": common.vars_of(facts.job) if facts.job else None,
         },
+        tone=_TONE[promotion.verdict],
     )
 
 

@@ -30,11 +30,16 @@ def render(page: Page) -> dict[str, bytes]:
 
 def _html(page: Page) -> str:
     loader = PackageLoader("services.reporting", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_unbroken)
     style = Markup(environment.get_template("report.css").render())  # noqa: S704 - our own file, no data in it
     images = {picture.name: f"data:image/png;base64,{base64.b64encode(picture.png).decode()}" for picture in page.pictures}
     widths = {picture.name: _WIDTHS.get(picture.name, "100%") for picture in page.pictures}
     return environment.get_template("report.html").render(page=page, style=style, images=images, widths=widths, **_heading(page))
+
+
+def _unbroken(value: Any) -> Any:
+    """A number and its per cent sign stay on one line."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _markdown(page: Page) -> str:

@@ -77,15 +77,16 @@ def _history(session: Session, model: str, until: datetime) -> list[EvaluationFa
     numbered: list[EvaluationFacts] = []
     for evaluation, closed in newest.values():
         earlier = sum(each.version == evaluation.version for each in numbered)
-        numbered.append(_evaluation_facts(evaluation, closed.number if closed is not None else earlier + 1))
-    return sorted(numbered, key=lambda each: (each.version, each.number, each.evaluated_at))
+        numbered.append(_evaluation_facts(evaluation, closed, earlier + 1))
+    return sorted(numbered, key=lambda each: (each.closed_at, each.version, each.number))
 
 
-def _evaluation_facts(row: Evaluation, number: int) -> EvaluationFacts:
+def _evaluation_facts(row: Evaluation, batch: Batch | None, place: int) -> EvaluationFacts:
+    """`place` numbers a batch whose row is gone."""
     return EvaluationFacts(
         evaluation_id=row.evaluation_id,
         batch_id=row.batch_id,
-        number=number,
+        number=place if batch is None else batch.number,
         version=row.version,
         status=row.status,
         diagnosis=row.diagnosis,
@@ -99,6 +100,7 @@ def _evaluation_facts(row: Evaluation, number: int) -> EvaluationFacts:
         reclaim_rule=row.reclaim_rule,
         summary=row.summary,
         evaluated_at=row.evaluated_at,
+        closed_at=row.evaluated_at if batch is None else batch.closed_at,
     )
 
 

@@ -70,6 +70,7 @@ RULE_OF_FIVE: Final = (
 )
 DASH: Final = "\N{EN DASH}"
 _RATES: Final = ("accuracy", "recall", "precision", "f1", "macro", "balanced", "sensitivity", "specificity", "share", "margin")
+_NO_RATES: Final = ("auroc", "ece", "brier", "loss", "statistic", "pvalue")
 _ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error (ECE)", "p": "p", "ci": "CI"}
 _STARTS: Final = ("since", "estimated_start", "start")
 _EVIDENCE: Final[dict[str, str]] = {
@@ -104,7 +105,7 @@ def metric_value(name: str, value: float | None) -> str:
 def is_rate(name: str) -> bool:
     """True for a metric that is a share and reads best in per cent."""
     kind = name.partition(":")[0].lower()
-    return any(word in kind for word in _RATES)
+    return not any(word in kind for word in _NO_RATES) and any(word in kind for word in _RATES)
 
 
 def with_interval(metric: Metric) -> str:
@@ -164,13 +165,14 @@ def start_of(evidence: Mapping[str, Any]) -> str:
 
 
 def falls(latest: EvaluationFacts) -> list[Metric]:
-    """Recalls of classes below their baseline, the largest fall first."""
+    """Recalls of classes below their baseline, the largest fall first; those beyond chance alone where there are any."""
     below = [
         metric
         for metric in latest.metrics
         if metric.name.startswith("recall:") and metric.value is not None and (metric.baseline or 0) > metric.value
     ]
-    return sorted(below, key=lambda metric: (metric.value or 0.0) - (metric.baseline or 0.0))
+    clear = [metric for metric in below if metric.high is not None and metric.high < (metric.baseline or 0)]
+    return sorted(clear or below, key=lambda metric: (metric.value or 0.0) - (metric.baseline or 0.0))
 
 
 def fall_sentence(metric: Metric) -> str:
