@@ -57,7 +57,7 @@ class OutboxSettings(Group):
 
     batch: int = Field(500, ge=1, le=10_000, description="Events published between two looks at the outbox")
     lease_s: float = Field(10.0, ge=1, description="A relay that has not been heard of for this long is replaced")
-    retention_s: float = Field(7 * 86_400.0, gt=0, description="How long sent events stay to be sent again to a broker that lost them")
+    retention_s: float = Field(7 * 86_400.0, gt=0, description="How long sent events stay, in case a broker loses them")
     reconcile_s: float = Field(600.0, gt=0, description="Embedded broker: an event unread for this long is sent once more")
 
 

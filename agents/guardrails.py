@@ -1,0 +1,319 @@
+"""The guardrails: a pure function that decides what becomes of a proposal, whatever a model or a person said.
+
+Rules are a table; the first that objects decides. Every refusal explains itself to the person who reads it.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from agents.ladder import EXECUTABLE, WORDS
+from agents.names import nearest
+from agents.proposals import Proposal
+from schemas.settings import Settings
+from schemas.vocabulary import OrderKind, Remedy, Status, UserRole
+
+AGENT_KINDS: Final = frozenset({OrderKind.REPORT, OrderKind.REMEDY, OrderKind.LABEL_REQUEST})
+"""What the agents may order without a person."""
+
+_RADIOLOGIST = frozenset({OrderKind.REPORT, OrderKind.LABEL_REQUEST})
+_ML_OWNER = _RADIOLOGIST | {OrderKind.REMEDY, OrderKind.STOP_SERVING, OrderKind.RESUME_SERVING}
+ROLE_KINDS: Final[dict[UserRole, frozenset[OrderKind]]] = {
+    UserRole.VIEWER: frozenset(),
+    UserRole.RADIOLOGIST: _RADIOLOGIST,
+    UserRole.ML_OWNER: _ML_OWNER,
+    UserRole.ADMIN: _ML_OWNER | {OrderKind.ROLLBACK},
+}
+APPROVERS: Final = frozenset({UserRole.ML_OWNER, UserRole.ADMIN})
+
+RANGES: Final[dict[str, tuple[float, float]]] = {
+    "epochs": (1, 200),
+    "batch_size": (1, 512),
+    "head_learning_rate": (1e-7, 1.0),
+    "body_learning_rate": (1e-8, 1.0),
+    "rehearsal_share": (0.0, 0.95),
+    "seed": (0, 2**31 - 1),
+}
+"""Settings a remedy may carry, with the values that make sense (both ends included)."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Actor(_Frozen):
+    """Who orders. An agent has no role and is bound to its evaluation's model; `asked`: the person's own words ask for it."""
+
+    name: str
+    role: UserRole | None = None
+    cause_model: str | None = None
+    asked: bool = True
+    approved: bool = False
+
+
+class Facts(_Frozen):
+    """What the database says about the model, read in the same transaction that writes the order."""
+
+    now: AwareDatetime
+    models: tuple[str, ...] = ()
+    versions: tuple[int, ...] = ()
+    champion: int | None = None
+    champion_before: int | None = None
+    serving: bool = True
+    status: Status | None = None
+    tune_cases: int = 0
+    gate_cases: int = 0
+    active_remedy: str | None = None
+    last_remedy_at: AwareDatetime | None = None
+    remedies_last_day: int = 0
+    open_label_request: str | None = None
+
+
+class Limits(_Frozen):
+    """The site's policy."""
+
+    approve_remedies: bool = False
+    cool_down_s: float = 3600.0
+    max_remedies_per_day: int = 4
+    min_tune_cases: int = 40
+    min_gate_cases: int = 30
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Limits":
+        """The limits that the settings state."""
+        policy, remediation = settings.policy, settings.remediation
+        return cls(
+            approve_remedies=policy.approve_remedies,
+            cool_down_s=policy.cool_down_s,
+            max_remedies_per_day=policy.max_remedies_per_day,
+            min_tune_cases=remediation.min_tune_cases,
+            min_gate_cases=remediation.min_gate_cases,
+        )
+
+
+class Accepted(_Frozen):
+    """The order may go out."""
+
+    verdict: Literal["accepted"] = "accepted"
+    reason: str = ""
+
+
+class NeedsApproval(_Frozen):
+    """The order waits for a person."""
+
+    verdict: Literal["needs_approval"] = "needs_approval"
+    reason: str
+
+
+class Refused(_Frozen):
+    """The order does not go out; `instead` is what is ordered in its place."""
+
+    verdict: Literal["refused"] = "refused"
+    reason: str
+    instead: Proposal | None = None
+
+
+Verdict = Accepted | NeedsApproval | Refused
+Rule = Callable[[Proposal, Actor, Facts, Limits], Verdict | None]
+
+
+def check(proposal: Proposal, actor: Actor, facts: Facts, limits: Limits) -> Verdict:
+    """Decide on a proposal: the first rule that objects wins, otherwise it is accepted."""
+    for rule in RULES:
+        verdict = rule(proposal, actor, facts, limits)
+        if verdict is not None:
+            return verdict
+    return Accepted()
+
+
+def may_decide(role: UserRole | None, kind: OrderKind) -> bool:
+    """Whether a person with this role may approve or reject an order of this kind."""
+    return role in APPROVERS and role is not None and kind in ROLE_KINDS[role]
+
+
+def _known_model(proposal: Proposal, _actor: Actor, facts: Facts, _limits: Limits) -> Verdict | None:
+    if proposal.model in facts.models:
+        return None
+    close = nearest(proposal.model, facts.models)
+    hint = f"; did you mean {' or '.join(close)}?" if close else f"; registered: {', '.join(facts.models) or 'none'}"
+    return Refused(reason=f"There is no model {proposal.model!r}{hint}")
+
+
+def _known_version(proposal: Proposal, _actor: Actor, facts: Facts, _limits: Limits) -> Verdict | None:
+    if facts.champion is None:
+        return Refused(reason=f"{proposal.model} has no version in service yet.")
+    if proposal.version is not None and proposal.version not in facts.versions:
+        listed = ", ".join(map(str, facts.versions))
+        return Refused(reason=f"{proposal.model} has no version {proposal.version}; known versions: {listed}.")
+    return None
+
+
+def _may_order(proposal: Proposal, actor: Actor, _facts: Facts, _limits: Limits) -> Verdict | None:
+    if actor.role is not None:
+        return _person_may(proposal.kind, actor.role)
+    if proposal.kind not in AGENT_KINDS:
+        return Refused(reason=f"The agents may not order {_words(proposal.kind)}; a person has to.")
+    if actor.cause_model is not None and proposal.model != actor.cause_model:
+        return Refused(reason=f"The evaluation was about {actor.cause_model}; it cannot cause an order for {proposal.model}.")
+    return None
+
+
+def _person_may(kind: OrderKind, role: UserRole) -> Verdict | None:
+    if kind in ROLE_KINDS[role]:
+        return None
+    needed = next(name for name in UserRole if kind in ROLE_KINDS[name])
+    return Refused(reason=f"Your role {role} may not order {_words(kind)}; this needs the role {needed}.")
+
+
+def _rung_exists(proposal: Proposal, _actor: Actor, _facts: Facts, _limits: Limits) -> Verdict | None:
+    if proposal.kind != OrderKind.REMEDY or proposal.remedy in EXECUTABLE:
+        return None
+    named = WORDS.get(proposal.remedy, str(proposal.remedy)) if proposal.remedy else "an unnamed remedy"
+    return Refused(reason=f"The service cannot carry out this remedy ({named}); it can do: {', '.join(EXECUTABLE)}.")
+
+
+def _settings_in_range(proposal: Proposal, _actor: Actor, _facts: Facts, _limits: Limits) -> Verdict | None:
+    if proposal.kind != OrderKind.REMEDY:
+        return None
+    for name, value in proposal.settings.items():
+        if name not in RANGES:
+            return Refused(reason=f"A remedy has no setting {plain_name(name)}; it has: {', '.join(RANGES)}.")
+        low, high = RANGES[name]
+        if isinstance(value, (str, bool)) or not low <= value <= high:
+            return Refused(reason=f"{name} must lie between {low:g} and {high:g}.")
+    return None
+
+
+def plain_name(name: str) -> str:
+    """A setting's name that is safe to repeat to a person."""
+    return repr(name[:40])
+
+
+def _status_supports(proposal: Proposal, actor: Actor, facts: Facts, _limits: Limits) -> Verdict | None:
+    return _STATUS_RULES[proposal.kind](proposal, actor, facts)
+
+
+def _no_objection(_proposal: Proposal, _actor: Actor, _facts: Facts) -> Verdict | None:
+    return None
+
+
+def _remedy_supported(proposal: Proposal, actor: Actor, facts: Facts) -> Verdict | None:
+    if proposal.version not in (None, facts.champion):
+        return Refused(reason=f"Only the version in service (version {facts.champion}) can be repaired, not {proposal.version}.")
+    if facts.status == Status.DEGRADED or actor.role in APPROVERS:
+        return None
+    status = facts.status or "not evaluated yet"
+    return Refused(reason=f"The latest evaluation of {proposal.model} is {status}, not degraded; a remedy is not justified.")
+
+
+def _rollback_supported(proposal: Proposal, _actor: Actor, facts: Facts) -> Verdict | None:
+    if facts.champion_before is not None:
+        return None
+    return Refused(reason=f"{proposal.model} has no earlier champion to go back to.")
+
+
+def _stop_supported(proposal: Proposal, _actor: Actor, facts: Facts) -> Verdict | None:
+    return None if facts.serving else Refused(reason=f"{proposal.model} does not serve already.")
+
+
+def _resume_supported(proposal: Proposal, _actor: Actor, facts: Facts) -> Verdict | None:
+    return Refused(reason=f"{proposal.model} serves already.") if facts.serving else None
+
+
+_STATUS_RULES: Final[dict[OrderKind, Callable[[Proposal, Actor, Facts], Verdict | None]]] = {
+    OrderKind.REPORT: _no_objection,
+    OrderKind.LABEL_REQUEST: _no_objection,
+    OrderKind.REMEDY: _remedy_supported,
+    OrderKind.ROLLBACK: _rollback_supported,
+    OrderKind.STOP_SERVING: _stop_supported,
+    OrderKind.RESUME_SERVING: _resume_supported,
+}
+
+
+def _one_at_a_time(proposal: Proposal, _actor: Actor, facts: Facts, _limits: Limits) -> Verdict | None:
+    if proposal.kind != OrderKind.REMEDY or facts.active_remedy is None:
+        return None
+    return Refused(reason=f"A remedy of {proposal.model} is under way or waits for approval already ({facts.active_remedy}).")
+
+
+def _cool_down(proposal: Proposal, _actor: Actor, facts: Facts, limits: Limits) -> Verdict | None:
+    if proposal.kind != OrderKind.REMEDY or facts.last_remedy_at is None:
+        return None
+    free_at: datetime = facts.last_remedy_at + timedelta(seconds=limits.cool_down_s)
+    if facts.now >= free_at:
+        return None
+    return Refused(
+        reason=f"The last remedy of {proposal.model} is too recent; the next may be ordered from {free_at:%Y-%m-%d %H:%M} UTC."
+    )
+
+
+def _budget(proposal: Proposal, _actor: Actor, facts: Facts, limits: Limits) -> Verdict | None:
+    if proposal.kind != OrderKind.REMEDY or facts.remedies_last_day < limits.max_remedies_per_day:
+        return None
+    return Refused(
+        reason=f"{proposal.model} had {facts.remedies_last_day} remedies within a day; the limit is {limits.max_remedies_per_day}."
+    )
+
+
+def _enough_cases(proposal: Proposal, _actor: Actor, facts: Facts, limits: Limits) -> Verdict | None:
+    if proposal.kind != OrderKind.REMEDY:
+        return None
+    tune = max(0, limits.min_tune_cases - facts.tune_cases)
+    gate = max(0, limits.min_gate_cases - facts.gate_cases)
+    if tune + gate == 0:
+        return None
+    reason = (
+        f"Too few labelled cases for a remedy of {proposal.model}: {facts.tune_cases} of {limits.min_tune_cases} to train on and "
+        f"{facts.gate_cases} of {limits.min_gate_cases} to prove it on; {tune + gate} more labels are needed."
+    )
+    needed = {"cases": tune + gate, "tune_cases": tune, "gate_cases": gate}
+    instead = Proposal(kind=OrderKind.LABEL_REQUEST, model=proposal.model, version=facts.champion, settings=needed, reason=reason)
+    return Refused(reason=reason, instead=instead.model_copy(update={"evaluation_id": proposal.evaluation_id}))
+
+
+def _labels_once(proposal: Proposal, actor: Actor, facts: Facts, _limits: Limits) -> Verdict | None:
+    if proposal.kind != OrderKind.LABEL_REQUEST or actor.role is not None or facts.open_label_request is None:
+        return None
+    return Refused(reason=f"Labels for {proposal.model} have been asked for already ({facts.open_label_request}).")
+
+
+def _approval(proposal: Proposal, actor: Actor, _facts: Facts, limits: Limits) -> Verdict | None:
+    if actor.approved:
+        return None
+    if not actor.asked:
+        return NeedsApproval(reason="Your words did not clearly ask for this, so it waits for a clear yes.")
+    if proposal.kind == OrderKind.REMEDY and actor.role is None and limits.approve_remedies:
+        return NeedsApproval(reason="This site lets no remedy start without a person with the role ml_owner.")
+    return None
+
+
+def _words(kind: OrderKind) -> str:
+    return {
+        OrderKind.REPORT: "a report",
+        OrderKind.REMEDY: "a remedy",
+        OrderKind.LABEL_REQUEST: "labels",
+        OrderKind.ROLLBACK: "a rollback",
+        OrderKind.STOP_SERVING: "a stop of serving",
+        OrderKind.RESUME_SERVING: "serving to resume",
+    }[kind]
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    _known_model,
+    _known_version,
+    _may_order,
+    _rung_exists,
+    _settings_in_range,
+    _status_supports,
+    _one_at_a_time,
+    _cool_down,
+    _budget,
+    _enough_cases,
+    _labels_once,
+    _approval,
+)
+"""In the order in which they speak; each sees only facts that the rules before it have made sure of."""
+
+__all__ = ["Accepted", "Actor", "Facts", "Limits", "NeedsApproval", "Refused", "Remedy", "Verdict", "check", "may_decide"]

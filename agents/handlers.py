@@ -1,0 +1,115 @@
+"""The agents' consumer: the run happens before the transaction and has no effects; the transaction settles what it proposed."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sqlmodel import Session
+
+from agents import repository
+from agents.causes import command_cause, evaluation_cause
+from agents.proposals import reply_event_id
+from agents.runner import Past, Run, Runner
+from agents.settlement import Settlement, settle
+from agents.telemetry import under
+from schemas.events import AgentCommand, AgentReply, EvaluationCompleted
+from schemas.settings import Settings
+from schemas.tables import AgentRun
+from schemas.topics import AGENT_COMMAND, AGENT_REPLY, EVALUATION_COMPLETED
+from services.runtime.consumer import Batch, BatchConsumer
+from services.runtime.messages import Received
+from services.runtime.transaction import Transaction
+
+PAST_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Handled:
+    """A finished run with the exchanges of the thread that it saw."""
+
+    run: Run
+    past: tuple[tuple[str, str], ...] = ()
+
+
+class AgentsConsumer(BatchConsumer[list[Handled]]):
+    """Evaluations and commands in; orders, replies and run records out.
+
+    One event at a time: a run with a slow endpoint may take minutes, and the poll interval bounds the whole batch.
+    """
+
+    name: ClassVar[str] = "agents"
+    topics = (EVALUATION_COMPLETED, AGENT_COMMAND)
+    max_records: ClassVar[int] = 1
+
+    def __init__(self, runner: Runner, settings: Settings) -> None:
+        self._runner = runner
+        self._settings = settings
+
+    def prepare(self, batch: Batch) -> list[Handled]:
+        """Run the agents for each event. Raises Transient when the database is away."""
+        return [self._run(event) for event in batch]
+
+    def _run(self, event: Received[Any]) -> Handled:
+        data = event.data
+        if isinstance(data, AgentCommand):
+            with self._runner.database.read() as session:
+                past = _past(session, data)
+            run = self._runner.run(command_cause(event), _as_prompts(past))
+            return Handled(run, past)
+        if not isinstance(data, EvaluationCompleted):
+            raise TypeError(f"{event.topic.name} is not a topic of the agents")
+        with self._runner.database.read() as session:
+            cause = evaluation_cause(session, event)
+        return Handled(self._runner.run(cause))
+
+    def apply(self, tx: Transaction, batch: Batch, prepared: list[Handled]) -> None:
+        """Settle each run and record it."""
+        for event, handled in zip(batch, prepared, strict=True):
+            with under(event.traceparent):
+                settlement = settle(tx, handled.run, self._settings, handled.past)
+                reply = _reply(handled.run, settlement)
+                _record(tx, event, handled.run, settlement, reply)
+                if isinstance(event.data, AgentCommand):
+                    _answer(tx, event, settlement, reply)
+
+
+def _past(session: Session, command: AgentCommand) -> tuple[tuple[str, str], ...]:
+    """The last exchanges of this person in this thread; other people's words lend nobody their role."""
+    rows = repository.talk_of(session, command.thread[:128], limit=4 * PAST_RUNS)
+    own = [row for row in rows if row.steps and row.steps[0].get("user") == command.user]
+    return tuple((row.text, row.reply) for row in own[-PAST_RUNS:])
+
+
+def _as_prompts(past: tuple[tuple[str, str], ...]) -> Past:
+    return [(json.dumps({"kind": "command", "text": text}, ensure_ascii=False), reply) for text, reply in past]
+
+
+def _reply(run: Run, settlement: Settlement) -> str:
+    """The agent's words, then what was really recorded: the words alone prove nothing."""
+    parts = [run.reply, "\n".join(settlement.lines)]
+    return "\n\n".join(part for part in parts if part)[:8000]
+
+
+def _record(tx: Transaction, event: Received[Any], run: Run, settlement: Settlement, reply: str) -> None:
+    head = {"user": event.data.user, "role": str(event.data.user_role)} if isinstance(event.data, AgentCommand) else {}
+    row = AgentRun(
+        run_id=f"run-{reply_event_id(event.event_id)[6:38]}",
+        cause=event.event_id,
+        thread=run.cause.thread,
+        planner=run.planner[:64],
+        text=run.cause.text[:4000],
+        reply=reply,
+        steps=[*([head] if head else []), *run.steps],
+        order_ids=settlement.order_ids,
+        created_at=tx.clock.now(),
+    )
+    tx.session.add(row)
+    actor = run.cause.actor if head else "agent:orchestrator"
+    tx.audit(actor, "agents.run", row.run_id, cause=event.event_id, planner=row.planner, orders=list(settlement.order_ids))
+
+
+def _answer(tx: Transaction, event: Received[AgentCommand], settlement: Settlement, reply: str) -> None:
+    answer = AgentReply(
+        command_id=event.data.command_id, thread=event.data.thread, text=reply, order_ids=tuple(settlement.order_ids)
+    )
+    tx.emit(AGENT_REPLY, answer, event_id=reply_event_id(event.data.command_id), cause=event.traceparent or None)

@@ -1,0 +1,1 @@
+"""The rule planner: the same agents without a language model."""

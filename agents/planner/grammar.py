@@ -1,0 +1,254 @@
+"""What a person may say, as data: intents with their phrases, words that turn an order into a question, slots.
+
+Phrases are patterns over folded text in which every model name has been replaced by `@model`. Intents stand in the order
+in which they are tried; the first that fits a clause is its meaning. Order intents fit only commands: a question, a
+negation or a condition about an order is answered, never carried out.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One meaning. `tool` is the tool that serves it, `instead` the one that answers a question about the order."""
+
+    tool: str
+    phrases: tuple[re.Pattern[str], ...]
+    order: bool = False
+    model: bool = True
+    instead: str = ""
+
+
+def _any(*phrases: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(phrase) for phrase in phrases)
+
+
+_TUNING = r"(?:fine-?\s?tun(?:e|ing)|finetun(?:e|ing)|retrain(?:ing)?|training|remedy|repair|run|job)"
+_FORMER = r"(?:previous|last|old|earlier|former|prior)"
+_STOP = r"stop|pause|halt|suspend|disable|deactivate"
+_LABELS = r"(?:labels?|labell?ed|labell?ing|annotations?|ground truth)"
+_MAKE = r"(?:write|make|create|generate|produce|prepare|send|draft|order|issue|compile|need|want|like|give|get|do|request)"
+_TARGET = r"(?:serving|scoring|using|service|predicting|inference|model|classifier|@model|it)"
+_ABOUT_OTHERS = r"(?!.*\b(?:reports?|labels?|messages?|emails?|talking|asking|orders?)\b)"
+
+CANCEL_RUN: Final = "cancel_run"
+"""Not a tool: stopping a run that has begun cannot be ordered."""
+
+INTENTS: Final[tuple[Intent, ...]] = (
+    Intent(CANCEL_RUN, _any(rf"\b(?:stop|cancel|abort|kill|pause|halt|interrupt)\b.*\b{_TUNING}\b"), model=False),
+    Intent(
+        "approve_order",
+        _any(r"\b(?:approve|confirm|accept|authori[sz]e|sign off)\b(?!.*\b(?:report|labels?)\b)", r"\bgo ahead\b"),
+        order=True,
+        model=False,
+        instead="list_orders",
+    ),
+    Intent(
+        "reject_order",
+        _any(
+            r"\b(?:reject|deny|refuse|cancel|veto|withdraw|dismiss)\b",
+            r"\bdecline\b.*\b(?:orders?|ord-[0-9a-f]+|remedy|proposal)\b",
+        ),
+        order=True,
+        model=False,
+        instead="list_orders",
+    ),
+    Intent(
+        "order_rollback",
+        _any(
+            r"\broll(?:ing)?[ -]?back\b",
+            r"\b(?:revert|restore|reinstate)\b.*\b(?:version|champion|model|@model|it)\b",
+            rf"\b(?:go|switch|change|put|bring|return)\b.*\b{_FORMER}\b.*\b(?:version|champion|model|one)\b",
+        ),
+        order=True,
+        instead="list_orders",
+    ),
+    Intent(
+        "order_resume_serving",
+        _any(
+            rf"\b(?:resume|restart|reactivate|unpause|re-?enable|reenable)\b{_ABOUT_OTHERS}",
+            r"\b(?:start|begin)\b.*\b(?:serving|scoring|using|service)\b",
+            r"\b(?:put|bring|take|switch|turn)\b.*\b(?:back (?:online|on|into service|in service)|online again|on again)\b",
+        ),
+        order=True,
+        instead="model_status",
+    ),
+    Intent(
+        "order_stop_serving",
+        _any(
+            rf"\b(?:{_STOP}|shut (?:off|down)|switch off|turn off)\b{_ABOUT_OTHERS}.*\b{_TARGET}\b",
+            rf"@model\b{_ABOUT_OTHERS}.*\b(?:off|offline|out of service)\b",
+            rf"\btake\b{_ABOUT_OTHERS}.*\b(?:offline|out of service|off line)\b",
+        ),
+        order=True,
+        instead="model_status",
+    ),
+    Intent(
+        "order_label_request",
+        _any(
+            rf"\b(?:request|ask|get|need|order|want|collect|obtain)\b.*\b{_LABELS}\b",
+            r"\blabel request\b",
+            r"\b(?:label|annotate)\b.*\b(?:cases|studies|images|more)\b",
+        ),
+        order=True,
+        instead="model_status",
+    ),
+    Intent(
+        "order_report",
+        _any(
+            rf"\b{_MAKE}\b.*\breport\b(?! that)",
+            r"^(?:please )?report (?:on|about|for|of)\b",
+            r"\breport please\b",
+            r"^(?:a )?report$",
+        ),
+        order=True,
+        instead="list_reports",
+    ),
+    Intent(
+        "order_remedy",
+        _any(
+            r"\b(?:fine-?\s?tune|finetune|retrain|recalibrate|repair|remedy)\b",
+            r"\b(?:fix|improve|heal|train)\b(?!.*\b(?:feed|window|orientation|report)\b).*(?:@model|\bmodel\b|\bit\b|\bclassifier\b)",
+            rf"\b(?:start|launch|begin|run|trigger|order|kick off|do|make|perform|need|want|request|schedule)\b.*\b{_TUNING}\b",
+        ),
+        order=True,
+        instead="remedy_options",
+    ),
+    Intent(
+        "help",
+        _any(r"\bhelp\b", r"\bwhat (?:can|could) (?:you|i)\b", r"^(?:hi|hello|hey|good morning|good day)\b", r"\bcapabilities\b"),
+        model=False,
+    ),
+    Intent(
+        "compare_versions",
+        _any(
+            r"\bcompar(?:e|ed|ison|ing)\b",
+            r"\bversus\b|\bvs\b",
+            r"\bdifferences?\b.*\bbetween\b",
+            r"\b(?:better|worse) than\b",
+            r"\bbetter\b.*\bor\b",
+        ),
+    ),
+    Intent(
+        "list_orders",
+        _any(
+            r"\borders?\b",
+            r"\b(?:waiting|pending|awaiting|waits?)\b.*\bapproval\b",
+            r"\bprogress\b",
+            r"\b(?:under way|underway|in progress)\b",
+            r"\bwhat is (?:waiting|running|pending)\b",
+            r"\b(?:rolled back|retrained|fine-?\s?tuned|approved|rejected|refused|accepted)\b",
+        ),
+        model=False,
+    ),
+    Intent(
+        "explain_decline",
+        _any(
+            r"\bwhy\b",
+            r"\bexplain\b",
+            r"\breasons?\b",
+            r"\bcauses?d?\b",
+            r"\bwhat (?:happened|went wrong|is wrong|changed)\b",
+            r"\bdiagnos(?:is|e|ed)\b",
+        ),
+    ),
+    Intent(
+        "metric_history",
+        _any(
+            r"\btrends?\b",
+            r"\bhistory\b",
+            r"\bover time\b",
+            r"\bevol(?:ve|ved|ution)\b",
+            r"\bdevelop(?:ed|ment)\b",
+            r"\bhow has\b.*\bchanged\b",
+            r"\bcurve\b",
+        ),
+    ),
+    Intent("list_evaluations", _any(r"\bevaluations?\b", r"\bbatches\b"), model=False),
+    Intent("list_reports", _any(r"\breports?\b"), model=False),
+    Intent(
+        "list_models",
+        _any(
+            r"\b(?:which|what|list|show|all|every|name|registered|available)\b.*\b(?:models|classifiers)\b",
+            r"^models$",
+            r"\bmodels are\b",
+            r"\boverview\b",
+        ),
+        model=False,
+    ),
+    Intent("remedy_options", _any(r"\b(?:options?|remedies|can be done|to do about|recommend|suggest)\b")),
+    Intent(
+        "model_status",
+        _any(
+            r"\bstatus\b|\bstate\b|\bhealth(?:y)?\b|\bperformance\b|\bmetrics?\b|\baccuracy\b|\bauroc\b|\bsensitivity\b|\brecall\b|\bdegraded\b|\bserving\b",
+            r"\bhow (?:is|are|does|do|well|good|s)\b",
+            r"\bis\b.*\b(?:ok|okay|fine|good|working|well|bad|broken|reliable|in service|online)\b",
+            r"\bdoing\b|\bperform(?:s|ing)?\b|\bworks?\b",
+        ),
+    ),
+)
+BY_TOOL: Final[dict[str, Intent]] = {intent.tool: intent for intent in INTENTS}
+
+NEGATION: Final = re.compile(
+    r"\b(?:not|never|no|don t|dont|doesn t|didn t|shouldn t|won t|cannot|can t|without|avoid|instead of|rather than|nobody)\b"
+)
+CONDITION: Final = re.compile(
+    r"\b(?:if|unless|in case|whenever|as soon as|once|until|would|should|might|maybe|perhaps)\b(?! you (?:please )?\w)|\bwhen\b"
+)
+QUESTION: Final = re.compile(
+    r"^(?:so |and |but |ok |well )?(?:what|why|who|whom|whose|when|where|which|how|did|was|were|is|are|am|has|have|had|does|"
+    r"do (?:you|we|i|they)|should|shall|may|might|"
+    r"(?:can|could|would|will) (?:it|we|i|they|the|there|this|that|@model)|explain|tell me|show|list|describe)\b"
+)
+POLITE: Final = re.compile(
+    r"^(?:please |now |ok |so |then |hi |hello )*(?:can|could|would|will) you\b"
+    r"|\bi (?:would|d) like\b|\bi want\b|\bwould like (?:you )?to\b"
+)
+PAST: Final = re.compile(r"\b(?:was|were|been|has|had|got|being)\b")
+
+SPLIT: Final = re.compile(r"(\s*(?:[;!?\n]+|\.(?=\s|$)|,)\s*|\s+(?:and then|then|and also|also|and|plus|but)\s+)")
+QUOTED: Final = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|`[^`]*`|(?<!\w)'[^']*'(?!\w)")
+ORDER_ID: Final = re.compile(r"\bord-[0-9a-f]{1,12}\b")
+VERSION: Final = re.compile(
+    r"\b(?:v|versions?\s*#?)\s*(\d{1,4})\b(?:\s*(?:and|with|vs|versus|to|against|or|,|&|-)\s*(?:v|version\s*)?(\d{1,4})\b)?"
+)
+YES: Final = re.compile(r"^(?:yes|yes please|yep|yeah|ok|okay|do it|go ahead|sure|please do)[ .!]*$")
+
+_NUMBER = r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
+INTEGER_SLOTS: Final[dict[str, tuple[re.Pattern[str], ...]]] = {
+    "epochs": _any(r"\b(\d{1,9})\s*epochs?\b", r"\bepochs?\s*(?:=|:|of|to|at)?\s*(\d{1,9})\b"),
+    "batch_size": _any(r"\bbatch[ _-]?size\s*(?:=|:|of|to)?\s*(\d{1,9})\b", r"\bbatch(?:es)? of (\d{1,9})\b"),
+}
+NUMBER_SLOTS: Final[dict[str, tuple[re.Pattern[str], ...]]] = {
+    "head_learning_rate": _any(rf"\b(?:(?<!body )learning[ _-]?rate|(?<!body )lr)\s*(?:=|:|of|to)?\s*{_NUMBER}"),
+    "body_learning_rate": _any(rf"(?<!head )\b(?:learning[ _-]?rate|lr)\s*(?:=|:|of|to)?\s*{_NUMBER}"),
+    "rehearsal_share": _any(rf"\brehearsal(?: share)?\s*(?:=|:|of|to)?\s*{_NUMBER}"),
+}
+COUNT: Final = _any(
+    r"\b(?:last|latest|recent|past|newest|top)\s+(\d{1,6})\b", r"\b(\d{1,6})\s+(?:latest|last|newest|most recent)\b"
+)
+LABELS: Final = _any(
+    r"\b(\d{1,6})\s*(?:more |new |additional |further |extra )*(?:labels?|labelled cases|cases|studies|annotations?)\b"
+)
+STRATEGIES: Final[dict[str, re.Pattern[str]]] = {
+    "head_only": re.compile(
+        r"\bhead[ -]?only\b|\bonly the (?:head|last layer)\b|\blast layer\b|\bjust the head\b|\bhead alone\b|\bthe head\b"
+    ),
+    "partial": re.compile(r"\bpartial(?:ly)?\b|\brear part\b|\blast blocks?\b|\bfrozen front\b|\bupper layers\b"),
+    "full": re.compile(
+        r"\bfull(?:y)?\b|\bwhole (?:network|model|net)\b|\bcomplete(?:ly)?\b|\bentire(?:ly)?\b|\ball (?:the )?layers\b"
+    ),
+}
+ALL_MODELS: Final = re.compile(r"\b(?:all|every|each)\b.*\b(?:models?|classifiers?|of them)\b|\beverything\b")
+PRONOUN: Final = re.compile(r"\b(?:it|its|this|that|same|the model|the classifier)\b")
+WAITING: Final = re.compile(r"\b(?:waiting|pending|awaiting|waits?|approval|open)\b")
+CONDITION_START: Final = re.compile(r"^(?:if|when|whenever|unless|once|in case|as soon as|should)\b")
+"""A clause that makes the rest of its sentence conditional."""
+SENTENCE_END: Final = re.compile(r"[.;!?\n]")
+
+NUMBER_WORDS: Final[dict[str, str]] = {
+    word: str(number)
+    for number, word in enumerate(("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=2)
+}

@@ -1,0 +1,297 @@
+"""From free words to requests: clauses, intents, slots, and a question back where a slot is missing. Pure."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from agents import names
+from agents.planner import grammar, words
+from agents.planner.grammar import Intent
+
+_TOKEN: Final = re.compile(r"@model|ord-[0-9a-f]+|[a-z]+|\d[\d.e-]*|\S")
+_CLOSE: Final = 0.84
+NOT_ORDERED: Final = "I have ordered nothing: your words say what should not be done, or when. Say plainly what to order."
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing a person asks for: a tool with its arguments, or a question back when something is missing."""
+
+    tool: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    question: str = ""
+
+
+@dataclass(frozen=True)
+class _Clause:
+    text: str
+    intent: Intent | None
+    question: bool
+    models: tuple[str, ...] = ()
+    unclear: tuple[str, ...] = ()
+    hindered: bool = False
+
+
+def parse(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]] = ()) -> list[Request]:
+    """All requests in a message, in order. `known` are the registered models, `earlier` the thread's (text, reply) pairs.
+
+    An answer to a question of ours is read together with the message that led to the question.
+    """
+    requests = _parse(text, known, earlier)
+    if requests:
+        return requests
+    return (_follow_up(text, known, earlier) if earlier else []) or _bare_names(text, known)
+
+
+def _follow_up(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]]) -> list[Request]:
+    before, reply = earlier[-1]
+    if grammar.YES.match(names.fold(text).strip()):
+        return _confirmed(reply)
+    return _parse(f"{before.rstrip('?!. ')} {text}", known, earlier[:-1]) if "?" in reply else []
+
+
+def _bare_names(text: str, known: Sequence[str]) -> list[Request]:
+    """A message that is nothing but a model's name asks for its status."""
+    mention = _mention(names.fold(text), known)
+    rest = _masked(names.fold(text), mention, known).replace("@model", " ")
+    alone = not set(names.words(rest)) - words.STOPWORDS - words.KEYWORDS
+    return [Request("model_status", {"model": name}) for name in mention.names] if alone else []
+
+
+def _confirmed(reply: str) -> list[Request]:
+    """A bare yes approves the one order that our last reply named, and nothing else."""
+    named = set(re.findall(r"approve (ord-[0-9a-f]{12})\b", reply))
+    return [Request("approve_order", {"order_id": named.pop()})] if len(named) == 1 else []
+
+
+def _parse(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]]) -> list[Request]:
+    clauses = _clauses(text, known)
+    models = _carry(clauses, known, earlier)
+    found = [request for clause, named in zip(clauses, models, strict=True) for request in _requests(clause, named, known)]
+    return list({(item.tool, str(item.arguments), item.question): item for item in found}.values())
+
+
+def _clauses(text: str, known: Sequence[str]) -> list[_Clause]:
+    """Clauses that hold an intent; a piece without one belongs to the clause before it, or else to the one after it."""
+    pieces = [*grammar.SPLIT.split(_fold(text, known)), ""]
+    joined: list[_Clause] = []
+    lead, hindered = "", False
+    for piece, separator in zip(pieces[::2], pieces[1::2], strict=False):
+        body = f"{lead}{piece}".strip()
+        clause = _read(body, known, asked="?" in separator)
+        if clause.intent is not None:
+            joined, lead = [*joined, replace(clause, hindered=hindered)], ""
+        elif joined and not lead:
+            before = joined[-1]
+            joined[-1] = replace(_read(f"{before.text} and {body}", known, asked=before.question), intent=before.intent)
+        else:
+            lead = f"{body} "
+        hindered = _hinders(body, separator, before=hindered)
+    return joined
+
+
+def _hinders(body: str, separator: str, *, before: bool) -> bool:
+    """Whether a condition or a negation reaches past the separator into the next clause."""
+    if grammar.SENTENCE_END.search(separator):
+        return False
+    negated = bool(grammar.NEGATION.search(body)) and separator.strip() == "and"
+    return before or negated or bool(grammar.CONDITION_START.match(body))
+
+
+def _fold(text: str, known: Sequence[str]) -> str:
+    folded = grammar.QUOTED.sub(lambda quote: _keep_names(quote.group(), known), names.fold(text).replace("\u2019", "'"))
+    folded = re.sub(r"(\w)'(s|t|d|ll|re|ve|m)\b", r"\1 \2", folded)
+    return " ".join(_corrected(token, known) for token in re.findall(r"ord-[0-9a-f]+|[\w.-]*\w|[^\w\s]|\n", folded))
+
+
+def _keep_names(quote: str, known: Sequence[str]) -> str:
+    """Quoted text is somebody else's words: it can name a model, it cannot give an order."""
+    inner = quote[1:-1]
+    return inner if names.exact(inner, known) else " "
+
+
+def _corrected(token: str, known: Sequence[str]) -> str:
+    if token in grammar.NUMBER_WORDS:
+        return grammar.NUMBER_WORDS[token]
+    plain = token.isalpha() and len(token) >= 5
+    listed = token in words.KEYWORDS or token in words.STOPWORDS or token in words.NOT_TYPOS
+    if not plain or listed or any(token in names.words(name) for name in known):
+        return token
+    close = difflib.get_close_matches(token, words.KEYWORDS, 1, _CLOSE)
+    return close[0] if close else token
+
+
+def _read(body: str, known: Sequence[str], *, asked: bool) -> _Clause:
+    mention = _mention(body, known)
+    text = _masked(body, mention, known)
+    question = bool(grammar.QUESTION.search(text)) or (asked and not grammar.POLITE.search(text))
+    return _Clause(body, _intent(text), question, mention.names, mention.unclear)
+
+
+def _mention(body: str, known: Sequence[str]) -> names.Mentioned:
+    whole = names.mentioned(body, [name for name in known if names.exact_in(body, name)])
+    return whole if whole.names else names.mentioned(_without_vocabulary(body), known)
+
+
+def _without_vocabulary(body: str) -> str:
+    kept = (token for token in _TOKEN.findall(body.replace("_", " ")) if token not in words.KEYWORDS | words.STOPWORDS)
+    return " ".join(kept)
+
+
+def _masked(body: str, mention: names.Mentioned, known: Sequence[str]) -> str:
+    text = body
+    for name in sorted(known, key=len, reverse=True):
+        text = re.sub(r"\b" + r"[\W_]+".join(names.words(name)) + r"\b", "@model", text)
+    meant = [*mention.names, *mention.unclear]
+    outside = words.KEYWORDS | words.STOPWORDS
+    tokens = (
+        "@model" if token.isalnum() and token not in outside and any(names.matches(token, name) for name in meant) else token
+        for token in text.split(" ")
+    )
+    return re.sub(r"@model(?:\s+@model)+", "@model", " ".join(tokens)).strip()
+
+
+def _intent(text: str) -> Intent | None:
+    return next((intent for intent in grammar.INTENTS if any(phrase.search(text) for phrase in intent.phrases)), None)
+
+
+def _carry(clauses: Sequence[_Clause], known: Sequence[str], earlier: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Each clause's models: its own, else those of the clause before, else the only ones that the message or the thread names."""
+    anywhere = sorted({name for clause in clauses for name in clause.models})
+    last: tuple[str, ...] = tuple(anywhere) if len(anywhere) == 1 else ()
+    carried = []
+    for clause in clauses:
+        last = clause.models or (() if clause.unclear else last)
+        carried.append(last or _from_thread(clause, known, earlier))
+    return carried
+
+
+def _from_thread(clause: _Clause, known: Sequence[str], earlier: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    if clause.unclear or not grammar.PRONOUN.search(clause.text):
+        return ()
+    for text, _reply in reversed(earlier):
+        named = _mention(names.fold(text), known).names
+        if named:
+            return named if len(named) == 1 else ()
+    return ()
+
+
+def _requests(clause: _Clause, models: tuple[str, ...], known: Sequence[str]) -> Iterator[Request]:
+    intent = clause.intent
+    if intent is None:
+        return
+    if intent.order and not _is_command(clause, known):
+        forbidden = clause.hindered or grammar.NEGATION.search(clause.text)
+        intent = None if forbidden else grammar.BY_TOOL[intent.instead]
+        if intent is None:
+            yield Request("", question=NOT_ORDERED)
+            return
+    if not intent.model:
+        yield from (Request(intent.tool, _slots(intent.tool, clause, name)) for name in (models or ("",)))
+        return
+    yield from _for_models(intent, clause, models, known)
+
+
+def _is_command(clause: _Clause, known: Sequence[str]) -> bool:
+    text = _masked(clause.text, names.Mentioned(clause.models, clause.unclear), known)
+    polite = bool(grammar.POLITE.search(text))
+    text = grammar.POLITE.sub(" ", text)
+    doubtful = (grammar.NEGATION, grammar.CONDITION, grammar.PAST)
+    return not clause.hindered and (polite or not clause.question) and not any(pattern.search(text) for pattern in doubtful)
+
+
+def _for_models(intent: Intent, clause: _Clause, models: tuple[str, ...], known: Sequence[str]) -> Iterator[Request]:
+    chosen = models
+    everything = not models and bool(grammar.ALL_MODELS.search(clause.text))
+    if everything and intent.tool == "model_status":
+        yield Request("list_models")
+        return
+    if everything and intent.tool in {"order_report", "metric_history", "explain_decline"}:
+        chosen = tuple(known)
+    stranger = "" if clause.unclear or chosen else _stranger(clause.text, order=intent.order)
+    if not chosen and len(known) == 1 and not stranger and not everything:
+        chosen = (known[0],)
+    if not chosen:
+        yield Request(intent.tool, question=_which(clause, known, stranger))
+    yield from (Request(intent.tool, _slots(intent.tool, clause, name)) for name in chosen)
+
+
+def _stranger(text: str, *, order: bool) -> str:
+    """A word that may name a model we do not know. In an order any word that the grammar cannot explain is one."""
+    tokens = [token for token in re.findall(r"[a-z][\w-]*", grammar.ORDER_ID.sub(" ", text)) if not re.fullmatch(r"v\d+", token)]
+    strange = [token for token in tokens if not set(re.findall(r"[a-z]+", token)) <= words.KEYWORDS | words.STOPWORDS]
+    if order:
+        return strange[0] if strange else ""
+    named = re.search(r"\b(?:the|model|of|for|is|about)\s+([a-z][\w-]*)(?:\s+(?:model|classifier)|\s*$)", text)
+    return named.group(1) if named and named.group(1) in strange else next((token for token in strange if "_" in token), "")
+
+
+def _which(clause: _Clause, known: Sequence[str], stranger: str) -> str:
+    if not known:
+        return "No model is registered yet."
+    if clause.unclear:
+        return f"Which model do you mean: {' or '.join(clause.unclear)}?"
+    close = names.nearest(stranger, known) if stranger else []
+    unknown = f"I know no model {stranger!r}. " if stranger else ""
+    return f"{unknown}Which model do you mean: {', '.join(close or known)}?"
+
+
+def _slots(tool: str, clause: _Clause, model: str) -> dict[str, Any]:
+    text = clause.text
+    named = {"model": model} if model and tool not in {"approve_order", "reject_order", "help", "list_models"} else {}
+    return named | _SLOTS.get(tool, _no_slots)(text)
+
+
+def _no_slots(_text: str) -> dict[str, Any]:
+    return {}
+
+
+def _remedy_slots(text: str) -> dict[str, Any]:
+    strategy = next((name for name, pattern in grammar.STRATEGIES.items() if pattern.search(text)), None)
+    slots: dict[str, Any] = {"remedy": strategy} if strategy else {}
+    slots |= {name: int(value) for name, patterns in grammar.INTEGER_SLOTS.items() if (value := _first(patterns, text))}
+    slots |= {name: float(value) for name, patterns in grammar.NUMBER_SLOTS.items() if (value := _first(patterns, text))}
+    return slots
+
+
+def _first(patterns: Sequence[re.Pattern[str]], text: str) -> str | None:
+    return next((match.group(1) for pattern in patterns if (match := pattern.search(text))), None)
+
+
+def _count_slots(text: str) -> dict[str, Any]:
+    count = _first(grammar.COUNT, text)
+    return {"last": int(count)} if count else {}
+
+
+def _order_list_slots(text: str) -> dict[str, Any]:
+    return _count_slots(text) | ({"waiting": True} if grammar.WAITING.search(text) else {})
+
+
+def _version_slots(text: str) -> dict[str, Any]:
+    found = [int(number) for pair in grammar.VERSION.findall(text) for number in pair if number]
+    return dict(zip(("first", "second"), found, strict=False))
+
+
+def _label_slots(text: str) -> dict[str, Any]:
+    count = _first(grammar.LABELS, text)
+    return {"cases": int(count)} if count else {}
+
+
+def _id_slots(text: str) -> dict[str, Any]:
+    found = grammar.ORDER_ID.search(text)
+    return {"order_id": found.group()} if found else {}
+
+
+_SLOTS: Final = {
+    "order_remedy": _remedy_slots,
+    "metric_history": _count_slots,
+    "list_evaluations": _count_slots,
+    "list_reports": _count_slots,
+    "list_orders": _order_list_slots,
+    "compare_versions": _version_slots,
+    "order_label_request": _label_slots,
+    "approve_order": _id_slots,
+    "reject_order": _id_slots,
+}

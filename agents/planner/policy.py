@@ -1,0 +1,35 @@
+"""The policy: the next step as a deterministic function of the transcript."""
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+from agents.planner import commands, evaluations
+from agents.planner.transcript import Act, Say, Step, Transcript
+from agents.tools.catalogue import BY_NAME
+
+
+def next_step(transcript: Transcript, tools: Collection[str]) -> Step:
+    """What to do next; a tool that the present agent does not have is reached by a handoff to its owner."""
+    step = _plan(transcript)
+    if isinstance(step, Act) and step.tool not in tools:
+        owner = BY_NAME[step.tool].agent
+        return Act("handoff", {"to_agent": owner, "reason": f"{step.tool} is a tool of {owner}"})
+    return step
+
+
+def _plan(transcript: Transcript) -> Step:
+    message = _message(transcript.message)
+    if message.get("kind") == "evaluation":
+        return evaluations.next_step(message, transcript.observed)
+    if message.get("kind") == "command":
+        return commands.next_step(str(message.get("text", "")), transcript)
+    return Say("I did not understand the message.")
+
+
+def _message(text: str) -> dict[str, Any]:
+    try:
+        message = json.loads(text)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}

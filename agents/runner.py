@@ -1,0 +1,179 @@
+"""Runs the agents for one cause: the configured LLM first, the rule planner whenever the LLM does not deliver.
+
+Nothing here has effects beyond reading: what a run proposes lies in its ledger until the handler settles it.
+"""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from llama_index.core.agent.workflow import AgentOutput, ToolCallResult
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from opentelemetry import trace
+
+from agents.proposals import Cause, Ledger
+from agents.redaction import without_uids
+from agents.telemetry import run_span, under
+from agents.tools.catalogue import BY_NAME
+from agents.tools.desk import Desk
+from agents.workflow import MAX_ITERATIONS, build_workflow, endpoint, memory_for, rule_planner
+from schemas.settings import Settings
+from schemas.vocabulary import Status
+from services.runtime.clock import Clock
+from services.runtime.database import Database
+
+logger = logging.getLogger(__name__)
+
+RULES: Final = "rules"
+RULES_TIMEOUT_S: Final = 30.0
+SHORT: Final = 600
+Past = Sequence[tuple[str, str]]
+
+
+class Undelivered(Exception):  # noqa: N818 - named for what happened to the answer
+    """The planner's run ended without anything that may be used."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind. `planner` is `rules`, the LLM's name, or `rules (after NAME)`."""
+
+    cause: Cause
+    planner: str
+    reply: str
+    ledger: Ledger
+    steps: tuple[dict[str, Any], ...] = ()
+    known_models: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs causes. `make_llm` is the way to the configured endpoint, None where there is none."""
+
+    database: Database
+    clock: Clock
+    settings: Settings
+    make_llm: Callable[[], FunctionCallingLLM] | None = None
+
+    @classmethod
+    def of(cls, database: Database, clock: Clock, settings: Settings) -> "Runner":
+        """A runner for the configured endpoint."""
+        llm = settings.llm
+        return cls(database, clock, settings, (lambda: endpoint(llm)) if llm.base_url else None)
+
+    def run(self, cause: Cause, past: Past = ()) -> Run:
+        """Run the agents to the end; falls back to the rule planner. Raises only faults of ours (Transient, bugs)."""
+        with under(cause.traceparent):
+            if self.make_llm is None:
+                return self._attempt(cause, past, rule_planner(), RULES, RULES_TIMEOUT_S)
+            return self._with_fallback(cause, past, self.make_llm)
+
+    def _with_fallback(self, cause: Cause, past: Past, make_llm: Callable[[], FunctionCallingLLM]) -> Run:
+        name = (self.settings.llm.model or "llm")[:40]
+        try:
+            run = self._attempt(cause, past, make_llm(), name, self.settings.llm.run_timeout_s)
+            _make_sure(run)
+        except _OursError as fault:
+            raise fault.error from fault
+        except Exception as error:  # noqa: BLE001 - whatever an endpoint does, the event is decided by the rules
+            why = _reason(error)
+            logger.warning("the LLM did not deliver (%s); the rule planner decides", why)
+            trace.get_current_span().add_event("fallback", {"reason": why})
+            run = self._attempt(cause, past, rule_planner(), RULES, RULES_TIMEOUT_S)
+            return replace(run, planner=f"rules (after {name})", steps=({"fallback": why}, *run.steps))
+        return run
+
+    def _attempt(self, cause: Cause, past: Past, llm: FunctionCallingLLM, planner: str, timeout_s: float) -> Run:
+        desk = Desk(self.database, self.clock, self.settings, cause)
+        steps: list[dict[str, Any]] = []
+        with run_span(planner, cause.event_id):
+            try:
+                reply = _in_own_loop(lambda: _converse(desk, past, llm, timeout_s, steps))
+            except Exception:
+                if desk.fault is not None:
+                    raise _OursError(desk.fault) if planner != RULES else desk.fault from None
+                raise
+            if desk.fault is not None:
+                raise _OursError(desk.fault) if planner != RULES else desk.fault
+        return Run(cause, planner, reply.strip(), desk.ledger, tuple(steps))
+
+
+class _OursError(Exception):
+    """Carries a fault of ours past the handling of the LLM's faults."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(type(error).__name__)
+        self.error = error
+
+
+async def _converse(desk: Desk, past: Past, llm: FunctionCallingLLM, timeout_s: float, steps: list[dict[str, Any]]) -> str:
+    """One conversation with the agents, bounded in time and steps; returns the closing words."""
+    history = [
+        ChatMessage(role=role, content=text) for pair in past for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    workflow = build_workflow(llm, desk, timeout_s)
+    handler = workflow.run(
+        user_msg=desk.cause.prompt, chat_history=history or None, memory=memory_for(llm), max_iterations=MAX_ITERATIONS
+    )
+    async with asyncio.timeout(timeout_s + 5):
+        async for event in handler.stream_events():
+            steps.extend(_steps_of(event))
+        output: AgentOutput = await handler
+    return str(output.response.content or "")
+
+
+def _steps_of(event: Any) -> list[dict[str, Any]]:
+    """Thinking, acting, observing: what a person later reads of the run."""
+    if isinstance(event, AgentOutput):
+        text = without_uids(event.response.content or "")[:SHORT]
+        return [{"agent": event.current_agent_name, "think": text}] if text else []
+    if isinstance(event, ToolCallResult):
+        observed = without_uids(str(event.tool_output.content))[:SHORT]
+        act = {"act": event.tool_name, "arguments": _plain(event.tool_kwargs), "observe": observed}
+        return [act | ({"error": True} if event.tool_output.is_error else {})]
+    return []
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        str(name)[:60]: value if isinstance(value, (int, float, bool)) else str(value)[:200] for name, value in arguments.items()
+    }
+
+
+def _make_sure(run: Run) -> None:
+    unusable = _unusable(run)
+    if unusable:
+        raise Undelivered(unusable)
+
+
+def _unusable(run: Run) -> str:
+    """Why an LLM's finished run may not be used, empty when it may."""
+    tools = [step["act"] for step in run.steps if "act" in step]
+    known = [name for name in tools if name in BY_NAME]
+    if tools and not known and "handoff" not in tools:
+        return "it called only tools that do not exist"
+    if not run.reply and not run.ledger.proposals and not run.ledger.decisions:
+        return "it answered nothing"
+    if run.reply.startswith(("{", "[", "```", "<tool")):
+        return "it wrote a tool call as text"
+    evaluation = run.cause.evaluation
+    if evaluation is not None and evaluation.status == Status.DEGRADED and not run.ledger.proposals:
+        return "it proposed nothing for a degraded model"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """The fault in words of ours; an endpoint's own text might repeat the prompt."""
+    return str(error) if isinstance(error, Undelivered) else type(error).__name__
+
+
+def _in_own_loop(work: Callable[[], Any]) -> str:
+    """Run async work to its end in a thread of its own, whether or not the calling thread has a running loop."""
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="agents") as pool:
+        return str(pool.submit(context.run, lambda: asyncio.run(work())).result())

@@ -1,0 +1,209 @@
+"""Settles what a run proposed: guardrails, order rows, events, audit, reply, all inside the handler's transaction."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlmodel import Session
+
+from agents import repository
+from agents.guardrails import Accepted, Actor, Limits, NeedsApproval, Refused, Verdict, check, may_decide
+from agents.ladder import WORDS
+from agents.planner.language import parse
+from agents.proposals import Cause, Decision, Proposal, idempotency_key, order_id
+from agents.runner import RULES, Run
+from schemas.events import MaintenanceOrder
+from schemas.settings import Settings
+from schemas.tables import Order
+from schemas.topics import ORDER
+from schemas.vocabulary import OrderKind, OrderState, Remedy
+from services.runtime import registry
+from services.runtime.transaction import Transaction
+
+LABELS_ONCE_IN = timedelta(days=7)
+"""The agents do not ask again for labels of a model while a request younger than this is open."""
+
+STATES: dict[str, OrderState] = {
+    "accepted": OrderState.ACCEPTED,
+    "needs_approval": OrderState.AWAITING_APPROVAL,
+    "refused": OrderState.REFUSED,
+}
+
+
+@dataclass
+class Settlement:
+    """What became of a run: order ids and one line of plain words for each."""
+
+    order_ids: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+
+def settle(tx: Transaction, run: Run, settings: Settings, past: tuple[tuple[str, str], ...] = ()) -> Settlement:
+    """Judge every proposal and carry out every decision of a run. Idempotent per cause."""
+    settlement = Settlement()
+    asked = _Asked.of(tx.session, run, past)
+    for proposal in run.ledger.proposals:
+        actor = Actor(
+            name=run.cause.actor,
+            role=run.cause.role,
+            cause_model=run.cause.evaluation.model if run.cause.evaluation else None,
+            asked=asked.order(proposal),
+        )
+        _settle_proposal(tx, run.cause, proposal, actor, settings, settlement)
+    for decision in run.ledger.decisions:
+        settlement.lines.append(_decide(tx, run.cause, decision, asked, settings, settlement))
+    return settlement
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the person's own words ask for. For the rule planner and for evaluations nothing has to be compared."""
+
+    everything: bool
+    requests: frozenset[tuple[str, str]] = frozenset()
+
+    @classmethod
+    def of(cls, session: Session, run: Run, past: tuple[tuple[str, str], ...]) -> "_Asked":
+        if run.cause.kind == "evaluation" or run.planner.startswith(RULES):
+            return cls(everything=True)
+        known = [row.name for row in registry.models(session)]
+        found = (request for request in parse(run.cause.text, known, past) if not request.question)
+        return cls(False, frozenset((item.tool, str(item.arguments.get("model", ""))) for item in found))
+
+    def order(self, proposal: Proposal) -> bool:
+        """Whether the words ask for this kind of order for this model."""
+        return self.everything or (f"order_{proposal.kind}", proposal.model) in self.requests
+
+    def decision(self, *, approve: bool) -> bool:
+        """Whether the words approve, or reject."""
+        return self.everything or ("approve_order" if approve else "reject_order", "") in self.requests
+
+
+def _settle_proposal(
+    tx: Transaction, cause: Cause, proposal: Proposal, actor: Actor, settings: Settings, settlement: Settlement
+) -> None:
+    now = tx.clock.now()
+    facts = repository.facts(tx.session, proposal.model, now, label_request_after=now - LABELS_ONCE_IN)
+    verdict = check(proposal, actor, facts, Limits.of(settings))
+    row = _order_row(cause, proposal, verdict, tx)
+    if not tx.insert_new(Order, [row], returning="order_id"):
+        return
+    tx.session.flush()
+    tx.audit(cause.actor, f"order.{row.state}", row.order_id, kind=row.kind, model=row.model, cause=cause.event_id, **_why(verdict))
+    settlement.order_ids.append(row.order_id)
+    settlement.lines.append(_line(row, verdict))
+    if isinstance(verdict, Accepted):
+        _emit(tx, row, cause)
+    if isinstance(verdict, Refused) and verdict.instead is not None:
+        _settle_proposal(tx, cause, verdict.instead, actor, settings, settlement)
+
+
+def _why(verdict: Verdict) -> dict[str, str]:
+    return {"reason": verdict.reason} if verdict.reason else {}
+
+
+def _order_row(cause: Cause, proposal: Proposal, verdict: Verdict, tx: Transaction) -> Order:
+    key, now = idempotency_key(cause.event_id, proposal.kind, proposal.model), tx.clock.now()
+    return Order(
+        order_id=order_id(key),
+        idempotency_key=key,
+        kind=proposal.kind,
+        state=STATES[verdict.verdict],
+        model=proposal.model[:64],
+        version=proposal.version,
+        remedy=proposal.remedy,
+        settings=dict(proposal.settings),
+        reason=(proposal.reason or "No reason was given.")[:1000],
+        evaluation_id=proposal.evaluation_id,
+        actor=cause.actor,
+        explanation=verdict.reason[:1000],
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _emit(tx: Transaction, row: Order, cause: Cause) -> None:
+    """Send an accepted order out; its event id is the order's, so it goes out once."""
+    order = MaintenanceOrder(
+        order_id=row.order_id,
+        kind=OrderKind(row.kind),
+        model=row.model,
+        version=row.version,
+        remedy=Remedy(row.remedy) if row.remedy else None,
+        settings=row.settings,
+        reason=row.reason,
+        evaluation_id=row.evaluation_id,
+        actor=row.actor,
+        ordered_at=tx.clock.now(),
+    )
+    tx.emit(ORDER, order, event_id=row.order_id, cause=cause.traceparent or None)
+
+
+def _decide(tx: Transaction, cause: Cause, decision: Decision, asked: _Asked, settings: Settings, settlement: Settlement) -> str:
+    row = tx.session.get(Order, decision.order_id, with_for_update=True)
+    word = "approve" if decision.approve else "reject"
+    if row is None or row.state != OrderState.AWAITING_APPROVAL:
+        state = row.state.replace("_", " ") if row else "unknown"
+        return f"Order {decision.order_id} does not wait for approval (it is {state})."
+    if not may_decide(cause.role, OrderKind(row.kind)):
+        return f"Your role {cause.role or 'agent'} may not {word} order {row.order_id}; this needs an ml_owner or admin."
+    if not asked.decision(approve=decision.approve):
+        return f"Order {row.order_id} still waits; to {word} it, write: {word} {row.order_id}."
+    settlement.order_ids.append(row.order_id)
+    return _approve(tx, cause, row, settings) if decision.approve else _close(tx, cause, row, f"Rejected by {cause.actor}.")
+
+
+def _approve(tx: Transaction, cause: Cause, row: Order, settings: Settings) -> str:
+    """Judge the order anew, on today's facts and the approver's role; send it out when it still stands."""
+    now = tx.clock.now()
+    facts = repository.facts(tx.session, row.model, now, label_request_after=now - LABELS_ONCE_IN, but=row.order_id)
+    verdict = check(_proposal_of(row), Actor(name=cause.actor, role=cause.role, approved=True), facts, Limits.of(settings))
+    if not isinstance(verdict, Accepted):
+        return _close(tx, cause, row, verdict.reason)
+    row.state, row.explanation, row.updated_at = OrderState.ACCEPTED, f"Approved by {cause.actor}.", now
+    tx.session.add(row)
+    tx.audit(cause.actor, "order.approved", row.order_id, kind=row.kind, model=row.model, cause=cause.event_id)
+    _emit(tx, row, cause)
+    return f"Order {row.order_id} ({describe(row)}) is approved and on its way."
+
+
+def _close(tx: Transaction, cause: Cause, row: Order, reason: str) -> str:
+    row.state, row.explanation, row.updated_at = OrderState.REFUSED, reason[:1000], tx.clock.now()
+    tx.session.add(row)
+    tx.audit(cause.actor, "order.rejected", row.order_id, kind=row.kind, model=row.model, cause=cause.event_id, reason=reason)
+    return f"Order {row.order_id} ({describe(row)}) is refused: {reason}"
+
+
+def _proposal_of(row: Order) -> Proposal:
+    return Proposal(
+        kind=OrderKind(row.kind),
+        model=row.model,
+        version=row.version,
+        remedy=Remedy(row.remedy) if row.remedy else None,
+        settings=row.settings,
+        reason=row.reason,
+        evaluation_id=row.evaluation_id,
+    )
+
+
+def _line(row: Order, verdict: Verdict) -> str:
+    what = describe(row)
+    if isinstance(verdict, NeedsApproval):
+        return f"Order {row.order_id} ({what}) waits for approval. {verdict.reason} To let it go out, write: approve {row.order_id}"
+    if isinstance(verdict, Refused):
+        return f"Not ordered: {what}. {verdict.reason}"
+    return f"Order {row.order_id} ({what}) is accepted and on its way."
+
+
+def describe(row: Order) -> str:
+    """An order in plain words."""
+    if row.kind == OrderKind.REMEDY and row.remedy:
+        settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row.settings.items())
+        return f"{WORDS.get(Remedy(row.remedy), row.remedy)} of {row.model}" + (f", {settings}" if settings else "")
+    if row.kind == OrderKind.LABEL_REQUEST:
+        return f"{row.settings.get('cases', 'more')} more labels for {row.model}"
+    return {
+        OrderKind.REPORT: f"a report on {row.model}",
+        OrderKind.ROLLBACK: f"roll {row.model} back to its last version",
+        OrderKind.STOP_SERVING: f"stop serving {row.model}",
+        OrderKind.RESUME_SERVING: f"resume serving {row.model}",
+    }.get(OrderKind(row.kind), f"{row.kind} of {row.model}")

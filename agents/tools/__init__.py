@@ -1,0 +1,1 @@
+"""Typed tools: what the agents can do, and nothing else."""

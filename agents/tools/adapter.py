@@ -1,0 +1,50 @@
+"""Typed tools as LlamaIndex sees them: arguments validated, answers as JSON, our own faults kept instead of swallowed."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from llama_index.core.tools import FunctionTool
+from pydantic import ValidationError
+
+from agents.tools.answers import Answer, Problem
+from agents.tools.catalogue import CATALOGUE, ToolSpec
+from agents.tools.desk import Desk
+
+
+def tools_of(agent: str, desk: Desk) -> list[FunctionTool]:
+    """The tools of one agent, bound to a run's desk."""
+    return [_tool(spec, desk) for spec in CATALOGUE if spec.agent == agent]
+
+
+def _tool(spec: ToolSpec, desk: Desk) -> FunctionTool:
+    return FunctionTool.from_defaults(
+        async_fn=_bound(spec, desk), name=spec.name, description=spec.description, fn_schema=spec.takes
+    )
+
+
+def _bound(spec: ToolSpec, desk: Desk) -> Callable[..., Awaitable[str]]:
+    async def call(**kwargs: Any) -> str:
+        return use(spec, desk, kwargs).model_dump_json()
+
+    return call
+
+
+def use(spec: ToolSpec, desk: Desk, kwargs: dict[str, Any]) -> Answer:
+    """Call a tool: wrong arguments are answered, a fault of ours is kept on the desk and raised.
+
+    LlamaIndex turns what a tool raises into text for the model and goes on; the desk is how the handler still learns of it.
+    """
+    try:
+        args = spec.takes.model_validate(kwargs)
+    except ValidationError as error:
+        return Problem(error=_faults(error))
+    try:
+        return spec.run(desk, args)
+    except Exception as error:
+        desk.fault = desk.fault or error
+        raise
+
+
+def _faults(error: ValidationError) -> str:
+    faults = (f"{'.'.join(map(str, item['loc'])) or 'arguments'}: {item['msg']}" for item in error.errors(include_input=False))
+    return f"The arguments are wrong: {'; '.join(faults)}."

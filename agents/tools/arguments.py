@@ -1,0 +1,96 @@
+"""What the tools take. Ranges are checked here; names are resolved by the tool."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.vocabulary import Remedy
+
+ModelName = Annotated[str, Field(min_length=1, max_length=64, description="Name of a registered model")]
+Last = Annotated[int, Field(ge=1, le=100, description="How many, newest first")]
+Reason = Annotated[str, Field(max_length=800, description="Why, in one or two plain sentences")]
+
+
+class Arguments(BaseModel):
+    """Base of all tool arguments: unknown arguments are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NoArguments(Arguments):
+    """Nothing to say."""
+
+
+class OneModel(Arguments):
+    """One model."""
+
+    model: ModelName
+
+
+class HistoryArguments(Arguments):
+    """The run of a model's evaluations."""
+
+    model: ModelName
+    last: Last = 10
+
+
+class CompareArguments(Arguments):
+    """Two versions; what is left out is the champion and the version before it."""
+
+    model: ModelName
+    first: Annotated[int | None, Field(ge=1, description="Version number")] = None
+    second: Annotated[int | None, Field(ge=1, description="Version number")] = None
+
+
+class OrdersArguments(Arguments):
+    """Orders, of one model or of all."""
+
+    model: Annotated[str, Field(max_length=64, description="Name of a model; empty for all")] = ""
+    waiting: Annotated[bool, Field(description="Only those that wait for approval")] = False
+    last: Last = 10
+
+
+class ListArguments(Arguments):
+    """Things of one model or of all."""
+
+    model: Annotated[str, Field(max_length=64, description="Name of a model; empty for all")] = ""
+    last: Last = 5
+
+
+class OrderArguments(Arguments):
+    """An order that needs no settings."""
+
+    model: ModelName
+    reason: Reason = ""
+
+
+class ReportArguments(OrderArguments):
+    """A report, with advice where new weights would not help."""
+
+    advice: Annotated[Literal["", "fix_feed", "rethreshold", "recalibrate"], Field(description="Remedy for a person")] = ""
+
+
+class RemedyArguments(OrderArguments):
+    """A fine-tuning run. What is left out is taken from the site's settings."""
+
+    remedy: Annotated[
+        Literal[Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.FULL],
+        Field(description="head_only: last layer; partial: rear part of the network; full: all of it"),
+    ]
+    epochs: Annotated[int | None, Field(ge=1, le=200)] = None
+    batch_size: Annotated[int | None, Field(ge=1, le=512)] = None
+    head_learning_rate: Annotated[float | None, Field(ge=1e-7, le=1.0)] = None
+    body_learning_rate: Annotated[float | None, Field(ge=1e-8, le=1.0)] = None
+    rehearsal_share: Annotated[float | None, Field(ge=0.0, le=0.95, description="Share of old cases in each training batch")] = None
+
+
+class LabelArguments(OrderArguments):
+    """A request for labels."""
+
+    cases: Annotated[int | None, Field(ge=1, le=10_000, description="How many more; left out: what a remedy needs")] = None
+
+
+class DecideArguments(Arguments):
+    """An order that waits for approval."""
+
+    order_id: Annotated[str, Field(max_length=64, description="Its id; empty when only one order waits")] = ""

@@ -1,0 +1,244 @@
+"""Tools that read. None of them changes anything."""
+
+from sqlmodel import Session
+
+from agents import repository
+from agents.ladder import next_rung
+from agents.redaction import plain
+from agents.tools.answers import (
+    Answer,
+    Comparison,
+    Explanation,
+    Help,
+    History,
+    ModelLine,
+    Models,
+    ModelStatus,
+    OrderLine,
+    Orders,
+    Problem,
+    RemedyOptions,
+    ReportLine,
+    Reports,
+    VersionFacts,
+)
+from agents.tools.arguments import CompareArguments, HistoryArguments, ListArguments, NoArguments, OneModel, OrdersArguments
+from agents.tools.desk import Desk, evaluation_facts, resolve
+from schemas.tables import ModelVersion, Order, RegisteredModel
+from schemas.vocabulary import CaseRole, OrderKind, OrderState
+from services.runtime import registry
+
+HELP = """You can ask me, in your own words:
+- how a model is doing, its trend, why it declined, how two versions compare
+- which models, evaluations, orders and reports there are
+- to write a report or to ask for labels (radiologist and above)
+- to fine-tune a model, with epochs, learning rate and strategy (head only, partial, full), to stop or resume serving, \
+to approve or reject an order that waits (ml_owner and above)
+- to roll back to the last version (admin)
+Several requests may stand in one message. Every order passes the guardrails; what they refuse is explained."""
+
+
+def tell_help(_desk: Desk, _args: NoArguments) -> Answer:
+    """Say what may be asked."""
+    return Help(text=HELP)
+
+
+def list_models(desk: Desk, _args: NoArguments) -> Answer:
+    """List the registered models with the version in service and its latest status."""
+    with desk.database.read() as session:
+        return Models(models=tuple(_model_line(session, row) for row in registry.models(session)))
+
+
+def _model_line(session: Session, row: RegisteredModel) -> ModelLine:
+    newest = repository.latest(session, row.name, row.champion)
+    status = newest.status if newest else "not evaluated yet"
+    return ModelLine(name=row.name, task=plain(row.task), champion=row.champion, serving=row.serving, status=status)
+
+
+def model_status(desk: Desk, args: OneModel) -> Answer:
+    """Status of a model: latest evaluation with metrics and intervals, cases at hand, orders under way."""
+    with desk.database.read() as session:
+        name = resolve(session, args.model)
+        return name if isinstance(name, Problem) else _status(session, registry.model(session, name))
+
+
+def _status(session: Session, row: RegisteredModel) -> ModelStatus:
+    if row.champion is None:
+        return ModelStatus(model=row.name, champion=None, serving=row.serving, evaluation=None)
+    newest = repository.latest(session, row.name, row.champion)
+    active = repository.orders(session, row.name, repository.ACTIVE)
+    return ModelStatus(
+        model=row.name,
+        champion=row.champion,
+        serving=row.serving,
+        evaluation=evaluation_facts(newest) if newest else None,
+        tune_cases=repository.labelled(session, row.name, row.champion, CaseRole.TUNE),
+        gate_cases=repository.labelled(session, row.name, row.champion, CaseRole.GATE),
+        unlabelled=repository.unlabelled(session, row.name, row.champion),
+        active_orders=tuple(_order_line(session, order).say() for order in active),
+    )
+
+
+def metric_history(desk: Desk, args: HistoryArguments) -> Answer:
+    """The run of a model's evaluations over time, all versions."""
+    with desk.database.read() as session:
+        name = resolve(session, args.model)
+        if isinstance(name, Problem):
+            return name
+        rows = repository.evaluations(session, name, limit=args.last)
+        return History(model=name, evaluations=tuple(evaluation_facts(row, detail=False) for row in rows))
+
+
+def explain_decline(desk: Desk, args: OneModel) -> Answer:
+    """Why a model has its status: diagnosis, evidence, the metrics that fell most."""
+    with desk.database.read() as session:
+        name = resolve(session, args.model)
+        if isinstance(name, Problem):
+            return name
+        newest = repository.latest(session, name, registry.model(session, name).champion)
+        return Explanation(model=name, evaluation=evaluation_facts(newest) if newest else None)
+
+
+def compare_versions(desk: Desk, args: CompareArguments) -> Answer:
+    """Compare two versions of a model: baseline and latest evaluation of each."""
+    with desk.database.read() as session:
+        name = resolve(session, args.model)
+        if isinstance(name, Problem):
+            return name
+        known = {row.version: row for row in registry.versions(session, name)}
+        chosen = _pair(args, registry.model(session, name).champion, known)
+        if isinstance(chosen, Problem):
+            return chosen
+        first, second = (_version_facts(session, known[number]) for number in chosen)
+        return Comparison(model=name, versions=(first, second))
+
+
+def _pair(args: CompareArguments, champion: int | None, known: dict[int, ModelVersion]) -> tuple[int, int] | Problem:
+    listed = tuple(map(str, known))
+    second = args.second or (champion if args.first != champion else None) or max(known, default=0)
+    earlier = [number for number in known if number != second]
+    first = args.first or (known[second].parent if second in known else None) or max(earlier, default=0)
+    for number in (first, second):
+        if number not in known:
+            wrong = f"There is no version {number}." if number else "There is only one version, so nothing to compare it with."
+            return Problem(error=wrong, known=listed)
+    if first == second:
+        return Problem(error="Two different versions are needed.", known=listed)
+    return first, second
+
+
+def _version_facts(session: Session, row: ModelVersion) -> VersionFacts:
+    newest = repository.latest(session, row.model, row.version)
+    cases = registry.baseline(session, row.model, row.version)
+    right = sum(case.truth == case.predicted for case in cases)
+    return VersionFacts(
+        version=row.version,
+        state=row.state,
+        evaluation=evaluation_facts(newest, detail=False) if newest else None,
+        baseline_cases=len(cases),
+        baseline_accuracy=right / len(cases) if cases else None,
+    )
+
+
+def list_evaluations(desk: Desk, args: ListArguments) -> Answer:
+    """The latest evaluations of one model, or of each model."""
+    with desk.database.read() as session:
+        wanted = _wanted(session, args.model)
+        if isinstance(wanted, Problem):
+            return wanted
+        rows = [row for name in wanted for row in repository.evaluations(session, name, limit=args.last)]
+        facts = tuple(evaluation_facts(row, detail=False) for row in rows)
+        return History(model=", ".join(wanted) or "No model", evaluations=facts)
+
+
+def _wanted(session: Session, model: str) -> list[str] | Problem:
+    if not model:
+        return [row.name for row in registry.models(session)]
+    name = resolve(session, model)
+    return name if isinstance(name, Problem) else [name]
+
+
+def list_orders(desk: Desk, args: OrdersArguments) -> Answer:
+    """Orders with their state, newest first; `waiting` for those that need approval."""
+    with desk.database.read() as session:
+        name = resolve(session, args.model) if args.model else ""
+        if isinstance(name, Problem):
+            return name
+        states = (OrderState.AWAITING_APPROVAL,) if args.waiting else ()
+        rows = repository.orders(session, name, states, args.last)
+        return Orders(orders=tuple(_order_line(session, row) for row in rows), waiting=args.waiting)
+
+
+def _order_line(session: Session, row: Order) -> OrderLine:
+    return OrderLine(
+        order_id=row.order_id,
+        kind=row.kind,
+        state=row.state,
+        model=row.model,
+        remedy=row.remedy or "",
+        actor=plain(row.actor, 60),
+        reason=plain(row.reason, 300),
+        explanation=plain(row.explanation, 300),
+        progress=_progress(session, row),
+    )
+
+
+def _progress(session: Session, row: Order) -> str:
+    job = repository.job_of(session, row.order_id) if row.kind == OrderKind.REMEDY else None
+    if job is None:
+        return ""
+    epoch, epochs = job.progress.get("epoch"), job.progress.get("epochs")
+    return f"{job.state}, epoch {epoch} of {epochs}" if epoch is not None and epochs is not None else job.state
+
+
+def list_reports(desk: Desk, args: ListArguments) -> Answer:
+    """Written reports, newest first."""
+    with desk.database.read() as session:
+        name = resolve(session, args.model) if args.model else ""
+        if isinstance(name, Problem):
+            return name
+        rows = repository.reports(session, name, args.last)
+    lines = (
+        ReportLine(
+            report_id=row.report_id,
+            model=row.model,
+            kind=row.kind,
+            status=row.status,
+            title=plain(row.title),
+            summary=plain(row.summary, 400),
+            written_at=f"{row.written_at:%Y-%m-%d %H:%M} UTC",
+            location=row.html,
+        )
+        for row in rows
+    )
+    return Reports(reports=tuple(lines))
+
+
+def remedy_options(desk: Desk, args: OneModel) -> Answer:
+    """What a remedy has to go by: diagnosis, labelled cases, former remedies of this version, the next rung."""
+    with desk.database.read() as session:
+        name = resolve(session, args.model)
+        return name if isinstance(name, Problem) else _options(session, registry.model(session, name), desk)
+
+
+def _options(session: Session, row: RegisteredModel, desk: Desk) -> RemedyOptions:
+    champion, limits = row.champion or 0, desk.settings.remediation
+    newest = repository.latest(session, row.name, row.champion)
+    tune = repository.labelled(session, row.name, champion, CaseRole.TUNE)
+    tried = repository.tried_remedies(session, row.name, champion)
+    rejected = repository.rejected_challengers(session, row.name, champion)
+    rung = next_rung(tune, limits.min_tune_cases, rejected, tried)
+    return RemedyOptions(
+        model=row.name,
+        champion=row.champion,
+        status=newest.status if newest else "not evaluated yet",
+        diagnosis=newest.diagnosis if newest else "none",
+        tune_cases=tune,
+        gate_cases=repository.labelled(session, row.name, champion, CaseRole.GATE),
+        min_tune_cases=limits.min_tune_cases,
+        min_gate_cases=limits.min_gate_cases,
+        rejected_challengers=rejected,
+        tried=tuple(sorted(tried)),
+        active_remedy=repository.open_order(session, row.name, OrderKind.REMEDY),
+        suggestion=rung,
+    )
