@@ -2,7 +2,11 @@
 
 import copy
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +112,40 @@ def test_a_killed_run_goes_on_exactly(reference, tmp_path, batches):
     assert same(weights(module), weights(reference[1]))
     assert len(heard) == 5 - batches // 12
     assert not [path for path in tmp_path.rglob("*") if path.suffix in {".pt", ".pkl"}]
+
+
+KILLED_RUN = """
+import os, runpy, signal, sys
+from pathlib import Path
+import torch
+here = runpy.run_path(sys.argv[1])
+torch.set_num_threads(int(sys.argv[3]))
+asked = iter(range(1000))
+here["train"](
+    here["network_of"](here["SPEC"]), here["SPEC"], here["TRAIN"], here["VALID"], here["QUICK"], checkpoint_dir=Path(sys.argv[2]),
+    should_stop=lambda: next(asked) == 29 and os.kill(os.getpid(), signal.SIGKILL),
+)
+"""
+
+
+def test_a_run_that_sigkill_ended_goes_on_exactly(reference, tmp_path):
+    command = [sys.executable, "-c", KILLED_RUN, __file__, str(tmp_path), str(torch.get_num_threads())]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-00002"]
+    module = network_of(SPEC)
+    result = train(module, SPEC, TRAIN, VALID, QUICK, checkpoint_dir=tmp_path)
+    assert numbers(result) == numbers(reference[0])
+    assert same(weights(module), weights(reference[1]))
+
+
+def test_a_volume_network_learns_its_training_set():
+    spec = SPEC.model_copy(update={"preprocessing": PreprocessingSpec(size=(8, 32, 32))})
+    flat = stripes(60, 41)
+    volumes = tuple(study[:1, :, None].expand(1, 1, 8, 32, 32) for study in flat.studies)
+    tensors = replace(flat, studies=volumes)
+    settings = QUICK.model_copy(update={"epochs": 15, "augmentation": AugmentationSettings.off()})
+    result = train(network_of(spec), spec, tensors, tensors, settings)
+    assert max(each.macro_recall for each in result.history) > 0.9
 
 
 def test_a_finished_run_is_not_run_again(reference, tmp_path):
