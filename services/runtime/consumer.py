@@ -4,6 +4,7 @@
 """
 
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from sqlalchemy import select
 from schemas.events import Event
 from schemas.tables import Inbox
 from schemas.topics import Topic
+from services.runtime import telemetry
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput
 from services.runtime.messages import Received, Record, decode
@@ -40,7 +42,10 @@ class BatchConsumer(ABC, Generic[P]):
 
     @abstractmethod
     def apply(self, tx: Transaction, batch: Batch, prepared: P) -> None:
-        """Write all effects of the batch into one transaction. Raise InvalidInput for data that can never be processed."""
+        """Write all effects of the batch into one transaction. Raise InvalidInput for data that can never be processed.
+
+        A consumer that knows which events of the batch are invalid calls `tx.reject` for them instead and goes on.
+        """
 
 
 class _Overtaken(Exception):  # noqa: N818
@@ -49,9 +54,12 @@ class _Overtaken(Exception):  # noqa: N818
 
 def process(database: Database, consumer: BatchConsumer[Any], records: Sequence[Record]) -> int:
     """Handle records; returns how many went to the dead letters. Raises Transient, or whatever bug a handler has."""
+    started = time.monotonic()
     good, bad = _decode_all(records)
     _reject_all(database, consumer, bad)
-    return len(bad) + _handle(database, consumer, good)
+    rejected = len(bad) + _handle(database, consumer, good)
+    telemetry.handled(consumer.name, len(records), rejected, time.monotonic() - started)
+    return rejected
 
 
 def _decode_all(records: Sequence[Record]) -> tuple[list[Received[Event]], list[tuple[Record, InvalidInput]]]:
@@ -80,15 +88,15 @@ def _handle(database: Database, consumer: BatchConsumer[Any], batch: list[Receiv
         if not fresh:
             return 0
         try:
-            _handle_once(database, consumer, fresh)
+            return _handle_once(database, consumer, fresh)
         except _Overtaken:
             continue
         except InvalidInput as error:
             return _isolate(database, consumer, fresh, error)
-        return 0
 
 
-def _handle_once(database: Database, consumer: BatchConsumer[Any], fresh: list[Received[Event]]) -> None:
+def _handle_once(database: Database, consumer: BatchConsumer[Any], fresh: list[Received[Event]]) -> int:
+    """Returns how many events the consumer rejected by itself."""
     with _spans(consumer.name, fresh) as traced:
         prepared = consumer.prepare(traced)
         with database.transaction() as tx:
@@ -96,6 +104,7 @@ def _handle_once(database: Database, consumer: BatchConsumer[Any], fresh: list[R
             if len(claimed) < len(traced):
                 raise _Overtaken
             consumer.apply(tx, traced, prepared)
+        return tx.rejected
 
 
 def _isolate(database: Database, consumer: BatchConsumer[Any], fresh: list[Received[Event]], error: InvalidInput) -> int:

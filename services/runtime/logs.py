@@ -1,0 +1,104 @@
+"""Log lines for people (text) or machines (JSON), with a last defence against identities (DESIGN promise 5).
+
+The defence is not the rule: code must not log an identity in the first place. It catches what a library's message or a
+traceback quotes from a file's header.
+"""
+
+import json
+import logging
+import re
+import sys
+from datetime import UTC, datetime
+from typing import Final
+
+from opentelemetry import trace
+
+from schemas.settings import Settings
+
+QUIET: Final = {
+    "aiokafka": logging.ERROR,  # repeats every failed reconnection; ours are logged once
+    "alembic": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "faststream": logging.WARNING,
+    "httpcore": logging.WARNING,
+    "httpx": logging.WARNING,
+    "kafka": logging.ERROR,
+    "llama_index": logging.WARNING,
+    "matplotlib": logging.WARNING,
+    "openai": logging.WARNING,
+    "opentelemetry": logging.ERROR,  # an unreachable collector must not fill the log
+    "PIL": logging.WARNING,
+    "py.warnings": logging.ERROR,
+    "pydicom": logging.ERROR,  # its warnings quote header values
+    "pynetdicom": logging.ERROR,  # logs identifiers of the peer's data sets below that
+    "urllib3": logging.WARNING,
+}
+_UID = re.compile(r"(?<![\w.])(?!1\.2\.840\.10008\.)[0-2](?:\.(?:0|[1-9]\d*)){4,}\b")
+_NAME = re.compile(r"[^\W\d_][\w'.-]*\^+[^\W\d_][\w'. ^=-]*")
+_KEYWORD = r"(?i)\b(Patient'?s?[ _]?(?:Name|ID|Birth[ _]?Date)|OtherPatientIDs|AccessionNumber)\b"
+_ELEMENT = re.compile(_KEYWORD + r"(['\"]?\s*[:=]\s*)('[^']*'|\"[^\"]*\"|[^\s,;)}\]]+)")
+_TAG = re.compile(r"\((0010|0008),\s?(0010|0020|0030|1000|1001|0050)\)[^\n]*")
+
+
+def setup(settings: Settings, service: str) -> None:
+    """Send this process's log to standard error; replaces earlier handlers."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(service) if settings.log_format == "json" else TextLines(service))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level)
+    logging.captureWarnings(capture=True)
+    if settings.log_level != "DEBUG":
+        for name, level in QUIET.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def redact(text: str) -> str:
+    """Mask what looks like an identity: instance UIDs, person names (PS3.5 6.2.1), patient elements. Registered UIDs stay."""
+    text = _TAG.sub(r"(\1,\2) [removed]", text)
+    text = _ELEMENT.sub(r"\1\2[removed]", text)
+    return _NAME.sub("[name]", _UID.sub("[uid]", text))
+
+
+class TextLines(logging.Formatter):
+    """`08:00:01 INFO  inference  message`, with the trace id where a span is current."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback's lines after it."""
+        at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        trace_id = _trace_id()
+        line = f"{at} {record.levelname:<7} {self._service:<12} {record.getMessage()}" + (f" trace={trace_id}" if trace_id else "")
+        return redact("\n".join([line, *self._traceback(record)]))
+
+    def _traceback(self, record: logging.LogRecord) -> list[str]:
+        return [self.formatException(record.exc_info)] if record.exc_info else []
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line with time (UTC), level, service, logger, message, and trace_id and exception where there are any."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "service": self._service,
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+            "trace_id": _trace_id(),
+            "exception": redact(self.formatException(record.exc_info)) if record.exc_info else "",
+        }
+        return json.dumps({name: value for name, value in fields.items() if value}, ensure_ascii=False)
+
+
+def _trace_id() -> str:
+    context = trace.get_current_span().get_span_context()
+    return format(context.trace_id, "032x") if context.is_valid else ""
