@@ -96,7 +96,8 @@ class InferenceSettings(Group):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: int = Field(32, ge=1)
-    decode_workers: int = Field(2, ge=1)
+    decode_workers: int = Field(2, ge=1, description="Threads that read and prepare images while others are scored")
+    threads: int = Field(0, ge=0, description="Cores of a forward pass on the CPU; 0 leaves it to torch (all, or OMP_NUM_THREADS)")
 
 
 class JoinSettings(Group):

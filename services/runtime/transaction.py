@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from opentelemetry import trace
-from sqlalchemy import Table
+from sqlalchemy import Table, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlmodel import Session, SQLModel
+from sqlmodel import Session, SQLModel, col
 
 from schemas.events import Event
 from schemas.tables import Audit, DeadLetter, Inbox, Outbox
@@ -20,11 +20,15 @@ from services.runtime.messages import Received, Record, headers_of
 
 
 class Transaction:
-    """What a handler may do with the database while its batch is open. `session` is a plain SQLModel session."""
+    """What a handler may do with the database while its batch is open. `session` is a plain SQLModel session.
+
+    `rejected` counts the messages that went to the dead letters in it.
+    """
 
     def __init__(self, session: Session, clock: Clock) -> None:
         self.session = session
         self.clock = clock
+        self.rejected = 0
 
     def emit(self, topic: Topic, data: Event, *, event_id: str | None = None, cause: Received[Event] | str | None = None) -> str:
         """Put an event into the outbox and return its id.
@@ -70,13 +74,29 @@ class Transaction:
             created_at=now,
         )
         if self.insert_new(DeadLetter, [letter], returning="event_id"):
-            self._announce_rejection(consumer, record, error, reason)
+            self.rejected += 1
+            self._announce_rejection(consumer, record, error, reason, replays=0)
+        elif (replays := self._reopen(letter)) is not None:
+            self._announce_rejection(consumer, record, error, reason, replays)
 
-    def _announce_rejection(self, consumer: str, record: Record, error: str, reason: str) -> None:
+    def _reopen(self, letter: DeadLetter) -> int | None:
+        """A replayed letter failed again: make it a waiting one with the new reason. None when it was not replayed."""
+        statement = (
+            update(DeadLetter)
+            .where(
+                col(DeadLetter.consumer) == letter.consumer,
+                col(DeadLetter.event_id) == letter.event_id,
+                col(DeadLetter.replayed_at).is_not(None),
+            )
+            .values(replayed_at=None, error=letter.error, reason=letter.reason, created_at=letter.created_at)
+        )
+        return self.session.execute(statement.returning(col(DeadLetter.replays))).scalar_one_or_none()
+
+    def _announce_rejection(self, consumer: str, record: Record, error: str, reason: str, replays: int) -> None:
         origin = {"dlq_topic": record.topic, "dlq_partition": str(record.partition), "dlq_offset": str(record.offset)}
         why = {"dlq_consumer": consumer, "dlq_error": error[:64], "dlq_reason": reason[:1000]}
         row = Outbox(
-            event_id=uuid.uuid5(uuid.NAMESPACE_URL, f"{consumer}|{record.event_id}").hex,
+            event_id=uuid.uuid5(uuid.NAMESPACE_URL, f"{consumer}|{record.event_id}|{replays}").hex,
             topic=f"{record.topic}.dlq",
             key=record.key,
             headers={**record.headers, **origin, **why},

@@ -1,0 +1,81 @@
+"""Dead letters: list them, and enter one again for the consumer that rejected it, once the cause is mended."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import delete, update
+from sqlmodel import Session, col, select
+
+from schemas.tables import DeadLetter, Inbox, Outbox
+from services.runtime.database import Database
+from services.runtime.errors import InvalidInput
+from services.runtime.transaction import Transaction
+
+
+def list_letters(
+    session: Session, *, include_replayed: bool = False, consumer: str | None = None, limit: int = 100
+) -> Sequence[DeadLetter]:
+    """Dead letters, newest first; without those that were entered again and have not failed since."""
+    query = select(DeadLetter).order_by(col(DeadLetter.id).desc()).limit(limit)
+    if not include_replayed:
+        query = query.where(col(DeadLetter.replayed_at).is_(None))
+    if consumer is not None:
+        query = query.where(DeadLetter.consumer == consumer)
+    return session.exec(query).all()
+
+
+def replay(database: Database, *, ids: Sequence[int] | None = None, consumer: str | None = None, actor: str) -> int:
+    """Enter letters again, all waiting ones when no ids are given; returns how many. One transaction for all of them.
+
+    Only the consumer that rejected a message handles it again: the inboxes of the others still hold it. A message that
+    fails again is a waiting letter again. InvalidInput names ids that do not exist.
+    """
+    with database.transaction() as tx:
+        letters = _chosen(tx.session, ids, consumer)
+        for letter in letters:
+            _enter_again(tx, letter, actor)
+        return len(letters)
+
+
+def _chosen(session: Session, ids: Sequence[int] | None, consumer: str | None) -> Sequence[DeadLetter]:
+    query = select(DeadLetter).order_by(col(DeadLetter.id))
+    query = query.where(col(DeadLetter.id).in_(ids)) if ids is not None else query.where(col(DeadLetter.replayed_at).is_(None))
+    if consumer is not None:
+        query = query.where(DeadLetter.consumer == consumer)
+    letters = session.exec(query).all()
+    unknown = sorted(set(ids or ()) - {letter.id or 0 for letter in letters})
+    if unknown:
+        raise InvalidInput(f"no dead letter has the id {', '.join(map(str, unknown))}{f' for {consumer}' if consumer else ''}")
+    return letters
+
+
+def _enter_again(tx: Transaction, letter: DeadLetter, actor: str) -> None:
+    now = tx.clock.now()
+    tx.session.execute(delete(Inbox).where(col(Inbox.consumer) == letter.consumer, col(Inbox.event_id) == letter.event_id))
+    if not _send_again(tx, letter):
+        _put_anew(tx, letter, now)
+    letter.replayed_at, letter.replays = now, letter.replays + 1
+    tx.session.add(letter)
+    tx.session.flush()
+    detail = {"event_id": letter.event_id, "topic": letter.topic, "replays": letter.replays, "error": letter.error}
+    tx.audit(actor, "dead_letter.replayed", f"{letter.consumer}:{letter.id}", **detail)
+
+
+def _send_again(tx: Transaction, letter: DeadLetter) -> bool:
+    """Use the event's own outbox row while it is still there and is the same message; False when it is not."""
+    same = (col(Outbox.event_id) == letter.event_id, col(Outbox.topic) == letter.topic, col(Outbox.body) == letter.body)
+    statement = update(Outbox).where(*same).values(sent_at=None, sent_to="")
+    return tx.session.execute(statement.returning(col(Outbox.id))).first() is not None
+
+
+def _put_anew(tx: Transaction, letter: DeadLetter, now: datetime) -> None:
+    """A message that came from outside, or whose outbox row is gone."""
+    row = Outbox(
+        event_id=f"replay-{letter.id}-{letter.replays + 1}",
+        topic=letter.topic,
+        key=letter.key,
+        headers=dict(letter.headers),
+        body=letter.body,
+        created_at=now,
+    )
+    tx.insert_new(Outbox, [row], returning="event_id")
