@@ -17,6 +17,10 @@ class UnsuitableStudy(ModelError):  # noqa: N818 - named for what is wrong, not 
     """The study's images can be read, but they are not what this model takes."""
 
 
+class NotSelected(UnsuitableStudy):
+    """No image of the study is one that the model is meant for; nothing is wrong with the study."""
+
+
 class BrokenBundle(ModelError):  # noqa: N818 - named for what is wrong, not for the mechanism
     """The model bundle on disk is incomplete, altered or not a bundle."""
 

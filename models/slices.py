@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.errors import UnsuitableStudy
+from models.errors import NotSelected
 from models.frames import unique
 from models.headers import Header, read_header
 from models.spec import PreprocessingSpec, SelectionRule
@@ -34,7 +34,7 @@ def series_of(paths: Iterable[Path], rule: SelectionRule | None = None) -> Serie
     """Order a study's images along the slice normal, localisers left out.
 
     Of several volume series the one with most frames is taken (then the least UID), with the finding `several_series`;
-    all projection images belong together. Raises UnsuitableStudy where nothing is left, UnreadableImage for a damaged file.
+    all projection images belong together. Raises NotSelected where nothing is left, UnreadableImage for a damaged file.
     """
     return series_from(map(read_header, paths), rule)
 
@@ -43,7 +43,7 @@ def series_from(headers: Iterable[Header], rule: SelectionRule | None = None) ->
     """`series_of` for headers that are already read."""
     headers = [header for header in headers if header.is_image and _wanted(header, rule)]
     if not headers:
-        raise UnsuitableStudy("no image of the study fits the model: only localisers, other modalities or objects without pixels")
+        raise NotSelected("no image of the study fits the model: only localisers, other modalities or objects without pixels")
     chosen, findings = _one_series(headers)
     ordered, doubts = _ordered(chosen)
     return Series(ordered, unique((*findings, *doubts)))
