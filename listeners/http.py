@@ -1,0 +1,128 @@
+"""The HTTP endpoint: one aiohttp application for labels and chat, behind one bearer token.
+
+Add an API by appending its route factory to `ROUTE_FACTORIES`.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from listeners.labels.http import create_routes as label_routes
+from schemas.settings import HttpSettings
+from services.runtime.errors import InvalidInput, Transient
+from services.runtime.service import Context, Service, StopSignal, Worker
+
+logger = logging.getLogger(__name__)
+RouteFactory = Callable[[Context], Iterable[web.AbstractRouteDef]]
+
+ROUTE_FACTORIES: Final[tuple[RouteFactory, ...]] = (label_routes,)
+"""All APIs. A factory returns routes below `/api/`; errors it raises as `web.HTTPException`, `InvalidInput` (422) or
+`Transient` (503) become JSON, and requests reach it only with the right token."""
+
+
+def build(context: Context) -> Service:
+    """The service `http`; InvalidInput when it would listen beyond this machine without a token."""
+    settings = context.settings.http
+    if not settings.token.get_secret_value() and not _is_loopback(settings.host):
+        raise InvalidInput(f"http.host is {settings.host}, not a loopback address: set RECLAIM_HTTP_TOKEN")
+
+    async def serve(stop: StopSignal) -> None:
+        await _serve(create_app(context), settings, context.settings.state_dir / "run" / "http.json", stop)
+
+    return Service("http", workers=(Worker("http", serve),))
+
+
+def create_app(context: Context) -> web.Application:
+    """The application with all routes."""
+    token = context.settings.http.token.get_secret_value()
+    app = web.Application(client_max_size=context.settings.http.max_body_bytes, middlewares=[_errors_as_json, _guard(token)])
+    app.add_routes([web.get("/health", _health(context))])
+    for factory in ROUTE_FACTORIES:
+        app.add_routes(factory(context))
+    return app
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _health(context: Context) -> Handler:
+    def look() -> None:
+        with context.database.read() as session:
+            session.connection().exec_driver_sql("SELECT 1")
+
+    async def health(_: web.Request) -> web.Response:
+        await asyncio.to_thread(look)
+        return web.json_response({"status": "ok"})
+
+    return health
+
+
+def _guard(token: str) -> Middleware:
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if token and request.path.startswith("/api/") and not hmac.compare_digest(given, expected):
+            raise web.HTTPUnauthorized(text="a valid bearer token is required", headers={"WWW-Authenticate": "Bearer"})
+        return await handler(request)
+
+    return guard
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error is `{"error": reason}`; what we did not foresee is logged here and not told outside."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        challenge = error.headers.get("WWW-Authenticate")
+        headers = {"WWW-Authenticate": challenge} if challenge else None
+        return web.json_response({"error": error.text}, status=error.status, headers=headers)
+    except InvalidInput as error:
+        return web.json_response({"error": error.reason}, status=422)
+    except Transient as error:
+        return web.json_response({"error": f"try again later: {error}"}, status=503, headers={"Retry-After": "5"})
+    except Exception:
+        logger.exception("%s failed", request.path)
+        return web.json_response({"error": "internal error"}, status=500)
+
+
+async def _serve(app: web.Application, settings: HttpSettings, note: Path, stop: StopSignal) -> None:
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+        port = int(runner.addresses[0][1])
+        _write_address(note, settings.host, port)
+        logger.info("http: listening on %s:%d", settings.host, port)
+        await stop.wait()
+    finally:
+        _forget_address(note)
+        await runner.cleanup()
+
+
+def _write_address(note: Path, host: str, port: int) -> None:
+    """Say where we listen: with port 0 nobody else knows."""
+    note.parent.mkdir(parents=True, exist_ok=True)
+    shown = f"[{host}]" if ":" in host else host
+    draft = note.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_text(json.dumps({"host": host, "port": port, "url": f"http://{shown}:{port}"}), encoding="utf-8")
+    draft.replace(note)
+
+
+def _forget_address(note: Path) -> None:
+    note.unlink(missing_ok=True)
