@@ -15,6 +15,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.uid import UID
 
 from models.errors import ModelError, UnreadableImage
 
@@ -117,6 +118,10 @@ def header_of(path: Path, dataset: Dataset) -> Header:
     with unreadable_as("the header is damaged"):
         if frame_count(dataset) > MAX_FRAMES:
             raise UnreadableImage(f"NumberOfFrames {frame_count(dataset)} is beyond any study")
+        shape = (int(number_of(dataset, "Rows") or 0), int(number_of(dataset, "Columns") or 0))
+        # Reports and presentation states have no pixels by right; an image that lost its size must not pass for one of them.
+        if min(shape) < 1 and "Image Storage" in UID(text_of(dataset, "SOPClassUID")).name:
+            raise UnreadableImage("the image has no Rows or no Columns")
         return Header(
             path=path,
             modality=text_of(dataset, "Modality"),
@@ -125,7 +130,7 @@ def header_of(path: Path, dataset: Dataset) -> Header:
             series_uid=text_of(dataset, "SeriesInstanceUID"),
             instance_number=int(number_of(dataset, "InstanceNumber") or 0),
             frames=frame_count(dataset),
-            shape=(int(number_of(dataset, "Rows") or 0), int(number_of(dataset, "Columns") or 0)),
+            shape=shape,
             positions=_positions(dataset),
             localizer="LOCALIZER" in _words(dataset, "ImageType"),
             facets=facets_of(dataset),

@@ -114,6 +114,21 @@ def test_a_damaged_file_of_a_study_is_an_error(tmp_path, series):
         load_study(series, PLAIN.model_copy(update={"slices": "evenly", "max_images": 9}))
 
 
+def test_an_image_that_lost_its_size_is_an_error_and_a_report_is_passed_over(tmp_path, series):
+    spec = PLAIN.model_copy(update={"slices": "middle"})
+    report = Path(str(get_testdata_file("test-SR.dcm", download=False)))
+    assert levels(load_study([report, *series], spec).tensor) == [50]
+    with pytest.raises(UnsuitableStudy):
+        load_study([report], spec)
+    lost = write_slice(tmp_path, 1, 0.0, 5)
+    image = pydicom.dcmread(lost)
+    del image.Rows
+    image.save_as(lost)
+    for paths in ([lost], [lost, *series]):
+        with pytest.raises(UnreadableImage, match="no Rows"):
+            load_study(paths, spec)
+
+
 def test_frames_of_an_enhanced_object_are_ordered_by_their_planes(tmp_path):
     path = write_slice(tmp_path, 1, 0.0, 0)
     enhanced = pydicom.dcmread(path)
