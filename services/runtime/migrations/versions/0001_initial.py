@@ -97,14 +97,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_case_batch_id"), ["batch_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_case_model_version_state_role"), ["model", "version", "state", "role"], unique=False)
         batch_op.create_index(batch_op.f("ix_case_task_study_key"), ["task", "study_key"], unique=False)
-        batch_op.create_index(batch_op.f("ix_case_patient_key"), ["patient_key"], unique=False)
-        batch_op.create_index(
-            "ix_case_open",
-            ["model", "version", "joined_at"],
-            unique=False,
-            sqlite_where=sa.text("state = 'joined' AND role = 'trigger' AND serving"),
-            postgresql_where=sa.text("state = 'joined' AND role = 'trigger' AND serving"),
-        )
 
     op.create_table(
         "dead_letter",
@@ -387,8 +379,6 @@ def downgrade() -> None:
     op.drop_table("evaluation")
     op.drop_table("dead_letter")
     with op.batch_alter_table("case", schema=None) as batch_op:
-        batch_op.drop_index("ix_case_open")
-        batch_op.drop_index(batch_op.f("ix_case_patient_key"))
         batch_op.drop_index(batch_op.f("ix_case_task_study_key"))
         batch_op.drop_index(batch_op.f("ix_case_model_version_state_role"))
         batch_op.drop_index(batch_op.f("ix_case_batch_id"))
