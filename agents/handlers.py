@@ -8,6 +8,7 @@ from sqlmodel import Session
 
 from agents import repository
 from agents.causes import command_cause, evaluation_cause
+from agents.planner.commands import PASSED_ON
 from agents.proposals import reply_event_id
 from agents.runner import Past, Run, Runner
 from agents.settlement import Settlement, settle
@@ -86,7 +87,8 @@ def _as_prompts(past: tuple[tuple[str, str], ...]) -> Past:
 
 def _reply(run: Run, settlement: Settlement) -> str:
     """The agent's words, then what was really recorded: the words alone prove nothing."""
-    parts = [run.reply, "\n".join(settlement.lines)]
+    said = "" if run.reply == PASSED_ON and settlement.lines else run.reply
+    parts = [said, "\n".join(settlement.lines)]
     return "\n\n".join(part for part in parts if part)[:8000]
 
 

@@ -1,0 +1,205 @@
+"""The guardrails hold for every proposal, actor and state of the world."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.guardrails import APPROVERS, ROLE_KINDS, Accepted, Actor, Facts, Limits, NeedsApproval, Refused, check, may_decide
+from agents.ladder import EXECUTABLE, next_rung
+from agents.proposals import Proposal
+from schemas.vocabulary import OrderKind, Remedy, Status, UserRole
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+LIMITS = Limits()
+READY = Facts(
+    now=NOW, models=("brain", "chest"), versions=(1, 2), champion=2, champion_before=1, status=Status.DEGRADED, tune_cases=80, gate_cases=60
+)
+AGENT = Actor(name="agent:orchestrator", cause_model="brain")
+OWNER = Actor(name="user:o", role=UserRole.ML_OWNER)
+REMEDY = Proposal(kind=OrderKind.REMEDY, model="brain", version=2, remedy=Remedy.PARTIAL)
+
+proposals = st.builds(
+    Proposal,
+    kind=st.sampled_from(OrderKind),
+    model=st.sampled_from(["brain", "chest", "brian", "'; DROP TABLE model; --", ""]),
+    version=st.one_of(st.none(), st.integers(-1, 4)),
+    remedy=st.one_of(st.none(), st.sampled_from(Remedy)),
+    settings=st.dictionaries(
+        st.sampled_from(["epochs", "head_learning_rate", "shell", "rehearsal_share"]),
+        st.one_of(st.integers(-5, 500), st.floats(allow_nan=False), st.text(max_size=5), st.booleans()),
+        max_size=2,
+    ),
+)
+actors = st.builds(
+    Actor,
+    name=st.just("x"),
+    role=st.one_of(st.none(), st.sampled_from(UserRole)),
+    cause_model=st.one_of(st.none(), st.just("brain")),
+    asked=st.booleans(),
+    approved=st.booleans(),
+)
+facts = st.builds(
+    Facts,
+    now=st.just(NOW),
+    models=st.just(("brain", "chest")),
+    versions=st.just((1, 2)),
+    champion=st.one_of(st.none(), st.just(2)),
+    champion_before=st.one_of(st.none(), st.just(1)),
+    serving=st.booleans(),
+    status=st.one_of(st.none(), st.sampled_from(Status)),
+    tune_cases=st.integers(0, 100),
+    gate_cases=st.integers(0, 100),
+    active_remedy=st.one_of(st.none(), st.just("ord-1")),
+    last_remedy_at=st.one_of(st.none(), st.integers(0, 10_000).map(lambda s: NOW - timedelta(seconds=s))),
+    remedies_last_day=st.integers(0, 8),
+    open_label_request=st.one_of(st.none(), st.just("ord-2")),
+)
+limits = st.builds(Limits, approve_remedies=st.booleans())
+
+
+@given(proposals, actors, facts, limits)
+def test_whatever_is_accepted_meets_every_condition(proposal, actor, world, policy):
+    if not isinstance(check(proposal, actor, world, policy), Accepted):
+        return
+    assert proposal.model in world.models
+    assert proposal.version in (None, *world.versions)
+    assert actor.asked or actor.approved
+    if actor.role is None:
+        assert proposal.kind in {OrderKind.REPORT, OrderKind.REMEDY, OrderKind.LABEL_REQUEST}
+        assert actor.cause_model in (None, proposal.model)
+    else:
+        assert proposal.kind in ROLE_KINDS[actor.role]
+    if proposal.kind == OrderKind.REMEDY:
+        assert proposal.remedy in EXECUTABLE
+        assert "shell" not in proposal.settings
+        assert world.status == Status.DEGRADED or actor.role in APPROVERS
+        assert (world.tune_cases, world.gate_cases) >= (policy.min_tune_cases, 0)
+        assert world.gate_cases >= policy.min_gate_cases
+        assert world.active_remedy is None
+        assert world.remedies_last_day < policy.max_remedies_per_day
+        assert world.last_remedy_at is None or (NOW - world.last_remedy_at).total_seconds() >= policy.cool_down_s
+        assert actor.role is not None or actor.approved or not policy.approve_remedies
+
+
+@given(proposals, actors, facts, limits)
+def test_every_refusal_explains_itself_and_never_offers_more_than_it_refuses(proposal, actor, world, policy):
+    verdict = check(proposal, actor, world, policy)
+    if isinstance(verdict, Accepted):
+        return
+    assert len(verdict.reason.split()) >= 4
+    if isinstance(verdict, Refused) and verdict.instead is not None:
+        assert verdict.instead.kind == OrderKind.LABEL_REQUEST
+        assert verdict.instead.model == proposal.model
+
+
+@given(proposals, facts, limits)
+def test_a_viewer_orders_nothing(proposal, world, policy):
+    assert isinstance(check(proposal, Actor(name="v", role=UserRole.VIEWER), world, policy), Refused)
+
+
+def test_roles_include_the_ones_before_them():
+    ladder = [ROLE_KINDS[role] for role in UserRole]
+    assert all(smaller < larger for smaller, larger in zip(ladder, ladder[1:], strict=False))
+    assert ROLE_KINDS[UserRole.ADMIN] == set(OrderKind)
+
+
+def test_a_justified_remedy_is_accepted():
+    assert check(REMEDY, AGENT, READY, LIMITS) == Accepted()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"status": Status.HEALTHY}, "not degraded"),
+        ({"status": None}, "not evaluated"),
+        ({"active_remedy": "ord-9"}, "ord-9"),
+        ({"last_remedy_at": NOW - timedelta(minutes=30)}, "too recent"),
+        ({"remedies_last_day": 4}, "limit is 4"),
+        ({"champion": None}, "no version in service"),
+    ],
+)
+def test_the_agents_remedy_is_refused_with_its_reason(change, word):
+    verdict = check(REMEDY, AGENT, READY.model_copy(update=change), LIMITS)
+    assert isinstance(verdict, Refused)
+    assert word in verdict.reason
+
+
+def test_too_few_cases_become_a_label_request_with_the_number_needed():
+    verdict = check(REMEDY, AGENT, READY.model_copy(update={"tune_cases": 25, "gate_cases": 31}), LIMITS)
+    assert isinstance(verdict, Refused)
+    assert verdict.instead is not None
+    assert verdict.instead.settings == {"cases": 15, "tune_cases": 15, "gate_cases": 0}
+
+
+def test_an_owner_may_repair_a_model_that_is_not_degraded_but_not_without_cases():
+    healthy = READY.model_copy(update={"status": Status.HEALTHY})
+    assert check(REMEDY, OWNER, healthy, LIMITS) == Accepted()
+    assert isinstance(check(REMEDY, OWNER, healthy.model_copy(update={"gate_cases": 0}), LIMITS), Refused)
+
+
+def test_the_policy_makes_the_agents_wait_and_an_owners_own_order_not():
+    strict = Limits(approve_remedies=True)
+    assert isinstance(check(REMEDY, AGENT, READY, strict), NeedsApproval)
+    assert check(REMEDY, OWNER, READY, strict) == Accepted()
+
+
+def test_an_order_that_was_not_asked_for_waits():
+    verdict = check(REMEDY, OWNER.model_copy(update={"asked": False}), READY, LIMITS)
+    assert isinstance(verdict, NeedsApproval)
+
+
+def test_an_evaluation_cannot_cause_an_order_for_another_model():
+    verdict = check(REMEDY.model_copy(update={"model": "chest"}), AGENT, READY, LIMITS)
+    assert isinstance(verdict, Refused)
+    assert "about brain" in verdict.reason
+
+
+def test_an_unknown_model_is_answered_with_the_nearest():
+    verdict = check(REMEDY.model_copy(update={"model": "brian"}), OWNER, READY, LIMITS)
+    assert isinstance(verdict, Refused)
+    assert "did you mean brain" in verdict.reason
+
+
+@pytest.mark.parametrize("remedy", [Remedy.RETHRESHOLD, Remedy.RECALIBRATE, Remedy.PARAMETER_EFFICIENT, None])
+def test_rungs_that_cannot_be_carried_out_are_refused(remedy):
+    assert isinstance(check(REMEDY.model_copy(update={"remedy": remedy}), OWNER, READY, LIMITS), Refused)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [(OrderKind.ROLLBACK, {"champion_before": None}), (OrderKind.STOP_SERVING, {"serving": False}), (OrderKind.RESUME_SERVING, {})],
+)
+def test_orders_that_the_state_does_not_support_are_refused(kind, change):
+    admin = Actor(name="user:a", role=UserRole.ADMIN)
+    verdict = check(Proposal(kind=kind, model="brain"), admin, READY.model_copy(update=change), LIMITS)
+    assert isinstance(verdict, Refused)
+
+
+@pytest.mark.parametrize(
+    ("role", "kind", "may"),
+    [
+        (None, OrderKind.REMEDY, False),
+        (UserRole.RADIOLOGIST, OrderKind.REPORT, False),
+        (UserRole.ML_OWNER, OrderKind.REMEDY, True),
+        (UserRole.ML_OWNER, OrderKind.ROLLBACK, False),
+        (UserRole.ADMIN, OrderKind.ROLLBACK, True),
+    ],
+)
+def test_who_may_approve(role, kind, may):
+    assert may_decide(role, kind) is may
+
+
+@pytest.mark.parametrize(
+    ("cases", "rejected", "tried", "rung"),
+    [
+        (40, 0, (), Remedy.HEAD_ONLY),
+        (50, 0, (), Remedy.PARTIAL),
+        (50, 1, (Remedy.PARTIAL,), Remedy.FULL),
+        (50, 0, (Remedy.PARTIAL,), Remedy.PARTIAL),
+        (50, 2, (Remedy.PARTIAL, Remedy.FULL), None),
+    ],
+)
+def test_the_ladder_is_climbed_only_after_the_gate_has_said_no(cases, rejected, tried, rung):
+    assert next_rung(cases, 40, rejected, tried) == rung
