@@ -1,0 +1,1 @@
+"""Scoring: complete studies in, one prediction per scoring model version out."""

@@ -1,0 +1,28 @@
+"""Builds the inference service."""
+
+from models.bundle import LoadedModel
+from models.predictor import Predictor, choose_device
+from schemas.settings import InferenceSettings
+from services.inference.bundles import BundleCache
+from services.inference.handlers import Inference
+from services.inference.scoring import Scorer
+from services.runtime.service import Context, Service
+
+
+def build(context: Context) -> Service:
+    """The consumer that scores studies; its threads end with `on_close`."""
+    consumer = make_consumer(context)
+    return Service(name=Inference.name, consumers=(consumer,), on_close=(consumer.close,))
+
+
+def make_consumer(context: Context) -> Inference:
+    """The consumer alone."""
+    settings = context.settings
+    wanted = settings.inference
+    bundles = BundleCache(settings.models_dir, lambda loaded: _predictor(loaded, wanted))
+    scorer = Scorer(wanted.decode_workers, wanted.batch_size, wanted.threads)
+    return Inference(context.database, settings.archive_dir, bundles, scorer)
+
+
+def _predictor(loaded: LoadedModel, settings: InferenceSettings) -> Predictor:
+    return Predictor(loaded, choose_device(settings.device), settings.precision, settings.batch_size)
