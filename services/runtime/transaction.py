@@ -77,6 +77,7 @@ class Transaction:
             self.rejected += 1
             self._announce_rejection(consumer, record, error, reason, replays=0)
         elif (replays := self._reopen(letter)) is not None:
+            self.rejected += 1
             self._announce_rejection(consumer, record, error, reason, replays)
 
     def _reopen(self, letter: DeadLetter) -> int | None:
