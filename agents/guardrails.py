@@ -9,11 +9,11 @@ from typing import Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from agents.ladder import EXECUTABLE, WORDS
+from agents.ladder import ADVICE, EXECUTABLE, WORDS
 from agents.names import nearest
 from agents.proposals import Proposal
 from schemas.settings import Settings
-from schemas.vocabulary import OrderKind, Remedy, Status, UserRole
+from schemas.vocabulary import Diagnosis, OrderKind, Status, UserRole
 
 AGENT_KINDS: Final = frozenset({OrderKind.REPORT, OrderKind.REMEDY, OrderKind.LABEL_REQUEST})
 """What the agents may order without a person."""
@@ -63,6 +63,7 @@ class Facts(_Frozen):
     champion_before: int | None = None
     serving: bool = True
     status: Status | None = None
+    diagnosis: Diagnosis = Diagnosis.NONE
     tune_cases: int = 0
     gate_cases: int = 0
     active_remedy: str | None = None
@@ -202,7 +203,12 @@ def _no_objection(_proposal: Proposal, _actor: Actor, _facts: Facts) -> Verdict 
 def _remedy_supported(proposal: Proposal, actor: Actor, facts: Facts) -> Verdict | None:
     if proposal.version not in (None, facts.champion):
         return Refused(reason=f"Only the version in service (version {facts.champion}) can be repaired, not {proposal.version}.")
-    if facts.status == Status.DEGRADED or actor.role in APPROVERS:
+    if actor.role in APPROVERS:
+        return None
+    advice = ADVICE.get(facts.diagnosis)
+    if advice is not None:
+        return Refused(reason=f"The diagnosis is {facts.diagnosis}: new weights would not help; a person has to {WORDS[advice]}.")
+    if facts.status == Status.DEGRADED:
         return None
     status = facts.status or "not evaluated yet"
     return Refused(reason=f"The latest evaluation of {proposal.model} is {status}, not degraded; a remedy is not justified.")
@@ -315,5 +321,3 @@ RULES: Final[tuple[Rule, ...]] = (
     _approval,
 )
 """In the order in which they speak; each sees only facts that the rules before it have made sure of."""
-
-__all__ = ["Accepted", "Actor", "Facts", "Limits", "NeedsApproval", "Refused", "Remedy", "Verdict", "check", "may_decide"]

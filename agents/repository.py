@@ -7,7 +7,7 @@ from sqlmodel import Session, col, func, select
 
 from agents.guardrails import Facts
 from schemas.tables import AgentRun, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel, Report
-from schemas.vocabulary import CaseRole, OrderKind, OrderState, Remedy, Status, VersionState
+from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, VersionState
 from services.runtime import registry
 
 ACTIVE = (OrderState.AWAITING_APPROVAL, OrderState.ACCEPTED, OrderState.RUNNING)
@@ -112,6 +112,7 @@ def facts(session: Session, model: str, now: datetime, *, label_request_after: d
         champion_before=champion.champion_before,
         serving=row.serving,
         status=Status(newest.status) if newest else None,
+        diagnosis=Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE,
         tune_cases=labelled(session, model, row.champion, CaseRole.TUNE),
         gate_cases=labelled(session, model, row.champion, CaseRole.GATE),
         active_remedy=open_order(session, model, OrderKind.REMEDY, but=but),

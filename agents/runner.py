@@ -16,14 +16,17 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from opentelemetry import trace
 
+from agents.guardrails import AGENT_KINDS
+from agents.ladder import ADVICE
 from agents.proposals import Cause, Ledger
 from agents.redaction import without_uids
 from agents.telemetry import run_span, under
 from agents.tools.catalogue import BY_NAME
 from agents.tools.desk import Desk
 from agents.workflow import MAX_ITERATIONS, build_workflow, endpoint, memory_for, rule_planner
+from schemas.events import EvaluationCompleted
 from schemas.settings import Settings
-from schemas.vocabulary import Status
+from schemas.vocabulary import OrderKind, Status
 from services.runtime.clock import Clock
 from services.runtime.database import Database
 
@@ -161,10 +164,20 @@ def _unusable(run: Run) -> str:
         return "it answered nothing"
     if run.reply.startswith(("{", "[", "```", "<tool")):
         return "it wrote a tool call as text"
-    evaluation = run.cause.evaluation
-    if evaluation is not None and evaluation.status == Status.DEGRADED and not run.ledger.proposals:
-        return "it proposed nothing for a degraded model"
-    return ""
+    return _undecided(run.cause.evaluation, run.ledger) if run.cause.evaluation is not None else ""
+
+
+def _undecided(evaluation: EvaluationCompleted, ledger: Ledger) -> str:
+    """Why an LLM's proposals are no decision on an evaluation: they go beyond it, or leave a degraded model without help."""
+    kinds = {proposal.kind for proposal in ledger.proposals}
+    if kinds - AGENT_KINDS or any(proposal.model != evaluation.model for proposal in ledger.proposals):
+        return "it proposed what this evaluation cannot cause"
+    if evaluation.status != Status.DEGRADED:
+        return ""
+    if OrderKind.REPORT not in kinds:
+        return "it proposed no report on a degraded model"
+    helped = kinds & {OrderKind.REMEDY, OrderKind.LABEL_REQUEST}
+    return "" if helped or evaluation.diagnosis in ADVICE else "it proposed no help for a degraded model"
 
 
 def _reason(error: Exception) -> str:

@@ -9,8 +9,8 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 
-def instrument() -> None:
-    """Let LlamaIndex write its spans to the process's tracer provider, with all inputs and outputs hidden. Safe to call twice."""
+def instrument(provider: trace.TracerProvider | None = None) -> None:
+    """Let LlamaIndex write its spans to the process's (or the given) provider, all inputs and outputs hidden. Safe to call twice."""
     from openinference.instrumentation import TraceConfig  # noqa: PLC0415 - imported by the one process that runs agents
     from openinference.instrumentation.llama_index import LlamaIndexInstrumentor  # noqa: PLC0415
 
@@ -19,7 +19,7 @@ def instrument() -> None:
     )
     instrumentor: Any = LlamaIndexInstrumentor()
     if not instrumentor.is_instrumented_by_opentelemetry:
-        instrumentor.instrument(config=hidden, tracer_provider=trace.get_tracer_provider())
+        instrumentor.instrument(config=hidden, tracer_provider=provider or trace.get_tracer_provider())
 
 
 @contextmanager
