@@ -41,8 +41,8 @@ def train_and_register(context: Context, request: TrainingRequest, on_epoch: Cal
     spec = _spec(request, tuple(sorted({study.label for study in studies})))
     settings = TrainingSettings(epochs=request.epochs, seed=request.seed)
     module = network_of(spec)
-    sets = [_tensors(studies, split, spec) for split in SPLITS[:2]]
-    result = train(module, spec, *sets, settings, on_epoch=on_epoch)
+    train_set, valid_set = (_tensors(studies, split, spec) for split in SPLITS[:2])
+    result = train(module, spec, train_set, valid_set, settings, on_epoch=on_epoch)
     record = {"settings": settings.model_dump(mode="json"), "history": [row.model_dump() for row in result.history]}
     rule = SelectionRule(modalities=request.modalities, body_parts=request.body_parts)
     with TemporaryDirectory() as draft:
@@ -73,5 +73,3 @@ def _spec(request: TrainingRequest, classes: tuple[str, ...]) -> ModelSpec:
 def _tensors(studies: list[LabelledStudy], split: str, spec: ModelSpec) -> TensorSet:
     chosen = [study for study in studies if study.split == split]
     return load_tensors(chosen, spec.classes, spec.preprocessing)
-
-

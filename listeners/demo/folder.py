@@ -39,7 +39,8 @@ class FolderSource:
 
     def __init__(self, folder: Path, shifted: Path | None, modality: str, seed: int = 0, train_limit: int = 1600) -> None:
         loaded = load(folder)
-        self.name, self.modality, self.classes, self.task = folder.name, modality, loaded.classes, folder.name.replace("_", "-")
+        self.name, self.modality, self.task = folder.name, modality, folder.name.replace("_", "-")
+        self.classes: Sequence[str] = loaded.classes
         self._seed, self._train_limit = seed, train_limit
         self._parts = _split(loaded, np.random.default_rng(seed))
         self._foreign = load(shifted) if shifted else None
