@@ -1,0 +1,138 @@
+"""Metrics against scikit-learn on random cases, and their intervals' behaviour at the edges."""
+
+import time
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as reference
+
+from services.evaluation.cases import Cases
+from services.evaluation.intervals import jeffreys
+from services.evaluation.metrics import measure
+
+warnings.filterwarnings("ignore", module="sklearn")
+
+
+def make(truth, probabilities, patients=None):
+    truth, probabilities = np.asarray(truth, np.int64), np.asarray(probabilities, float)
+    classes = tuple(f"c{number}" for number in range(probabilities.shape[1]))
+    people = np.arange(len(truth)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    return Cases(classes, truth, probabilities.argmax(1), probabilities, people.astype(np.int64))
+
+
+@st.composite
+def random_cases(draw):
+    n, k = draw(st.integers(1, 40)), draw(st.integers(2, 4))
+    generator = np.random.default_rng(draw(st.integers(0, 10**6)))
+    # Coarse scores make ties; few classes drawn make absent ones.
+    raw = generator.integers(1, 5, size=(n, k)) + 0.0
+    present = generator.permutation(k)[: draw(st.integers(1, k))]
+    return make(generator.choice(present, n), raw / raw.sum(1, keepdims=True), generator.integers(0, n, n))
+
+
+def close(found, expected):
+    assert found.value == pytest.approx(expected, abs=1e-12)
+
+
+@given(random_cases())
+@settings(max_examples=120, deadline=None)
+def test_values_agree_with_scikit_learn(cases):
+    found = measure(cases, draws=100)
+    truth, said, k = cases.truth, cases.predicted, len(cases.classes)
+    present = np.unique(truth)
+    close(found["accuracy"], reference.accuracy_score(truth, said))
+    close(found["balanced_accuracy"], reference.balanced_accuracy_score(truth, said))
+    for name, function in (("macro_precision", reference.precision_score), ("macro_f1", reference.f1_score)):
+        close(found[name], function(truth, said, labels=present, average="macro", zero_division=0))
+    if k > 2:
+        close(found["brier"], ((cases.probabilities - np.eye(k)[truth]) ** 2).sum(1).mean())
+    else:
+        close(found["brier"], reference.brier_score_loss(truth == 1, cases.probabilities[:, 1], pos_label=True))
+    for label in range(k):
+        positive = truth == label
+        expected = reference.roc_auc_score(positive, cases.probabilities[:, label]) if len(set(positive)) == 2 else None
+        close(found[f"auroc:c{label}"], expected)
+        recall = reference.recall_score(positive, said == label) if positive.any() else None
+        precision = reference.precision_score(positive, said == label) if (said == label).any() else None
+        specificity = reference.recall_score(~positive, said != label) if (~positive).any() else None
+        close(found[f"recall:c{label}"], recall)
+        close(found[f"precision:c{label}"], precision)
+        close(found[f"specificity:c{label}"], specificity)
+        close(found[f"f1:c{label}"], reference.f1_score(positive, said == label) if positive.any() else None)
+
+
+@given(random_cases())
+@settings(max_examples=60, deadline=None)
+def test_intervals_hold_their_value_and_stay_in_range(cases):
+    for name, item in measure(cases, draws=100).items():
+        if item.value is None:
+            assert (item.low, item.high) == (None, None)
+        elif item.low is not None:
+            assert 0 <= item.low <= item.value <= item.high <= (2 if name == "brier" else 1)
+
+
+def test_no_cases_have_no_metrics():
+    found = measure(make(np.zeros(0, int), np.zeros((0, 3))))
+    assert {item.value for item in found.values()} == {None}
+    assert set(found) == set(measure(make([0, 1, 2], np.eye(3))))
+
+
+def test_expected_calibration_error_by_hand():
+    cases = make([0, 0, 1, 1], [[0.95, 0.05], [0.95, 0.05], [0.95, 0.05], [0.35, 0.65]])
+    close(measure(cases)["ece"], (3 * abs(2 / 3 - 0.95) + abs(1 - 0.65)) / 4)
+
+
+def test_a_perfect_small_batch_is_not_certain():
+    found = measure(make([0, 0, 1, 1, 1], np.eye(2)[[0, 0, 1, 1, 1]]))
+    for name in ("accuracy", "macro_f1", "auroc", "recall:c0"):
+        assert found[name].value == found[name].high == 1
+        assert found[name].low < 0.8
+    assert found["recall:c0"].low == jeffreys(2, 2)[0]
+
+
+def test_several_cases_of_a_patient_widen_the_interval():
+    generator = np.random.default_rng(1)
+    right = np.repeat(generator.random(40) < 0.8, 5)
+    probabilities = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
+    alone = measure(make(np.zeros(200, int), probabilities))
+    clustered = measure(make(np.zeros(200, int), probabilities, np.repeat(np.arange(40), 5)))
+
+    def width(item):
+        return item.high - item.low
+
+    for name in ("accuracy", "recall:c0", "macro_f1", "brier"):
+        assert 1.8 < width(clustered[name]) / width(alone[name]) < 2.6
+
+
+def test_intervals_cover():
+    """About 95 % of intervals hold the truth; three standard errors of 400 runs below it is 91.7 %."""
+    generator, hits = np.random.default_rng(7), {"recall:c0": 0, "macro_f1": 0}
+    runs, recalls = 400, np.array([0.8, 0.9])
+    confusion = np.array([[0.8, 0.2], [0.1, 0.9]]) / 2
+    f1 = [2 * confusion[c, c] / (confusion[c].sum() + confusion[:, c].sum()) for c in (0, 1)]
+    expected = {"recall:c0": 0.8, "macro_f1": np.mean(f1)}
+    for _ in range(runs):
+        truth = generator.integers(0, 2, 120)
+        right = generator.random(120) < recalls[truth]
+        said = np.where(right, truth, 1 - truth)
+        found = measure(make(truth, np.eye(2)[said] * 0.8 + 0.1), draws=200)
+        for name, value in expected.items():
+            hits[name] += found[name].low <= value <= found[name].high
+    assert min(hits.values()) / runs > 0.917
+
+
+def test_the_same_seed_gives_the_same_intervals():
+    cases = make([0, 1, 0, 1, 1, 0], np.random.default_rng(0).dirichlet([1, 1], 6))
+    assert dict(measure(cases, seed=3)) == dict(measure(cases, seed=3))
+    assert dict(measure(cases, seed=3)) != dict(measure(cases, seed=4))
+
+
+def test_ten_thousand_cases_take_seconds():
+    generator = np.random.default_rng(0)
+    cases = make(generator.integers(0, 4, 10_000), generator.dirichlet(np.ones(4), 10_000))
+    start = time.process_time()
+    measure(cases, draws=200)
+    assert time.process_time() - start < 20
