@@ -58,10 +58,10 @@ class Scorer:
     def __init__(self, workers: int, batch_size: int, threads: int = 0) -> None:
         self._batch_size = batch_size
         cores = torch.get_num_threads()
-        self._decoders = ThreadPoolExecutor(workers, "decode", torch.set_num_threads, (1,))
+        self._decoders = ThreadPoolExecutor(workers, "decode", _use_cores, (1,))
         _start_all(self._decoders, workers)
         # Last, because what was set last is what the process's other threads start with.
-        self._device = ThreadPoolExecutor(1, "forward", torch.set_num_threads, (threads or cores,))
+        self._device = ThreadPoolExecutor(1, "forward", _use_cores, (threads or cores,))
         self._device.submit(int).result()
 
     def score(self, tasks: Sequence[Task]) -> Scored:
@@ -79,6 +79,13 @@ class Scorer:
         """End the threads; work in progress is finished first."""
         self._decoders.shutdown()
         self._device.shutdown()
+
+
+def _use_cores(count: int) -> None:
+    """Cores of this thread's torch operations."""
+    torch.set_num_threads(count)
+    # A thread takes the process's last setting at its first operation, whatever it set for itself; this is the first.
+    torch.get_num_threads()
 
 
 def _start_all(pool: ThreadPoolExecutor, workers: int) -> None:
