@@ -215,9 +215,11 @@ def _remedy_supported(proposal: Proposal, actor: Actor, facts: Facts) -> Verdict
 
 
 def _rollback_supported(proposal: Proposal, _actor: Actor, facts: Facts) -> Verdict | None:
-    if facts.champion_before is not None:
+    if facts.champion_before is None:
+        return Refused(reason=f"{proposal.model} has no earlier champion to go back to.")
+    if proposal.settings.get("to_version", facts.champion_before) == facts.champion_before:
         return None
-    return Refused(reason=f"{proposal.model} has no earlier champion to go back to.")
+    return Refused(reason=f"A rollback of {proposal.model} goes to version {facts.champion_before}, the last that served.")
 
 
 def _stop_supported(proposal: Proposal, _actor: Actor, facts: Facts) -> Verdict | None:

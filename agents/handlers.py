@@ -105,7 +105,7 @@ def _record(tx: Transaction, event: Received[Any], run: Run, settlement: Settlem
         order_ids=settlement.order_ids,
         created_at=tx.clock.now(),
     )
-    tx.session.add(row)
+    tx.insert_new(AgentRun, [row], returning="run_id")
     actor = run.cause.actor if head else "agent:orchestrator"
     tx.audit(actor, "agents.run", row.run_id, cause=event.event_id, planner=row.planner, orders=list(settlement.order_ids))
 

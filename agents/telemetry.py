@@ -10,7 +10,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 
 def instrument(provider: trace.TracerProvider | None = None) -> None:
-    """Let LlamaIndex write its spans to the process's (or the given) provider, all inputs and outputs hidden. Safe to call twice."""
+    """Let LlamaIndex write its spans to the process's (or the given) provider, inputs and outputs hidden. Safe to call twice."""
     from openinference.instrumentation import TraceConfig  # noqa: PLC0415 - imported by the one process that runs agents
     from openinference.instrumentation.llama_index import LlamaIndexInstrumentor  # noqa: PLC0415
 

@@ -59,6 +59,8 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "order_rollback",
         _any(
             r"\broll(?:ing)?[ -]?back\b",
+            r"\bundo\b.*\b(?:update|promotion|change|version|@model)\b",
+            r"\b(?:switch|go|change)\b.*\bback to (?:v|version )\s*\d",
             r"\b(?:revert|restore|reinstate)\b.*\b(?:version|champion|model|@model|it)\b",
             rf"\b(?:go|switch|change|put|bring|return)\b.*\b{_FORMER}\b.*\b(?:version|champion|model|one)\b",
         ),
@@ -98,7 +100,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
     Intent(
         "order_report",
         _any(
-            rf"\b{_MAKE}\b.*\breport\b(?! that)",
+            rf"\b{_MAKE}\b(?!.*\b(?:latest|last|newest|existing|recent|previous)\b.*\breport\b).*\breport\b(?! that)",
             r"^(?:please )?report (?:on|about|for|of)\b",
             r"\breport please\b",
             r"^(?:a )?report$",
@@ -110,7 +112,8 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "order_remedy",
         _any(
             r"\b(?:fine-?\s?tune|finetune|retrain|recalibrate|repair|remedy)\b",
-            r"\b(?:fix|improve|heal|train)\b(?!.*\b(?:feed|window|orientation|report)\b).*(?:@model|\bmodel\b|\bit\b|\bclassifier\b)",
+            r"^(?:please )?update (?:the )?@model\b",
+            r"\b(?:fix|improve|heal|train|adapt)\b(?!.*\b(?:feed|window|orientation|report)\b).*(?:@model|\bmodel\b|\bit\b|\bclassifier\b)",
             rf"\b(?:start|launch|begin|run|trigger|order|kick off|do|make|perform|need|want|request|schedule)\b.*\b{_TUNING}\b",
         ),
         order=True,
@@ -138,7 +141,9 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\b(?:waiting|pending|awaiting|waits?)\b.*\bapproval\b",
             r"\bprogress\b",
             r"\b(?:under way|underway|in progress)\b",
-            r"\bwhat is (?:waiting|running|pending)\b",
+            r"\bwhat (?:is|s) (?:waiting|running|pending)\b",
+            r"\bhow far\b",
+            r"\b(?:fine-?\s?tuning|retraining|remedy|repair|run)\b.*\b(?:running|going on|done|finished|ready)\b",
             r"\b(?:rolled back|retrained|fine-?\s?tuned|approved|rejected|refused|accepted)\b",
         ),
         model=False,
@@ -178,14 +183,17 @@ INTENTS: Final[tuple[Intent, ...]] = (
         ),
         model=False,
     ),
-    Intent("remedy_options", _any(r"\b(?:options?|remedies|can be done|to do about|recommend|suggest)\b")),
+    Intent(
+        "remedy_options",
+        _any(r"\b(?:options?|remedies|can be done|to do about|recommend|suggest)\b", r"\bhow many\b.*\b(?:labels?|cases)\b"),
+    ),
     Intent(
         "model_status",
         _any(
             r"\bstatus\b|\bstate\b|\bhealth(?:y)?\b|\bperformance\b|\bmetrics?\b|\baccuracy\b|\bauroc\b|\bsensitivity\b|\brecall\b|\bdegraded\b|\bserving\b",
             r"\bhow (?:is|are|does|do|well|good|s)\b",
             r"\bis\b.*\b(?:ok|okay|fine|good|working|well|bad|broken|reliable|in service|online)\b",
-            r"\bdoing\b|\bperform(?:s|ing)?\b|\bworks?\b",
+            r"\bdoing\b|\bperform(?:s|ing)?\b|\bworks?\b|\bnumbers\b|\bproblems?\b|\breliab(?:le|ility)\b|\btrust(?:ed|worthy)?\b",
         ),
     ),
 )
@@ -195,7 +203,8 @@ NEGATION: Final = re.compile(
     r"\b(?:not|never|no|don t|dont|doesn t|didn t|shouldn t|won t|cannot|can t|without|avoid|instead of|rather than|nobody)\b"
 )
 CONDITION: Final = re.compile(
-    r"\b(?:if|unless|in case|whenever|as soon as|once|until|would|should|might|maybe|perhaps)\b(?! you (?:please )?\w)|\bwhen\b"
+    r"\b(?:if|unless|in case|whenever|as soon as|once|until(?! further notice)|would|should|might|maybe|perhaps)\b"
+    r"(?! you (?:please )?\w)|\bwhen\b"
 )
 QUESTION: Final = re.compile(
     r"^(?:so |and |but |ok |well )?(?:what|why|who|whom|whose|when|where|which|how|did|was|were|is|are|am|has|have|had|does|"
@@ -241,7 +250,9 @@ STRATEGIES: Final[dict[str, re.Pattern[str]]] = {
         r"\bfull(?:y)?\b|\bwhole (?:network|model|net)\b|\bcomplete(?:ly)?\b|\bentire(?:ly)?\b|\ball (?:the )?layers\b"
     ),
 }
-ALL_MODELS: Final = re.compile(r"\b(?:all|every|each)\b.*\b(?:models?|classifiers?|of them)\b|\beverything\b")
+ALL_MODELS: Final = re.compile(
+    r"\b(?:all|every|each)\b.*\b(?:models?|classifiers?|of them)\b|\b(?:everything|anything|any problems?)\b"
+)
 PRONOUN: Final = re.compile(r"\b(?:it|its|this|that|same|the model|the classifier)\b")
 WAITING: Final = re.compile(r"\b(?:waiting|pending|awaiting|waits?|approval|open)\b")
 CONDITION_START: Final = re.compile(r"^(?:if|when|whenever|unless|once|in case|as soon as|should)\b")

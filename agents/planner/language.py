@@ -120,7 +120,12 @@ def _corrected(token: str, known: Sequence[str]) -> str:
     if not plain or listed or any(token in names.words(name) for name in known):
         return token
     close = difflib.get_close_matches(token, words.KEYWORDS, 1, _CLOSE)
-    return close[0] if close else token
+    return close[0] if close and not _is_form_of(token, close[0]) else token
+
+
+def _is_form_of(token: str, keyword: str) -> bool:
+    """Whether a word is a keyword's inflection (`rejected`, `restarts`): it means something else and is no typo."""
+    return token.startswith(keyword[:-1])
 
 
 def _read(body: str, known: Sequence[str], *, asked: bool) -> _Clause:
@@ -274,6 +279,11 @@ def _version_slots(text: str) -> dict[str, Any]:
     return dict(zip(("first", "second"), found, strict=False))
 
 
+def _rollback_slots(text: str) -> dict[str, Any]:
+    found = [int(number) for pair in grammar.VERSION.findall(text) for number in pair if number]
+    return {"to_version": found[-1]} if found else {}
+
+
 def _label_slots(text: str) -> dict[str, Any]:
     count = _first(grammar.LABELS, text)
     return {"cases": int(count)} if count else {}
@@ -292,6 +302,7 @@ _SLOTS: Final = {
     "list_orders": _order_list_slots,
     "compare_versions": _version_slots,
     "order_label_request": _label_slots,
+    "order_rollback": _rollback_slots,
     "approve_order": _id_slots,
     "reject_order": _id_slots,
 }

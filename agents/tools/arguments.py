@@ -84,6 +84,12 @@ class RemedyArguments(OrderArguments):
     rehearsal_share: Annotated[float | None, Field(ge=0.0, le=0.95, description="Share of old cases in each training batch")] = None
 
 
+class RollbackArguments(OrderArguments):
+    """A rollback goes to the version that served before; naming it makes sure that this one is meant."""
+
+    to_version: Annotated[int | None, Field(ge=1, description="The version to come back; left out: the last champion")] = None
+
+
 class LabelArguments(OrderArguments):
     """A request for labels."""
 

@@ -49,7 +49,7 @@ CATALOGUE: Final[tuple[ToolSpec, ...]] = (
     ToolSpec(EVALUATION, orders.order_label_request, arg.LabelArguments, answers.Recorded, orders=True),
     ToolSpec(FINE_TUNING, read.remedy_options, arg.OneModel, answers.RemedyOptions),
     ToolSpec(FINE_TUNING, orders.order_remedy, arg.RemedyArguments, answers.Recorded, orders=True),
-    ToolSpec(FINE_TUNING, orders.order_rollback, arg.OrderArguments, answers.Recorded, orders=True),
+    ToolSpec(FINE_TUNING, orders.order_rollback, arg.RollbackArguments, answers.Recorded, orders=True),
     ToolSpec(FINE_TUNING, orders.order_stop_serving, arg.OrderArguments, answers.Recorded, orders=True),
     ToolSpec(FINE_TUNING, orders.order_resume_serving, arg.OrderArguments, answers.Recorded, orders=True),
 )

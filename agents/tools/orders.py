@@ -6,7 +6,14 @@ from agents import repository
 from agents.proposals import Decision, Proposal, Setting
 from agents.redaction import plain
 from agents.tools.answers import Answer, Problem, Recorded
-from agents.tools.arguments import DecideArguments, LabelArguments, OrderArguments, RemedyArguments, ReportArguments
+from agents.tools.arguments import (
+    DecideArguments,
+    LabelArguments,
+    OrderArguments,
+    RemedyArguments,
+    ReportArguments,
+    RollbackArguments,
+)
 from agents.tools.desk import Desk, resolve
 from schemas.tables import Order
 from schemas.vocabulary import CaseRole, OrderKind, OrderState, Remedy
@@ -45,9 +52,10 @@ def _labels_needed(session: Session, desk: Desk, model: str) -> int:
     return max(tune, 0) + max(gate, 0) or desk.settings.join.batch_size
 
 
-def order_rollback(desk: Desk, args: OrderArguments) -> Answer:
+def order_rollback(desk: Desk, args: RollbackArguments) -> Answer:
     """Propose to bring the last champion back."""
-    return _propose(desk, OrderKind.ROLLBACK, args, {})
+    settings: dict[str, Setting] = {"to_version": args.to_version} if args.to_version else {}
+    return _propose(desk, OrderKind.ROLLBACK, args, settings)
 
 
 def order_stop_serving(desk: Desk, args: OrderArguments) -> Answer:

@@ -177,6 +177,13 @@ def test_rungs_that_cannot_be_carried_out_are_refused(remedy):
     assert isinstance(check(REMEDY.model_copy(update={"remedy": remedy}), OWNER, READY, LIMITS), Refused)
 
 
+def test_a_rollback_to_another_version_than_the_last_champion_is_refused():
+    admin = Actor(name="user:a", role=UserRole.ADMIN)
+    order = Proposal(kind=OrderKind.ROLLBACK, model="brain", settings={"to_version": 1})
+    assert check(order, admin, READY, LIMITS) == Accepted()
+    assert isinstance(check(order.model_copy(update={"settings": {"to_version": 2}}), admin, READY, LIMITS), Refused)
+
+
 @pytest.mark.parametrize(
     ("kind", "change"),
     [(OrderKind.ROLLBACK, {"champion_before": None}), (OrderKind.STOP_SERVING, {"serving": False}), (OrderKind.RESUME_SERVING, {})],
