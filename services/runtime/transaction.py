@@ -124,7 +124,8 @@ class Transaction:
         statement = insert(core).on_conflict_do_nothing().returning(core.c[returning])
         inserted: list[Any] = []
         for chunk in _chunks([_values(row) for row in rows], 500):
-            inserted.extend(self.session.execute(statement.values(chunk)).scalars())
+            # As parameters and not as .values(), so that the statement is compiled once and not for every call.
+            inserted.extend(self.session.execute(statement, chunk).scalars())
         return inserted
 
 
