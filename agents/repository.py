@@ -27,6 +27,20 @@ def latest(session: Session, model: str, version: int | None) -> Evaluation | No
     return next(iter(evaluations(session, model, version)), None) if version is not None else None
 
 
+def last_decline(session: Session, model: str) -> Evaluation | None:
+    """The newest degraded evaluation of any version of a model."""
+    query = select(Evaluation).where(Evaluation.model == model, Evaluation.status == Status.DEGRADED)
+    return session.exec(query.order_by(col(Evaluation.evaluated_at).desc()).limit(1)).first()
+
+
+def remedies_since(session: Session, model: str, since: datetime | None) -> Sequence[Order]:
+    """The remedies that went out for a model since a moment, oldest first."""
+    if since is None:
+        return []
+    query = select(Order).where(Order.model == model, Order.kind == OrderKind.REMEDY, col(Order.state).in_(STARTED))
+    return session.exec(query.where(col(Order.created_at) >= since).order_by(col(Order.created_at)).limit(5)).all()
+
+
 def orders(session: Session, model: str = "", states: Sequence[OrderState] = (), limit: int = 10) -> Sequence[Order]:
     """Newest orders first, of one model and of some states where they are named."""
     query = select(Order)

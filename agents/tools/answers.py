@@ -202,32 +202,42 @@ CAUSES = {
 
 
 class Explanation(Answer):
-    """Why a model has the status it has."""
+    """Why a model has the status it has; for a model that is well, what its last decline was and what was done about it."""
 
     model: str
     evaluation: EvaluationFacts | None
+    decline: EvaluationFacts | None = None
+    remedies: tuple[str, ...] = ()
 
     def say(self) -> str:
-        """Summary, cause and evidence."""
-        item = self.evaluation
-        if item is None:
+        """Status, cause, evidence, remedies."""
+        if self.evaluation is None and self.decline is None:
             return f"{self.model} has not been evaluated yet, so there is nothing to explain."
-        lines = [f"{self.model} is {item.status}.", item.summary]
-        if item.status in {"degraded", "watch"}:
-            lines.append(CAUSES.get(item.diagnosis, CAUSES["unknown"]))
-        worse = [
-            metric
-            for metric in item.metrics
-            if metric.value is not None and metric.baseline is not None and metric.value < metric.baseline
-        ]
-        worse.sort(key=lambda metric: (metric.value or 0.0) - (metric.baseline or 0.0))
-        lines += [f"- {metric.say()}" for metric in worse[:4]]
-        lines += (
-            [f"Evidence: {', '.join(f'{name} {value}' for name, value in list(item.evidence.items())[:6])}."]
-            if item.evidence
-            else []
-        )
+        lines = self._now(self.evaluation) + (self._then(self.decline) if self.decline else [])
+        lines += ["What was done:", *(f"- {line}" for line in self.remedies)] if self.remedies else []
         return "\n".join(line for line in lines if line)
+
+    def _now(self, item: EvaluationFacts | None) -> list[str]:
+        if item is None:
+            return [f"The version of {self.model} in service has not been evaluated yet."]
+        lines = [f"{self.model}, version {item.version}, is {item.status}.", item.summary]
+        return lines + (_causes(item) if item.status in {"degraded", "watch"} else [])
+
+    def _then(self, item: EvaluationFacts) -> list[str]:
+        return [f"Before that, on {item.evaluated_at}, version {item.version} was degraded.", item.summary, *_causes(item)]
+
+
+def _causes(item: EvaluationFacts) -> list[str]:
+    """The cause in plain words, the metrics that fell most, the evidence."""
+    fallen = [
+        (metric.value - metric.baseline, metric)
+        for metric in item.metrics
+        if metric.value is not None and metric.baseline is not None and metric.value < metric.baseline
+    ]
+    fallen.sort(key=lambda pair: pair[0])
+    lines = [CAUSES.get(item.diagnosis, CAUSES["unknown"]), *(f"- {metric.say()}" for _, metric in fallen[:4])]
+    evidence = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in list(item.evidence.items())[:6])
+    return [*lines, f"Evidence: {evidence}."] if evidence else lines
 
 
 class OrderLine(Answer):

@@ -25,7 +25,7 @@ from agents.tools.answers import (
 from agents.tools.arguments import CompareArguments, HistoryArguments, ListArguments, NoArguments, OneModel, OrdersArguments
 from agents.tools.desk import Desk, evaluation_facts, resolve
 from schemas.tables import ModelVersion, Order, RegisteredModel
-from schemas.vocabulary import CaseRole, OrderKind, OrderState
+from schemas.vocabulary import CaseRole, OrderKind, OrderState, Status
 from services.runtime import registry
 
 HELP = """You can ask me, in your own words:
@@ -96,7 +96,15 @@ def explain_decline(desk: Desk, args: OneModel) -> Answer:
         if isinstance(name, Problem):
             return name
         newest = repository.latest(session, name, registry.model(session, name).champion)
-        return Explanation(model=name, evaluation=evaluation_facts(newest) if newest else None)
+        well = newest is None or newest.status == Status.HEALTHY
+        decline = repository.last_decline(session, name) if well else None
+        since = decline.evaluated_at if decline else newest.evaluated_at if newest else None
+        return Explanation(
+            model=name,
+            evaluation=evaluation_facts(newest) if newest else None,
+            decline=evaluation_facts(decline) if decline else None,
+            remedies=tuple(_order_line(session, row).say() for row in repository.remedies_since(session, name, since)),
+        )
 
 
 def compare_versions(desk: Desk, args: CompareArguments) -> Answer:

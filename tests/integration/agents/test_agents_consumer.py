@@ -128,6 +128,24 @@ def test_a_question_is_answered_with_numbers_and_intervals(hospital):
     assert reply.text == run.reply
 
 
+def test_a_model_that_recovered_is_explained_by_its_decline_and_what_was_done(hospital):
+    hospital.cases(tune=60, gate=40)
+    hospital.handle(hospital.evaluation())
+    hospital.finish(OrderState.DONE)
+    with hospital.database.transaction() as tx:
+        now = hospital.clock.now()
+        tx.session.add(ModelVersion(model="brain_mri", version=2, state="champion", bundle="x", sha256="1" * 64, created_at=now))
+        row = tx.session.get(RegisteredModel, "brain_mri")
+        row.champion = 2
+        tx.session.add(row)
+    hospital.handle(hospital.evaluation(Status.HEALTHY, Diagnosis.NONE, version=2))
+    reply = hospital.say("What happened to the brain model, and is it healthy now?").reply
+    assert "version 2, is healthy" in reply
+    assert "version 1 was degraded" in reply
+    assert "The images have changed" in reply
+    assert "remedy partial of brain_mri, done" in reply
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
