@@ -175,6 +175,7 @@ class MaintenancePromotion(Event):
     numbers: dict[str, float | None] = Field(default_factory=dict)
     order_id: str | None = None
     actor: str
+    origin: str = Field("gate", description="gate, or rollback when the last champion was brought back without one")
 
 
 class MaintenanceReport(Event):

@@ -79,6 +79,7 @@ class DicomSettings(Group):
     max_pdu: int = Field(131_072, ge=0)
     network_timeout_s: float = Field(60.0, gt=0)
     min_free_bytes: int = Field(500_000_000, ge=0, description="Below this much free disk C-STORE answers A700")
+    sop_classes: tuple[str, ...] = Field((), description="SOP Class UIDs of further storage classes to accept, e.g. Secondary Capture")
 
 
 class HttpSettings(Group):
@@ -136,6 +137,7 @@ class RemediationSettings(Group):
     rehearsal_share: float = Field(0.5, ge=0, lt=1, description="Share of each training batch drawn from old cases")
     min_tune_cases: int = Field(40, ge=1)
     min_gate_cases: int = Field(30, ge=1)
+    max_cases: int = Field(2000, ge=1, description="Newest cases of either role, and old cases for rehearsal, that a repair uses")
     gate_alpha: float = Field(0.05, gt=0, lt=0.5)
     gate_margin: float = Field(0.05, gt=0, lt=0.5, description="Largest tolerated loss of recall on the baseline set")
     seed: int = 0

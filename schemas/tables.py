@@ -65,10 +65,11 @@ class Study(SQLModel, table=True):
     acquired_at: datetime
     first_instance_at: datetime
     last_instance_at: datetime
+    traceparent: str = Field(default="", max_length=64, description="Trace of the last C-STORE, which the study's event continues")
 
 
 class Instance(SQLModel, table=True):
-    """A stored SOP instance. `path` is relative to the archive root."""
+    """A stored SOP instance. `path` is relative to the archive root; `size` and `sha256` are of the data set without file meta."""
 
     __tablename__ = "instance"
     sop_instance_uid: str = Field(primary_key=True, max_length=64)
@@ -264,6 +265,19 @@ class Evaluation(SQLModel, table=True):
     reclaim_rule: bool
     summary: str = Field(max_length=1000)
     evaluated_at: datetime
+
+
+class DetectorCalibration(SQLModel, table=True):
+    """Alarm thresholds of a version, kept because they cost seconds to simulate; the fingerprint names what they hold for."""
+
+    __tablename__ = "detector_calibration"
+    model: str = Field(primary_key=True, max_length=64)
+    version: int = Field(primary_key=True)
+    fingerprint: str = Field(primary_key=True, max_length=32)
+    threshold_a: float
+    threshold_b: float
+    origin: str = Field(max_length=16, description="simulation or bound")
+    made_at: datetime
 
 
 class Order(SQLModel, table=True):

@@ -89,11 +89,26 @@ def register(
 @app.command()
 def rollback(name: Annotated[str, typer.Argument(help="Model")]) -> None:
     """Bring the last champion back, at once."""
-    from services.runtime.rollback import roll_back
+    from getpass import getuser
 
-    context = open_context()
+    from schemas.events import MaintenancePromotion
+    from schemas.topics import PROMOTION
+    from schemas.vocabulary import Verdict
+
+    context, actor = open_context(), f"user:{getuser()}"
     with context.database.transaction() as tx:
-        taken_out, serves = roll_back(tx, name, actor="user:cli")
+        taken_out, serves = registry.roll_back(tx, name, actor=actor)
+        event = MaintenancePromotion(
+            model=name,
+            challenger=serves,
+            champion_before=taken_out,
+            champion_after=serves,
+            verdict=Verdict.PROMOTE,
+            reasons=("Rolled back at the command line.",),
+            actor=actor,
+            origin="rollback",
+        )
+        tx.emit(PROMOTION, event)
     console.print(f"{name}: version {serves} serves again, version {taken_out} is archived")
 
 

@@ -41,7 +41,7 @@ def test_a_service_imports_no_other_service(file):
     assert not others, f"{_id(file)} imports services {others}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=_id)
+@pytest.mark.parametrize("file", [file for file in FILES if file.parent.name != "versions"], ids=_id)
 def test_files_stay_under_400_lines(file):
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
 
