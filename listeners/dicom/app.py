@@ -1,0 +1,86 @@
+"""Builds the DICOM listener: one worker that serves until the process stops, and mends the index beside it."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from listeners.dicom.presentation import storage_classes
+from listeners.dicom.reception import Reception
+from listeners.dicom.scp import StorageScp
+from services.assembly.files import ArchiveFiles
+from services.assembly.index import ArchiveIndex
+from services.assembly.reindex import enter_missing
+from services.runtime.errors import Transient
+from services.runtime.service import Context, Service, StopSignal, Worker
+
+logger = logging.getLogger(__name__)
+RECONCILE_RETRY_S: Final = 10.0
+
+
+def build(context: Context) -> Service:
+    """The service; InvalidInput when a configured SOP class is none."""
+    storage_classes(context.settings.dicom.sop_classes)
+
+    async def run(stop: StopSignal) -> None:
+        await serve(context, stop)
+
+    return Service("dicom", workers=(Worker("dicom", run),))
+
+
+async def serve(context: Context, stop: StopSignal) -> None:
+    """Serve until `stop` is set; raises Transient when the port is taken."""
+    with _open_files(context.settings.archive_dir) as files:
+        index = ArchiveIndex(context.database, context.pseudonyms)
+        scp = StorageScp(context.settings.dicom, Reception(files, index, context.clock, context.settings.dicom.min_free_bytes))
+        port = await asyncio.to_thread(scp.start)
+        announcement = _announce(context.settings.state_dir, port)
+        reconciling = asyncio.create_task(_reconcile(context, files, stop))
+        logger.info("DCM-300 %s listens on %s port %d", context.settings.dicom.ae_title, context.settings.dicom.host, port)
+        try:
+            await stop.wait()
+        finally:
+            announcement.unlink(missing_ok=True)
+            await asyncio.to_thread(scp.stop)
+            await reconciling
+
+
+@contextlib.contextmanager
+def _open_files(root: Path) -> Iterator[ArchiveFiles]:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        files = ArchiveFiles(root)
+    except OSError as error:
+        raise Transient(f"DCM-304 the archive cannot be opened ({error.strerror}): check its disk or mount") from None
+    try:
+        yield files
+    finally:
+        files.close()
+
+
+async def _reconcile(context: Context, files: ArchiveFiles, stop: StopSignal) -> None:
+    """Enter whole files that a crash left without row; beside the listener, so that nobody waits for it."""
+    while not stop.is_set:
+        try:
+            summary = await asyncio.to_thread(enter_missing, context, files, stop.thread_event.is_set)
+        except (Transient, OSError) as error:
+            logger.warning("DCM-305 the index is not checked yet (%s); trying again", type(error).__name__)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), RECONCILE_RETRY_S)
+        else:
+            logger.info("DCM-306 index checked: %s", summary.text())
+            return
+
+
+def _announce(state_dir: Path, port: int) -> Path:
+    """Write the port in use to `run/dicom.json`, for `doctor` and for port 0."""
+    path = state_dir / "run" / "dicom.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps({"port": port, "pid": os.getpid()}), encoding="utf-8")
+    fresh.replace(path)
+    return path

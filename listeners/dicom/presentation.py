@@ -1,0 +1,48 @@
+"""What the listener accepts in association negotiation (PS3.8 §9.3): SOP classes and transfer syntaxes."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import uid_to_service_class
+
+from services.runtime.errors import InvalidInput
+
+VERIFICATION: Final = "1.2.840.10008.1.1"
+
+STORAGE_CLASSES: Final[dict[str, str]] = {
+    "1.2.840.10008.5.1.4.1.1.1": "Computed Radiography Image Storage",
+    "1.2.840.10008.5.1.4.1.1.1.1": "Digital X-Ray Image Storage - For Presentation",
+    "1.2.840.10008.5.1.4.1.1.1.1.1": "Digital X-Ray Image Storage - For Processing",
+    "1.2.840.10008.5.1.4.1.1.2": "CT Image Storage",
+    "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image Storage",
+    "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT Image Storage",
+    "1.2.840.10008.5.1.4.1.1.4": "MR Image Storage",
+    "1.2.840.10008.5.1.4.1.1.4.1": "Enhanced MR Image Storage",
+    "1.2.840.10008.5.1.4.1.1.4.3": "Enhanced MR Color Image Storage",
+    "1.2.840.10008.5.1.4.1.1.4.4": "Legacy Converted Enhanced MR Image Storage",
+}
+"""Accepted without configuration: what the models score, and its enhanced forms."""
+
+_NOT_STORABLE: Final = (
+    "1.2.840.10008.1.2.4.94",  # JPIP: the pixels stay at the sender
+    "1.2.840.10008.1.2.4.95",
+    "1.2.840.10008.1.2.4.204",
+    "1.2.840.10008.1.2.4.205",
+    "1.2.840.10008.1.2.7",  # SMPTE ST 2110: live streams
+)
+
+TRANSFER_SYNTAXES: Final[tuple[str, ...]] = tuple(
+    uid for uid in ALL_TRANSFER_SYNTAXES if uid not in _NOT_STORABLE and not uid.startswith("1.2.840.10008.1.2.7.")
+)
+"""Accepted for every storage class, and stored as sent."""
+
+
+def storage_classes(further: Iterable[str]) -> tuple[str, ...]:
+    """Storage classes to accept; InvalidInput names a configured one that is not a storage class of DICOM."""
+    chosen = dict.fromkeys((*STORAGE_CLASSES, *further))
+    for uid in chosen:
+        if uid_to_service_class(uid) is not StorageServiceClass:
+            raise InvalidInput(f"RECLAIM_DICOM_SOP_CLASSES: {uid} is not a storage SOP class that this listener knows")
+    return tuple(chosen)

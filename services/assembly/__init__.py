@@ -1,0 +1,1 @@
+"""Assembly: the archive's files, its index, and the decision that a study is complete."""

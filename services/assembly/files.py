@@ -1,0 +1,188 @@
+"""The archive's files: durable before anybody is told, never overwritten, nothing half-written under a final name.
+
+write → fsync(file) → link(2) to the final name → fsync(directory). link(2) instead of rename(2) because it fails where
+the name is taken: of two senders of one UID exactly one wins. Files under `incoming/` are never answered with success, so
+a dead process's leftovers may go; each process holds a lock on its own folder there.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+INCOMING: Final = "incoming"
+CONFLICTS: Final = "conflicts"
+_META_START: Final = 132
+_NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+_MOST_KNOWN_FOLDERS: Final = 100_000
+
+
+class NotPart10Error(ValueError):
+    """The file has no DICOM preamble and file meta information (PS3.10 §7.1)."""
+
+
+class ArchiveFiles:
+    """Writes files into the archive; thread-safe. Call `close` at the end."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._durable_folders: set[Path] = set()
+        self._make_folder(root / INCOMING)
+        self._own = root / INCOMING / f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._lock = os.open(self._own.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._own.mkdir()
+
+    def free_bytes(self) -> int:
+        """Space left for us on the archive's disk."""
+        return shutil.disk_usage(self.root).free
+
+    def write(self, parts: Iterable[bytes]) -> Path:
+        """Write a temporary file and bring its bytes to stable storage; OSError leaves nothing behind."""
+        path = self._own / secrets.token_hex(12)
+        try:
+            with path.open("xb", buffering=0) as file:
+                for part in parts:
+                    _write_all(file.fileno(), part)
+                os.fsync(file.fileno())
+        except OSError:
+            self.discard(path)
+            raise
+        return path
+
+    def publish(self, temporary: Path, relative: str) -> bool:
+        """Give a written file its final name, durably. False when the name is taken: the temporary file then stays."""
+        target = self.root / relative
+        try:
+            self._make_folder(target.parent)
+            _link(temporary, target)
+        except FileExistsError:
+            _fsync_folder(target.parent)  # the one who took the name may not have come so far yet
+            return False
+        except FileNotFoundError:
+            self._durable_folders.clear()  # somebody removed a folder that we had made
+            raise
+        _fsync_folder(target.parent)
+        self.discard(temporary)
+        return True
+
+    def discard(self, temporary: Path) -> None:
+        """Remove a temporary file, if it is still there."""
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove our folder of temporary files and let go of its lock."""
+        shutil.rmtree(self._own, ignore_errors=True)
+        self._own.with_suffix(".lock").unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def sweep(self) -> int:
+        """Remove what dead processes left under `incoming/`; returns the number of files."""
+        removed = 0
+        for lock in sorted((self.root / INCOMING).glob("*.lock")):
+            if lock != self._own.with_suffix(".lock") and _is_abandoned(lock):
+                folder = lock.with_suffix("")
+                removed += len(list(folder.glob("*"))) if folder.is_dir() else 0
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+        return removed
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder and its parents so that they outlive a power cut."""
+        if folder in self._durable_folders:
+            return
+        if folder != self.root:
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            _fsync_folder(folder.parent)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        if len(self._durable_folders) >= _MOST_KNOWN_FOLDERS:
+            self._durable_folders.clear()
+        self._durable_folders.add(folder)
+
+
+@dataclass(frozen=True)
+class Part10:
+    """Layout of a stored file: where its data set starts, and its size."""
+
+    dataset_offset: int
+    size: int
+
+
+def layout_of(path: Path) -> Part10:
+    """Find the data set behind the file meta information by (0002,0000); NotPart10Error when there is none."""
+    with path.open("rb") as file:
+        head = file.read(_META_START + 12)
+        size = os.fstat(file.fileno()).st_size
+    if len(head) < _META_START + 12 or head[128:132] != b"DICM" or head[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
+        raise NotPart10Error("no DICOM file meta information")
+    return Part10(_META_START + 12 + int(struct.unpack_from("<L", head, 140)[0]), size)
+
+
+def dataset_digest(path: Path) -> str:
+    """SHA-256 of the data set of a stored file, without its file meta information."""
+    offset = layout_of(path).dataset_offset
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(offset)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def study_folders(root: Path) -> Iterator[Path]:
+    """Folders of studies, `root/AB/STUDY_KEY`, in order."""
+    for shard in sorted(folder for folder in root.iterdir() if len(folder.name) == 2 and folder.is_dir()):
+        yield from sorted(folder for folder in shard.iterdir() if folder.is_dir())
+
+
+def _link(temporary: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "the name is taken") from error
+        temporary.rename(target)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_abandoned(lock: Path) -> bool:
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,141 @@
+"""The elements the index needs, read from a data set without touching its pixels."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from io import BytesIO
+from typing import Any, Final
+
+from pydicom import config
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID
+
+config.settings.reading_validation_mode = config.IGNORE  # pydicom's warnings quote the values, which may be identities
+
+KEYWORDS: Final = (
+    "SpecificCharacterSet",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "Modality",
+    "TimezoneOffsetFromUTC",
+    "PatientID",
+    "IssuerOfPatientID",
+    "BodyPartExamined",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+)
+_LAST_GROUP: Final = 0x0020
+_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+class UnreadableHeader(Exception):  # noqa: N818 - named for what the data set is
+    """The data set cannot be parsed as far as the index needs it."""
+
+
+class MissingElement(Exception):  # noqa: N818 - named for what the data set lacks
+    """An element needed for filing is absent, empty or no valid UID. `tag` is (group << 16) + element."""
+
+    def __init__(self, keyword: str) -> None:
+        super().__init__(f"{keyword} is missing or invalid")
+        self.keyword = keyword
+        self.tag = int(Tag(keyword))
+
+
+@dataclass(frozen=True)
+class InstanceFacts:
+    """What the index knows of an instance. Holds identity: never log it."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_uid: str
+    series_uid: str
+    modality: str
+    body_part: str
+    patient_id: str
+    patient_issuer: str
+    accession_number: str
+    acquired_at: datetime | None
+
+
+def is_valid_uid(value: str) -> bool:
+    """Digits and dots, 1 to 64 characters, no empty component (PS3.5 §9.1); leading zeros in components are let pass."""
+    return 0 < len(value) <= 64 and _UID.fullmatch(value) is not None
+
+
+def read_facts(dataset: bytes, transfer_syntax_uid: str) -> InstanceFacts:
+    """Read the index's elements from an encoded (not deflated) data set; raises UnreadableHeader or MissingElement."""
+    syntax = UID(transfer_syntax_uid)
+    implicit = syntax == "1.2.840.10008.1.2"
+    little = syntax != "1.2.840.10008.1.2.2"
+    try:
+        tags = [int(Tag(keyword)) for keyword in KEYWORDS]
+        header = read_dataset(BytesIO(dataset), implicit, little, stop_when=_past_the_header, specific_tags=tags)
+        return facts_of(header)
+    except MissingElement:
+        raise
+    except Exception as error:  # noqa: BLE001 - pydicom raises many kinds; none may quote a value
+        raise UnreadableHeader(type(error).__name__) from None
+
+
+def facts_of(header: Dataset) -> InstanceFacts:
+    """Take the index's elements from a parsed data set; raises MissingElement."""
+    return InstanceFacts(
+        sop_class_uid=_uid(header, "SOPClassUID"),
+        sop_instance_uid=_uid(header, "SOPInstanceUID"),
+        study_uid=_uid(header, "StudyInstanceUID"),
+        series_uid=_uid(header, "SeriesInstanceUID"),
+        modality=_code(header, "Modality"),
+        body_part=_code(header, "BodyPartExamined"),
+        patient_id=_text(header, "PatientID"),
+        patient_issuer=_text(header, "IssuerOfPatientID"),
+        accession_number=_text(header, "AccessionNumber"),
+        acquired_at=_moment(_text(header, "StudyDate"), _text(header, "StudyTime"), _text(header, "TimezoneOffsetFromUTC")),
+    )
+
+
+def _past_the_header(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return bool(tag.group > _LAST_GROUP)
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    value: Any = header.get(keyword)
+    if value is None:
+        return ""
+    first = value[0] if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else value
+    return str(first).replace("\x00", "").strip()
+
+
+def _uid(header: Dataset, keyword: str) -> str:
+    value = _text(header, keyword)
+    if not is_valid_uid(value):
+        raise MissingElement(keyword)
+    return value
+
+
+def _code(header: Dataset, keyword: str) -> str:
+    """A code string (PS3.5 §6.2, CS) with everything else taken out: it goes to logs and onto the bus."""
+    return re.sub(r"[^A-Z0-9_ ]", "", _text(header, keyword).upper())[:16].strip()
+
+
+def _moment(date: str, time: str, offset: str) -> datetime | None:
+    """StudyDate and StudyTime as UTC; TimezoneOffsetFromUTC (0008,0201) where sent, else the values count as UTC."""
+    digits = re.sub(r"[^0-9]", "", date)
+    clock = (re.sub(r"[:\s]", "", time).split(".")[0] + "000000")[:6]
+    try:
+        local = datetime.strptime(f"{digits[:8]}{clock}", "%Y%m%d%H%M%S").replace(tzinfo=_zone(offset))
+        return local.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _zone(offset: str) -> timezone:
+    match = re.fullmatch(r"([+-])(\d{2})(\d{2})", offset)
+    if match is None:
+        return UTC
+    minutes = int(match[2]) * 60 + int(match[3])
+    return timezone(timedelta(minutes=minutes if match[1] == "+" else -minutes))

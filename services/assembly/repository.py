@@ -1,0 +1,134 @@
+"""All SQL of the archive's index, for SQLite and PostgreSQL alike.
+
+Lock order is study, then instance, everywhere; the ticker skips studies that a C-STORE holds. So there is no deadlock, and
+a study's list of series is read under the same lock that its instances are counted under.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+import sqlalchemy
+from sqlmodel import Session, col, func, select
+
+from schemas.tables import Instance, Study
+from schemas.vocabulary import StudyState
+from services.assembly.studies import Progress, on_instance
+from services.runtime.transaction import Transaction
+
+
+class Recorded(StrEnum):
+    """What became of an instance in the index."""
+
+    NEW = "new"
+    KNOWN = "known"
+    CONFLICT = "conflict"
+
+
+class LostRaceError(Exception):
+    """Another transaction entered the same instance first: roll back and look again."""
+
+
+@dataclass(frozen=True)
+class SeriesRow:
+    """One series of a study as the index has it."""
+
+    series_uid: str
+    modality: str
+    body_part: str
+    instances: int
+
+
+def find_instance(session: Session, sop_instance_uid: str) -> Instance | None:
+    """The row of an instance, if the index has it."""
+    return session.get(Instance, sop_instance_uid)
+
+
+def record_instance(tx: Transaction, study: Study, instance: Instance) -> Recorded:
+    """Enter a stored instance and move its study on; nothing changes for one that the index has already.
+
+    `study` holds what a new study starts with. Raises LostRaceError when the transaction has to be rolled back and tried again.
+    """
+    present = find_instance(tx.session, instance.sop_instance_uid)
+    if present is not None:
+        same = present.sha256 == instance.sha256 and present.path == instance.path
+        return Recorded.KNOWN if same else Recorded.CONFLICT
+    tx.insert_new(Study, [study], returning="study_key")
+    row = _locked_study(tx.session, study.study_uid)
+    if not tx.insert_new(Instance, [instance], returning="sop_instance_uid"):
+        raise LostRaceError
+    _apply(row, on_instance(progress_of(row), instance.received_at))
+    row.accession_key = row.accession_key or study.accession_key
+    row.calling_ae = study.calling_ae or row.calling_ae
+    row.traceparent = study.traceparent or row.traceparent
+    tx.session.add(row)
+    tx.session.flush()
+    return Recorded.NEW
+
+
+def quiet_studies(tx: Transaction, quiet_since: datetime, limit: int) -> Sequence[Study]:
+    """Open studies whose last instance is not newer than `quiet_since`, locked; those in use elsewhere are left out."""
+    query = (
+        select(Study)
+        .where(col(Study.state) == StudyState.OPEN, col(Study.last_instance_at) <= quiet_since)
+        .order_by(col(Study.last_instance_at), col(Study.study_uid))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return tx.session.exec(query).all()
+
+
+def save_progress(tx: Transaction, study: Study, progress: Progress) -> None:
+    """Write a study's new state."""
+    _apply(study, progress)
+    tx.session.add(study)
+
+
+def series_of(session: Session, study_uid: str) -> list[SeriesRow]:
+    """Series of a study in order of their first instance."""
+    uid, modality, body_part = col(Instance.series_uid), col(Instance.modality), col(Instance.body_part)
+    query = (
+        sqlalchemy.select(uid, func.max(modality), func.max(body_part), func.count())
+        .where(col(Instance.study_uid) == study_uid)
+        .group_by(uid)
+        .order_by(func.min(col(Instance.received_at)), uid)
+    )
+    return [SeriesRow(*row) for row in session.execute(query)]
+
+
+def paths_of_studies(session: Session, study_keys: Iterable[str]) -> set[str]:
+    """Paths of all indexed files of some studies."""
+    query = (
+        select(Instance.path)
+        .join(Study, col(Study.study_uid) == col(Instance.study_uid))
+        .where(col(Study.study_key).in_(list(study_keys)))
+    )
+    return set(session.exec(query))
+
+
+def paths_after(session: Session, sop_instance_uid: str, limit: int) -> list[tuple[str, str]]:
+    """(SOPInstanceUID, path) of the next instances in order of their UID, to walk through the whole index."""
+    query = (
+        select(Instance.sop_instance_uid, Instance.path)
+        .where(col(Instance.sop_instance_uid) > sop_instance_uid)
+        .order_by(col(Instance.sop_instance_uid))
+        .limit(limit)
+    )
+    return [(uid, path) for uid, path in session.exec(query)]
+
+
+def progress_of(study: Study) -> Progress:
+    """The state machine's view of a row."""
+    return Progress(StudyState(study.state), study.revision, study.instances, study.last_instance_at)
+
+
+def _apply(study: Study, progress: Progress) -> None:
+    study.state = progress.state
+    study.revision = progress.revision
+    study.instances = progress.instances
+    study.last_instance_at = progress.last_instance_at
+
+
+def _locked_study(session: Session, study_uid: str) -> Study:
+    return session.exec(select(Study).where(col(Study.study_uid) == study_uid).with_for_update()).one()
