@@ -1,0 +1,169 @@
+"""The paired e-detector: two statistics over a stream of per-class error counts, compared with the baseline's counts.
+
+A, a Bayes-factor Shiryaev-Roberts statistic, asks of every recent window whether its error rate is higher than that of
+the baseline together with the earlier stream; it catches later changes fast. B, an e-detector, bets against "no worse
+than the upper confidence limit of the baseline"; it catches a gap from the first day and slow decline. Only recalls
+enter, so a change of prevalence alone moves nothing. Sources: Shin, Ramdas, Rinaldo, E-detectors (NEJSDS 2024); Shekhar,
+Ramdas (2023); the choice of windows, drops and priors was made by simulation.
+
+All functions take R streams at a time: baseline errors and cases [R, K], batch errors and cases [R, T, K].
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from scipy.special import betaincinv, gammaln, logsumexp
+
+from services.evaluation.cases import Floats, Integers
+
+WINDOWS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 52)
+"""Lengths in batches of the windows that A compares with what came before."""
+A_DROPS: Final = (0.03, 0.06, 0.12, 0.25, 0.40)
+B_DROPS: Final = (0.02, 0.05, 0.10, 0.20, 0.40)
+BASELINE_RISK: Final = 0.025
+"""Chance that a baseline error rate lies above its upper limit, over all classes."""
+LOG_CAP: Final = 138.0
+"""B is held below e^138 (1e60): far above any threshold, far below overflow."""
+Pair = tuple[Integers, Integers]
+"""Errors and cases."""
+YEAR: Final = 52
+"""Batches in the year that the false-alarm budget speaks of."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Errors and cases per true class: of the baseline [R, K], of the batches [R, T, K]."""
+
+    baseline_errors: Integers
+    baseline_cases: Integers
+    errors: Integers
+    cases: Integers
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where the two statistics raise the alarm, and how the numbers came about (simulation or bound)."""
+
+    a: float
+    b: float
+    origin: str
+
+
+def statistics(counts: Counts, reference_size: int) -> Floats:
+    """Both statistics after each batch, on the log scale, [R, T, 2]. `reference_size` is the usual batch size."""
+    return np.stack([bayes_factors(counts), e_detector(counts, reference_size)], -1)
+
+
+def bayes_factors(counts: Counts) -> Floats:
+    """Statistic A [R, T]: log of the mean over streams and references of the sum over windows of the Bayes factor."""
+    before_errors, before_cases = _running(counts.errors), _running(counts.cases)
+    batches, classes = counts.errors.shape[1:]
+    priors = priors_of(counts)
+    total = np.full((len(counts.errors), batches, classes + 1), -np.inf)
+    for length in (length for length in WINDOWS if length <= batches):
+        start, end = slice(0, batches - length + 1), slice(length, None)
+        errors, cases = before_errors[:, end] - before_errors[:, start], before_cases[:, end] - before_cases[:, start]
+        for earlier in (0, 1):
+            reference_errors = counts.baseline_errors[:, None] + earlier * before_errors[:, start]
+            reference_cases = counts.baseline_cases[:, None] + earlier * before_cases[:, start]
+            found = log_bayes_factor((errors, cases), (reference_errors, reference_cases), priors)
+            total[:, length - 1 :] = np.logaddexp(total[:, length - 1 :], found)
+    return _log_mean(total, -1, 2 * (classes + 1))
+
+
+def log_bayes_factor(window: Pair, reference: Pair, priors: Floats) -> Floats:
+    """[R, S, K + 1] evidence that windows are worse than their references: each class, then all classes together.
+
+    `window` and `reference` are errors and cases [R, S, K]. Under the null the window follows the beta-binomial predictive
+    of the reference (Jeffreys prior); under the alternative one with the priors [R, D, 2, K]; the drops are averaged. All
+    classes together: the product of the classes' factors at the same drop.
+    """
+    (errors, cases), (reference_errors, reference_cases) = window, reference
+    a, b = priors[:, None, :, 0], priors[:, None, :, 1]
+    e, right = errors[:, :, None], (cases - errors)[:, :, None]
+    alternative = _log_beta(a + e, b + right) - _log_beta(a, b)
+    a0 = np.asarray(reference_errors + 0.5, np.float64)
+    b0 = np.asarray(reference_cases - reference_errors + 0.5, np.float64)
+    null = _log_beta(a0 + errors, b0 + cases - errors) - _log_beta(a0, b0)
+    factors: Floats = alternative - null[:, :, None]
+    factors = np.concatenate([factors, factors.sum(-1, keepdims=True)], -1)
+    return _log_mean(factors, 2, len(A_DROPS))
+
+
+def priors_of(counts: Counts) -> Floats:
+    """Alternatives for `log_bayes_factor`: Beta parameters [R, D, 2, K], in halves.
+
+    Their mean is the baseline's error rate plus the drop (at most 0.95), their standard deviation 0.4 of the drop.
+    """
+    rate = (counts.baseline_errors + 0.5) / (counts.baseline_cases + 1)
+    drops = np.array(A_DROPS)[:, None]
+    mean = np.minimum(rate[:, None] + drops, 0.95)
+    concentration = np.maximum(mean * (1 - mean) / (0.4 * drops) ** 2 - 1, 4)
+    halves = np.rint(2 * np.stack([mean * concentration, (1 - mean) * concentration], 2))
+    found: Floats = np.maximum(halves, 1) / 2
+    return found
+
+
+def e_detector(counts: Counts, reference_size: int) -> Floats:
+    """Statistic B [R, T]: log of the mean over streams and drops of M, where M ← (tick + M) · likelihood ratio.
+
+    The clock ticks by labelled cases (1 per class share of `reference_size`), so that batches without labels add nothing.
+    """
+    classes = counts.errors.shape[-1]
+    limit = _upper_limit(counts.baseline_errors, counts.baseline_cases, BASELINE_RISK / classes)[:, None, None]
+    worse = np.minimum(limit + np.array(B_DROPS)[:, None], 0.99)
+    limit = np.minimum(limit, worse)
+    errors, right = counts.errors[:, :, None], (counts.cases - counts.errors)[:, :, None]
+    ratio = errors * np.log(worse / limit) + right * np.log((1 - worse) / (1 - limit))
+    ratio = np.concatenate([ratio, ratio.sum(-1, keepdims=True)], -1)
+    with np.errstate(divide="ignore"):
+        ticks = np.log(_ticks(counts, reference_size))
+    value, found = np.full_like(ratio[:, 0], -np.inf), np.empty(counts.errors.shape[:2])
+    for batch in range(counts.errors.shape[1]):
+        value = np.minimum(np.logaddexp(value, ticks[:, batch, None]) + ratio[:, batch], LOG_CAP)
+        found[:, batch] = _log_mean(value, (-2, -1), value[0].size)
+    return found
+
+
+def _ticks(counts: Counts, reference_size: int) -> Floats:
+    """[R, T, K + 1] labelled cases of each stream over those expected in `reference_size`.
+
+    No class's clock runs faster than that of all cases, or a class that becomes more common would alarm by its number
+    alone; a class that the baseline does not have stands still, for nothing is known that it could fall from.
+    """
+    share = (counts.baseline_cases + 0.5) / (counts.baseline_cases + 0.5).sum(-1, keepdims=True)
+    every = counts.cases.sum(-1, keepdims=True) / reference_size
+    each = np.minimum(counts.cases / (share * reference_size)[:, None], every) * (counts.baseline_cases > 0)[:, None]
+    return np.concatenate([each, every], -1)
+
+
+def _upper_limit(errors: Integers, cases: Integers, risk: float) -> Floats:
+    """Clopper-Pearson upper limit of an error rate; 0.99 where there are no cases."""
+    limit: Floats = np.minimum(betaincinv(errors + 1.0, np.maximum(cases - errors, 0.5), 1 - risk), 0.99)
+    return limit
+
+
+def _running(counts: Integers) -> Integers:
+    """[R, T + 1, K] sums of the first 0 … T batches."""
+    return np.concatenate([np.zeros_like(counts[:, :1]), np.cumsum(counts, 1)], 1)
+
+
+_TABLE: Final = np.concatenate([[0.0], gammaln(np.arange(1, 200_001) / 2)])
+"""Log gamma of half-integers: every parameter here is one, and a look-up is ten times faster."""
+
+
+def _log_gamma(values: Floats) -> Floats:
+    doubled = np.rint(2 * values).astype(np.int64)
+    found: Floats = _TABLE[doubled] if doubled.max(initial=0) < len(_TABLE) else gammaln(values)
+    return found
+
+
+def _log_beta(a: Floats, b: Floats) -> Floats:
+    return _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
+
+
+def _log_mean(logs: Floats, axes: int | tuple[int, ...], size: int) -> Floats:
+    """Log of the sum of exponentials over `axes`, divided by `size`."""
+    found: Floats = logsumexp(logs, axis=axes) - np.log(size)
+    return found

@@ -1,0 +1,154 @@
+"""One evaluation from cases to outcome. Pure: the same cases, thresholds and seed give the same outcome."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from schemas.events import MetricValue
+from schemas.vocabulary import Diagnosis, Status
+from services.evaluation.cases import Cases, LabelledRow, foreign
+from services.evaluation.detector import Thresholds
+from services.evaluation.diagnosis import Cause, diagnose, mix_shift, root_cause
+from services.evaluation.metrics import MetricSet, measure
+from services.evaluation.reclaim_rule import RuleVerdict, apply_rule
+from services.evaluation.stream import StreamCase, count, one_per_patient
+from services.evaluation.summary import summarise
+from services.evaluation.verdict import Assessment, Fall, assess
+
+MIX_RISK = 0.001
+"""P-value below which the class mix counts as moved; only looked at where the 5 % rule fires without a fall of recall."""
+Evidence = dict[str, float | str | None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one evaluation is computed from. `stream` is in order and ends with the batch under evaluation or later."""
+
+    model: str
+    classes: tuple[str, ...]
+    batch: int
+    batch_size: int
+    baseline: Sequence[LabelledRow]
+    stream: Sequence[StreamCase]
+    thresholds: Thresholds
+    draws: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found."""
+
+    status: Status
+    diagnosis: Diagnosis
+    cases: int
+    stream_cases: int
+    metrics: tuple[MetricValue, ...]
+    evidence: Evidence
+    reclaim_rule: bool
+    summary: str
+
+
+def evaluate(material: Material) -> Outcome:
+    """Measure the batch, judge the stream, explain what fell."""
+    batch = [case for case in material.stream if case.batch == material.batch]
+    measured = Cases.of(batch, material.classes)
+    baseline = Cases.of(material.baseline, material.classes)
+    metrics = measure(measured, draws=material.draws, seed=material.seed)
+    before = measure(baseline, draws=1, seed=material.seed)
+    rule = apply_rule(baseline.confusion(), measured.confusion(), material.classes)
+    independent = one_per_patient(material.stream, {row.patient_key for row in material.baseline})
+    assessment = _assess(material, independent) if baseline.count else None
+    cause = _explain(material, independent, assessment, rule)
+    since = _since(material.stream, assessment)
+    line = root_cause(cause, assessment.fall if assessment else None, since)
+    return Outcome(
+        status=assessment.status if assessment else Status.UNDECIDED,
+        diagnosis=cause.kind,
+        cases=len(batch),
+        stream_cases=len(material.stream),
+        metrics=_values(metrics, before),
+        evidence=_evidence(material, independent, assessment, since, cause, line, rule),
+        reclaim_rule=rule.declined,
+        summary=summarise(material.model, len(material.stream), assessment, cause, line),
+    )
+
+
+def _assess(material: Material, independent: Sequence[StreamCase]) -> Assessment:
+    last = max((case.batch for case in material.stream), default=material.batch)
+    counts = count(one_per_patient(material.baseline), independent, material.classes, last)
+    return assess(counts, material.classes, material.thresholds, material.batch_size, material.seed)
+
+
+def _explain(material: Material, stream: Sequence[StreamCase], assessment: Assessment | None, rule: RuleVerdict) -> Cause:
+    recent = [case.truth or "" for case in stream if case.batch == material.batch]
+    moved = rule.declined and mix_shift([row.truth or "" for row in material.baseline], recent) < MIX_RISK
+    fall = assessment.fall if assessment else None
+    return diagnose(stream, fall, alarmed=bool(assessment and assessment.alarm), mix_moved=moved)
+
+
+def _since(stream: Sequence[StreamCase], assessment: Assessment | None) -> datetime | None:
+    """When the first case of the first shifted batch was acquired."""
+    if assessment is None or assessment.fall is None:
+        return None
+    return min(case.acquired_at for case in stream if case.batch == assessment.fall.start)
+
+
+def _values(metrics: MetricSet, baseline: MetricSet) -> tuple[MetricValue, ...]:
+    return tuple(
+        MetricValue(name=name, value=item.value, low=item.low, high=item.high, cases=item.cases, baseline=baseline[name].value)
+        for name, item in metrics.items()
+    )
+
+
+def _evidence(
+    material: Material,
+    independent: Sequence[StreamCase],
+    assessment: Assessment | None,
+    since: datetime | None,
+    cause: Cause,
+    line: str,
+    rule: RuleVerdict,
+) -> Evidence:
+    found: Evidence = {}
+    if assessment and assessment.fall:
+        found |= _fall_evidence(assessment.fall, since)
+    found |= {"root_cause": line or None, "cause_p_value": cause.p_value}
+    if assessment:
+        found |= _detector_evidence(assessment)
+    found |= {"rule_metric": rule.metric, "rule_change": rule.change, "independent_cases": len(independent), "seed": material.seed}
+    unknown = foreign(material.stream, material.classes)
+    if unknown:
+        found["cases_of_unknown_classes"] = unknown
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _fall_evidence(fall: Fall, since: datetime | None) -> Evidence:
+    return {
+        "class": fall.label,
+        "scope": fall.scope,
+        "drop": fall.drop,
+        "drop_low": fall.low,
+        "drop_high": fall.high,
+        "recall": fall.recall,
+        "recall_before": fall.before,
+        "probability": fall.probability,
+        "since": since.isoformat() if since else None,
+        "since_batch": fall.start,
+        "since_batch_low": fall.start_low,
+        "since_batch_high": fall.start_high,
+    }
+
+
+def _detector_evidence(assessment: Assessment) -> Evidence:
+    return {
+        "alarm_batch": assessment.alarm,
+        "statistic_a": assessment.a,
+        "threshold_a": assessment.thresholds.a,
+        "statistic_b": assessment.b,
+        "threshold_b": assessment.thresholds.b,
+        "thresholds_from": assessment.thresholds.origin,
+        "smallest_fall_in_a_year": assessment.smallest_fall,
+        "more_cases_needed": assessment.more_cases if assessment.status is Status.UNDECIDED else None,
+        "unproven_classes": ", ".join(assessment.unproven) or None,
+    }

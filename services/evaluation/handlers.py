@@ -1,0 +1,158 @@
+"""The evaluation's consumer: a closed batch in, a judged model version out."""
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import Session
+
+from schemas.events import BatchReady, EvaluationCompleted
+from schemas.settings import EvaluationSettings
+from schemas.tables import BaselineCase, Batch, DetectorCalibration, Evaluation
+from schemas.topics import BATCH_READY, EVALUATION_COMPLETED
+from services.evaluation import repository
+from services.evaluation.calibration import bound, calibrate, fingerprint
+from services.evaluation.detector import Thresholds
+from services.evaluation.evaluate import Material, Outcome, evaluate
+from services.evaluation.stream import StreamCase, count, one_per_patient
+from services.runtime import registry
+from services.runtime.consumer import Batch as Polled
+from services.runtime.consumer import BatchConsumer
+from services.runtime.database import Database
+from services.runtime.errors import InvalidInput
+from services.runtime.messages import Received
+from services.runtime.transaction import Transaction
+
+CONSUMER = "evaluation"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An outcome with what it is about."""
+
+    batch: Batch
+    task: str
+    corrected: bool
+    outcome: Outcome
+    fingerprint: str
+    thresholds: Thresholds
+
+
+Prepared = dict[str, Finished]
+"""Event id to evaluation."""
+
+
+class Evaluate(BatchConsumer[Prepared]):
+    """Evaluates closed batches. The statistics run before the transaction, which only stores and announces them."""
+
+    name = CONSUMER
+    topics = (BATCH_READY,)
+    max_records = 20
+
+    def __init__(self, database: Database, settings: EvaluationSettings, batch_size: int) -> None:
+        self.database = database
+        self.settings = settings
+        self.batch_size = batch_size
+        self._fresh: dict[str, Thresholds] = {}
+
+    def prepare(self, batch: Polled) -> Prepared:
+        """Compute the outcome of every batch; InvalidInput for a batch that does not exist."""
+        return {event.event_id: self._finish(event) for event in batch}
+
+    def apply(self, tx: Transaction, batch: Polled, prepared: Prepared) -> None:
+        """Store, announce and audit each evaluation."""
+        for event in batch:
+            store(tx, event, prepared[event.event_id])
+
+    def _finish(self, event: Received[BatchReady]) -> Finished:
+        data = event.data
+        with self.database.read() as session:
+            found = repository.batch(session, data.batch_id)
+            if found is None:
+                raise InvalidInput("there is no batch of this id")
+            # A correction may reach batches behind this one: then the whole stream is judged anew.
+            last = repository.last_number(session, found.model, found.version) if data.corrected else found.number
+            stream = repository.stream(session, found.model, found.version, last)
+            baseline = list(registry.baseline(session, found.model, found.version))
+            classes = repository.classes(session, found.model) or _classes_in(stream)
+            task = repository.task_of(session, found.batch_id)
+            mark, kept = self._kept_thresholds(session, found, baseline, classes)
+        thresholds = kept or self._calibrate(mark, baseline, classes)
+        material = Material(
+            model=found.model,
+            classes=classes,
+            batch=found.number,
+            batch_size=self.batch_size,
+            baseline=baseline,
+            stream=stream,
+            thresholds=thresholds,
+            draws=self.settings.bootstrap_draws,
+            seed=self.settings.seed,
+        )
+        return Finished(found, task, data.corrected, evaluate(material), mark, thresholds)
+
+    def _kept_thresholds(
+        self, session: Session, batch: Batch, baseline: list[BaselineCase], classes: tuple[str, ...]
+    ) -> tuple[str, Thresholds | None]:
+        counts = count(one_per_patient(baseline), (), classes, 1)
+        budget, seed = self.settings.false_alarms_per_year, self.settings.seed
+        mark = fingerprint(counts.baseline_errors[0], counts.baseline_cases[0], self.batch_size, budget, seed)
+        return mark, repository.thresholds(session, batch.model, batch.version, mark)
+
+    def _calibrate(self, mark: str, baseline: list[BaselineCase], classes: tuple[str, ...]) -> Thresholds:
+        """Seconds of simulation, once per version; the bound where there is no test set to simulate from."""
+        if mark not in self._fresh:
+            budget, seed = self.settings.false_alarms_per_year, self.settings.seed
+            counts = count(one_per_patient(baseline), (), classes, 1)
+            errors, cases = counts.baseline_errors[0], counts.baseline_cases[0]
+            self._fresh[mark] = calibrate(errors, cases, self.batch_size, budget, seed) if baseline else bound(budget)
+        return self._fresh[mark]
+
+
+def _classes_in(stream: list[StreamCase]) -> tuple[str, ...]:
+    return tuple(sorted({name for case in stream for name in case.probabilities}))
+
+
+def store(tx: Transaction, event: Received[Any], finished: Finished) -> None:
+    """Write one evaluation with its event and its audit record; ids follow from the event that asked for it."""
+    batch, outcome = finished.batch, finished.outcome
+    identity = uuid.uuid5(uuid.NAMESPACE_URL, f"reclaim:evaluation:{batch.batch_id}:{event.event_id}").hex
+    shared: dict[str, Any] = {
+        "evaluation_id": identity,
+        "batch_id": batch.batch_id,
+        "model": batch.model,
+        "version": batch.version,
+        "status": outcome.status,
+        "diagnosis": outcome.diagnosis,
+        "cases": outcome.cases,
+        "stream_cases": outcome.stream_cases,
+        "evidence": outcome.evidence,
+        "reclaim_rule": outcome.reclaim_rule,
+        "summary": outcome.summary[:1000],
+        "evaluated_at": tx.clock.now(),
+    }
+    tx.insert_new(DetectorCalibration, [_calibration(tx, finished)], returning="model")
+    tx.session.add(Evaluation(**shared, metrics=[metric.model_dump() for metric in outcome.metrics]))
+    data = EvaluationCompleted(**shared, task=finished.task, metrics=outcome.metrics)
+    tx.emit(EVALUATION_COMPLETED, data, event_id=identity, cause=event)
+    detail = {
+        "status": outcome.status,
+        "diagnosis": outcome.diagnosis,
+        "evidence": outcome.evidence,
+        "corrected": finished.corrected,
+    }
+    subject = f"{batch.model}:{batch.version}"
+    tx.audit(CONSUMER, "evaluation.completed", subject, evaluation=identity, event=event.event_id, **detail)
+
+
+def _calibration(tx: Transaction, finished: Finished) -> DetectorCalibration:
+    batch, kept = finished.batch, finished.thresholds
+    return DetectorCalibration(
+        model=batch.model,
+        version=batch.version,
+        fingerprint=finished.fingerprint,
+        threshold_a=kept.a,
+        threshold_b=kept.b,
+        origin=kept.origin,
+        made_at=tx.clock.now(),
+    )

@@ -1,0 +1,71 @@
+"""All SQL of the evaluation, and the reading functions for those who show or use evaluations."""
+
+from collections.abc import Sequence
+
+from sqlmodel import Session, col, func, select
+
+from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, RegisteredModel
+from services.evaluation.detector import Thresholds
+from services.evaluation.stream import StreamCase
+
+_NEWEST_FIRST = (col(Evaluation.evaluated_at).desc(), col(Evaluation.stream_cases).desc(), col(Evaluation.evaluation_id))
+"""Batches that are evaluated together may carry the same time: the longer stream is the newer one."""
+
+
+def latest(session: Session, model: str, version: int | None = None) -> Evaluation | None:
+    """The newest evaluation of a model, or of one of its versions; None before the first."""
+    query = select(Evaluation).where(Evaluation.model == model)
+    if version is not None:
+        query = query.where(Evaluation.version == version)
+    return session.exec(query.order_by(*_NEWEST_FIRST).limit(1)).first()
+
+
+def history(session: Session, model: str, limit: int = 50) -> Sequence[Evaluation]:
+    """Evaluations of a model over all versions, newest first."""
+    query = select(Evaluation).where(Evaluation.model == model)
+    return session.exec(query.order_by(*_NEWEST_FIRST).limit(limit)).all()
+
+
+def evaluation(session: Session, evaluation_id: str) -> Evaluation | None:
+    """One evaluation; None when there is none of that id."""
+    return session.get(Evaluation, evaluation_id)
+
+
+def batch(session: Session, batch_id: str) -> Batch | None:
+    """One batch; None when there is none of that id."""
+    return session.get(Batch, batch_id)
+
+
+def last_number(session: Session, model: str, version: int) -> int:
+    """Number of the version's newest batch, 0 before the first."""
+    query = select(func.max(Batch.number)).where(Batch.model == model, Batch.version == version)
+    return int(session.exec(query).one() or 0)
+
+
+def stream(session: Session, model: str, version: int, up_to: int) -> list[StreamCase]:
+    """All batched cases of a version, batches 1 to `up_to` in order, within a batch by acquisition."""
+    columns = (Case.patient_key, Case.truth, Case.predicted, Case.probabilities)
+    query = (
+        select(Batch.number, *columns, Case.acquired_at, Case.facets, Case.findings)  # type: ignore[call-overload]
+        .join(Case, col(Case.batch_id) == col(Batch.batch_id))
+        .where(Batch.model == model, Batch.version == version, Batch.number <= up_to)
+        .order_by(col(Batch.number), col(Case.acquired_at), col(Case.study_key))
+    )
+    return [StreamCase(*row) for row in session.execute(query)]
+
+
+def task_of(session: Session, batch_id: str) -> str:
+    """The task of a batch's cases, empty for a batch without cases."""
+    return session.exec(select(Case.task).where(Case.batch_id == batch_id).limit(1)).first() or ""
+
+
+def classes(session: Session, model: str) -> tuple[str, ...]:
+    """Classes of a registered model in its own order, empty for an unknown model."""
+    found = session.get(RegisteredModel, model)
+    return tuple(found.classes) if found else ()
+
+
+def thresholds(session: Session, model: str, version: int, fingerprint: str) -> Thresholds | None:
+    """Thresholds kept from an earlier calibration for exactly these conditions."""
+    row = session.get(DetectorCalibration, (model, version, fingerprint))
+    return Thresholds(row.threshold_a, row.threshold_b, row.origin) if row else None

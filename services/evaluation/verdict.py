@@ -1,0 +1,207 @@
+"""From the detector's statistics to a status a person can act on, with the evidence and what cannot be seen yet."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from schemas.vocabulary import Status
+from services.evaluation.cases import Floats
+from services.evaluation.detector import YEAR, Counts, Thresholds, log_bayes_factor, priors_of, statistics
+
+SEEN_FALL: Final = 0.20
+"""A status other than `undecided` says that a fall of this size in any usual class would have shown."""
+MEANINGFUL_FALL: Final = 0.03
+USUAL_SHARE: Final = 0.05
+"""Classes rarer than this in the test set do not keep a model undecided; they are named as unproven."""
+WATCH_BATCHES: Final = 4
+WATCH_DOUBT: Final = 0.02
+DRAWS: Final = 20_000
+_POWER: Final = 1.645 + 0.842
+"""Normal quantiles of a one-sided 5 % level and 80 % power."""
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A fall of one class's recall since a batch, with 95 % limits; `probability` is that of a fall of 3 points or more."""
+
+    label: str
+    scope: str
+    start: int
+    start_low: int
+    start_high: int
+    recall: float
+    before: float
+    drop: float
+    low: float
+    high: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The detector's verdict on a stream. `alarm` is the number of the first batch that raised it."""
+
+    status: Status
+    a: float
+    b: float
+    thresholds: Thresholds
+    alarm: int | None
+    fall: Fall | None
+    more_cases: int | None
+    """Labelled cases still needed before a fall of 20 points would show; None when the test set itself is too small."""
+    unproven: tuple[str, ...]
+    smallest_fall: float | None
+    """The smallest fall of one usual class that a year at this volume can show; None when there is none."""
+
+
+def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch_size: int, seed: int) -> Assessment:
+    """Judge one stream (R = 1) after its last batch. The alarm stays for as long as the version's counts bear it out."""
+    found = statistics(counts, batch_size)[0]
+    alarms = np.flatnonzero((found[:, 0] >= thresholds.a) | (found[:, 1] >= thresholds.b))
+    alarm = int(alarms[0]) + 1 if len(alarms) else None
+    generator = np.random.default_rng(seed)
+    watched = alarm is None and _watch(counts, generator)
+    missing = _missing(counts, classes)
+    share = _shares(counts)
+    blocking = {name: need for name, need in missing.items() if share[classes.index(name)] >= USUAL_SHARE}
+    return Assessment(
+        status=_status(alarm is not None, watched, bool(blocking)),
+        a=float(found[-1, 0]),
+        b=float(found[-1, 1]),
+        thresholds=thresholds,
+        alarm=alarm,
+        fall=locate(counts, classes, generator) if alarm or watched else None,
+        more_cases=_more(blocking),
+        unproven=tuple(missing),
+        smallest_fall=smallest_fall(counts, thresholds, batch_size),
+    )
+
+
+def _status(alarm: bool, watched: bool, blocked: bool) -> Status:
+    if alarm:
+        return Status.DEGRADED
+    if watched:
+        return Status.WATCH
+    return Status.UNDECIDED if blocked else Status.HEALTHY
+
+
+def locate(counts: Counts, classes: Sequence[str], generator: np.random.Generator) -> Fall:
+    """Where and since when: the class and the first batch for which the Bayes factor of "since then worse" is largest."""
+    batches = counts.errors.shape[1]
+    factors = _factors_by_start(counts)
+    best = np.unravel_index(int(factors.argmax()), factors.shape)
+    column, start = int(best[1]), int(best[0])
+    label = int(factors[start, : len(classes)].argmax())
+    span = _credible(factors[:, column])
+    errors, cases = counts.errors[0, :, label], counts.cases[0, :, label]
+    window = (int(errors[start:].sum()), int(cases[start:].sum()))
+    earlier = (int(errors[:start].sum()), int(cases[:start].sum()))
+    reference = (int(counts.baseline_errors[0, label]) + earlier[0], int(counts.baseline_cases[0, label]) + earlier[1])
+    drops = _posterior(window, generator) - _posterior(reference, generator)
+    low, high = np.quantile(drops, [0.025, 0.975])
+    recall, before = 1 - window[0] / max(window[1], 1), 1 - reference[0] / max(reference[1], 1)
+    assert start < batches
+    return Fall(
+        label=classes[label],
+        scope="all classes" if column == len(classes) else "one class",
+        start=start + 1,
+        start_low=span[0] + 1,
+        start_high=span[1] + 1,
+        recall=recall,
+        before=before,
+        drop=before - recall,
+        low=float(low),
+        high=float(high),
+        probability=float((drops >= MEANINGFUL_FALL).mean()),
+    )
+
+
+def _factors_by_start(counts: Counts) -> Floats:
+    """[T, K + 1] log Bayes factor of "worse from batch t on" against the baseline and all before t."""
+    errors, cases = counts.errors.cumsum(1), counts.cases.cumsum(1)
+    before_errors, before_cases = errors - counts.errors, cases - counts.cases
+    window = (errors[:, -1:] - before_errors, cases[:, -1:] - before_cases)
+    reference = (counts.baseline_errors[:, None] + before_errors, counts.baseline_cases[:, None] + before_cases)
+    found: Floats = log_bayes_factor(window, reference, priors_of(counts))[0]
+    return found
+
+
+def _credible(factors: Floats) -> tuple[int, int]:
+    """First and last batch of the 95 % credible set of the start, every batch being equally likely beforehand."""
+    weights = np.exp(factors - factors.max())
+    order = np.argsort(-weights)
+    enough = int(np.searchsorted(np.cumsum(weights[order]) / weights.sum(), 0.95)) + 1
+    kept = order[:enough]
+    return int(kept.min()), int(kept.max())
+
+
+def _posterior(counts: tuple[int, int], generator: np.random.Generator) -> Floats:
+    """Draws of an error rate from its Jeffreys posterior."""
+    errors, cases = counts
+    return generator.beta(errors + 0.5, cases - errors + 0.5, DRAWS)
+
+
+def _watch(counts: Counts, generator: np.random.Generator) -> bool:
+    """Whether some class's recall over the last batches is very probably 3 points or more below the baseline's."""
+    errors, cases = counts.errors[0, -WATCH_BATCHES:].sum(0), counts.cases[0, -WATCH_BATCHES:].sum(0)
+    needed = 1 - WATCH_DOUBT / len(errors)
+    for label in np.flatnonzero((cases > 0) & (counts.baseline_cases[0] > 0)):
+        now = _posterior((int(errors[label]), int(cases[label])), generator)
+        then = _posterior((int(counts.baseline_errors[0, label]), int(counts.baseline_cases[0, label])), generator)
+        if (now - then >= MEANINGFUL_FALL).mean() >= needed:
+            return True
+    return False
+
+
+def _shares(counts: Counts) -> Floats:
+    cases = counts.baseline_cases[0]
+    found: Floats = cases / max(int(cases.sum()), 1)
+    return found
+
+
+def _missing(counts: Counts, classes: Sequence[str]) -> dict[str, float]:
+    """Class to labelled cases (of any class) still needed to see a fall of 20 points; infinite with too small a test set."""
+    needed = cases_for_fall(counts, SEEN_FALL) - counts.cases[0].sum(0)
+    share = _shares(counts)
+    return {name: float(needed[k] / share[k]) if share[k] else math.inf for k, name in enumerate(classes) if needed[k] > 0}
+
+
+def cases_for_fall(counts: Counts, drop: float) -> Floats:
+    """[K] cases of each class that show a fall of `drop` with 80 % power at 5 %; infinite when the baseline is too small."""
+    errors, cases = counts.baseline_errors[0], counts.baseline_cases[0]
+    rate = (errors + 0.5) / (cases + 1)
+    worse = np.minimum(rate + drop, 0.98)
+    room = (drop / _POWER) ** 2 - rate * (1 - rate) / np.maximum(cases, 0.5)
+    with np.errstate(divide="ignore"):
+        found: Floats = np.where(room > 0, np.ceil(worse * (1 - worse) / np.where(room > 0, room, 1)), np.inf)
+    return found
+
+
+def _more(blocking: dict[str, float]) -> int | None:
+    worst = max(blocking.values(), default=0.0)
+    return math.ceil(worst) if math.isfinite(worst) else None
+
+
+def smallest_fall(counts: Counts, thresholds: Thresholds, batch_size: int) -> float | None:
+    """The smallest fall that a year of batches is expected to lift above A's threshold, in the usual class that needs most.
+
+    Expected evidence is cases times the Kullback-Leibler divergence of the two error rates, the cases being halved by an
+    equally large baseline (harmonic mean); it has to pay for the threshold and for averaging over streams and drops.
+    """
+    share, cases = _shares(counts), counts.baseline_cases[0]
+    usual = share >= USUAL_SHARE
+    if not usual.any():
+        return None
+    rate = ((counts.baseline_errors[0] + 0.5) / (cases + 1))[usual]
+    volume = (YEAR * batch_size * share)[usual]
+    effective = volume * cases[usual] / (volume + cases[usual])
+    price = thresholds.a + math.log(2 * (len(share) + 1) * 5)
+    for points in range(1, 96):
+        worse = np.minimum(rate + points / 100, 0.99)
+        gain = worse * np.log(worse / rate) + (1 - worse) * np.log((1 - worse) / (1 - rate))
+        if (effective * gain >= price).all():
+            return points / 100
+    return None

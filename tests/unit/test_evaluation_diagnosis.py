@@ -1,0 +1,124 @@
+"""The diagnosis on streams with one known change, and the sentences made of it."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from schemas.vocabulary import Diagnosis, Status
+from services.evaluation.detector import Thresholds
+from services.evaluation.diagnosis import Cause, diagnose, mix_shift, root_cause
+from services.evaluation.stream import StreamCase, one_per_patient
+from services.evaluation.summary import summarise
+from services.evaluation.verdict import Assessment, Fall
+
+START = datetime(2026, 3, 12, 9, tzinfo=UTC)
+FALL = Fall("glioma", "one class", 4, 4, 5, 0.71, 0.90, 0.19, 0.11, 0.27, 0.999)
+CT2 = Cause(Diagnosis.COVARIATE, "StationName CT2")
+ASSESSMENT = Assessment(Status.DEGRADED, 6.0, 1.0, Thresholds(5.0, 3.0, "simulation"), 5, FALL, 0, (), 0.09)
+
+
+def case(number, batch, *, wrong=False, facets=None, findings=()):
+    predicted = "none" if wrong else "glioma"
+    facets = {"StationName": "CT1", "Manufacturer": "A"} if facets is None else facets
+    return StreamCase(batch, f"p{number}", "glioma", predicted, {}, START + timedelta(hours=number), facets, list(findings))
+
+
+def stream(changed, *, before=3, after=3, size=20):
+    """Batches before the fall at batch 4 and after it; `changed(number)` gives what differs afterwards."""
+    first = 4 - before
+    stable = [case(number, first + number // size) for number in range(before * size)]
+    fallen = [case(1000 + number, 4 + number // size, wrong=number % 3 == 0, **changed(number)) for number in range(after * size)]
+    return stable + fallen
+
+
+def found(cases, **options):
+    return diagnose(cases, FALL, **({"alarmed": True, "mix_moved": False} | options))
+
+
+def test_doubts_about_the_images_are_a_broken_feed():
+    cause = found(stream(lambda number: {"findings": ["window_missing"] if number % 4 else []}))
+    assert cause.kind is Diagnosis.PIPELINE
+    assert cause.what == "window missing in 75% of the studies, was 0%"
+    assert cause.p_value < 1e-6
+
+
+def test_doubts_that_were_always_there_are_no_cause():
+    cases = [one._replace(findings=["window_missing"]) for one in stream(lambda _: {})]
+    assert found(cases).kind is Diagnosis.CONCEPT
+
+
+def test_a_broken_feed_from_the_first_day_is_seen_without_a_stable_part():
+    cases = stream(lambda _: {"findings": ["constant_image"]}, before=0)
+    assert found(cases).kind is Diagnosis.PIPELINE
+
+
+def test_another_scanner_is_a_covariate_shift_and_is_named():
+    cause = found(stream(lambda _: {"facets": {"StationName": "CT2", "Manufacturer": "A"}}))
+    assert (cause.kind, cause.what) == (Diagnosis.COVARIATE, "StationName CT2")
+    assert root_cause(cause, FALL, START) == "since 12 March, StationName CT2; recall of glioma 0.71, was 0.90"
+
+
+def test_one_odd_study_is_no_cause():
+    odd = {"facets": {"StationName": "CT9", "Manufacturer": "A"}}
+    assert found(stream(lambda number: odd if number == 0 else {})).kind is Diagnosis.CONCEPT
+
+
+def test_from_the_first_day_the_facet_that_errors_follow_is_named():
+    cases = stream(lambda number: {"facets": {"StationName": "CT2" if number % 3 == 0 else "CT1"}}, before=0)
+    assert found(cases).what == "StationName CT2"
+
+
+def test_unchanged_descriptions_leave_the_concept_and_none_leave_nothing():
+    assert found(stream(lambda _: {})).kind is Diagnosis.CONCEPT
+    bare = [one._replace(facets={}) for one in stream(lambda _: {})]
+    assert found(bare).kind is Diagnosis.UNKNOWN
+    assert found(stream(lambda _: {}), alarmed=False).kind is Diagnosis.UNKNOWN
+
+
+def test_chance_names_a_cause_rarely():
+    generator, wrong = np.random.default_rng(0), 0
+    for _ in range(200):
+        cases = [
+            case(n, 1 + n // 20, facets={"StationName": f"CT{generator.integers(3)}", "Manufacturer": f"M{generator.integers(2)}"})
+            for n in range(120)
+        ]
+        wrong += found(cases).kind is Diagnosis.COVARIATE
+    assert wrong <= 4
+
+
+def test_a_moved_mix_without_a_fall_is_prevalence():
+    cases = stream(lambda _: {})
+    assert diagnose(cases, None, alarmed=False, mix_moved=True).kind is Diagnosis.PREVALENCE
+    assert diagnose(cases, None, alarmed=False, mix_moved=False).kind is Diagnosis.NONE
+    assert mix_shift(["a"] * 80 + ["b"] * 20, ["a"] * 20 + ["b"] * 80) < 1e-6
+    assert mix_shift(["a"] * 80 + ["b"] * 20, ["a"] * 40 + ["b"] * 10) > 0.5
+    assert mix_shift(["a"], []) == 1.0
+
+
+def test_a_patient_counts_once_and_never_with_the_test_set():
+    cases = [case(1, 1), case(2, 1), case(1, 2), case(3, 2)]
+    assert [one.patient_key for one in one_per_patient(cases, {"p3"})] == ["p1", "p2"]
+
+
+@pytest.mark.parametrize(
+    ("assessment", "cause", "words"),
+    [
+        (
+            ASSESSMENT,
+            Cause(Diagnosis.COVARIATE, "StationName CT2"),
+            "got worse: of 100 patients with glioma it now finds 71, before it found 90",
+        ),
+        (replace(ASSESSMENT, status=Status.WATCH, alarm=None), Cause(Diagnosis.UNKNOWN), "may be getting worse"),
+        (replace(ASSESSMENT, status=Status.HEALTHY, fall=None), Cause(Diagnosis.NONE), "a fall of 9 percentage points"),
+        (replace(ASSESSMENT, status=Status.HEALTHY, fall=None), Cause(Diagnosis.PREVALENCE, "the mix moved"), "the mix moved"),
+        (replace(ASSESSMENT, status=Status.UNDECIDED, fall=None, more_cases=120), Cause(Diagnosis.NONE), "About 120 more"),
+        (replace(ASSESSMENT, status=Status.UNDECIDED, fall=None, more_cases=None), Cause(Diagnosis.NONE), "too small"),
+        (None, Cause(Diagnosis.NONE), "no labelled test set"),
+    ],
+)
+def test_two_sentences(assessment, cause, words):
+    text = summarise("tumour", 250, assessment, cause, root_cause(cause, FALL, START))
+    assert words in text
+    assert text.rstrip(".").count(". ") == 1
