@@ -16,6 +16,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from listeners.chat.http import routes as chat_routes
 from listeners.labels.http import create_routes as label_routes
 from schemas.settings import HttpSettings
 from services.runtime.errors import InvalidInput, Transient
@@ -24,7 +25,7 @@ from services.runtime.service import Context, Service, StopSignal, Worker
 logger = logging.getLogger(__name__)
 RouteFactory = Callable[[Context], Iterable[web.AbstractRouteDef]]
 
-ROUTE_FACTORIES: Final[tuple[RouteFactory, ...]] = (label_routes,)
+ROUTE_FACTORIES: Final[tuple[RouteFactory, ...]] = (label_routes, chat_routes)
 """All APIs. A factory returns routes below `/api/`; errors it raises as `web.HTTPException`, `InvalidInput` (422) or
 `Transient` (503) become JSON, and requests reach it only with the right token."""
 
