@@ -1,0 +1,180 @@
+"""The end of a run: verdict, version, order, job, events and audit in one transaction, or none of them."""
+
+import math
+from typing import Any
+
+from schemas.events import MaintenanceOrder, MaintenancePromotion
+from schemas.tables import BaselineCase, ModelVersion, Order
+from schemas.topics import ORDER, PROMOTION
+from schemas.vocabulary import OrderKind, OrderState, Verdict, VersionState
+from services.remediation import jobs, repository
+from services.remediation.ids import natural_id
+from services.remediation.material import Material
+from services.remediation.plan import TooFew
+from services.remediation.provenance import code_digest
+from services.remediation.run import Outcome
+from services.runtime import registry, telemetry
+from services.runtime.service import Context
+from services.runtime.transaction import Transaction
+
+WORDS = {
+    Verdict.PROMOTE: "Version {number} passed the gate and serves.",
+    Verdict.REJECT: "Version {number} did not pass the gate; version {champion} goes on serving.",
+    Verdict.NEED_LABELS: "Version {number} waits in the shadow: the gate needs more labelled cases.",
+}
+
+
+def conclude(context: Context, claim: jobs.Claim, material: Material, outcome: Outcome) -> Verdict | None:
+    """Write the outcome of a run; None when another version has begun to serve meanwhile and the run is void."""
+    with context.database.transaction() as tx:
+        job = jobs.held(tx, claim)
+        owner = repository.lock_model(tx.session, claim.model)
+        if owner.champion != material.plan.champion:
+            jobs.fail(
+                tx,
+                claim,
+                f"Version {owner.champion} began to serve during the run; the repair of {material.plan.champion} is void.",
+            )
+            return None
+        verdict, number = outcome.judgement.verdict, registry.next_version(tx.session, claim.model)
+        evidence = _evidence(claim, material, outcome)
+        _enter(tx, context, claim, material, outcome, number)
+        _decide(tx, claim, material.plan.champion, number, verdict, evidence)
+        _announce(tx, claim, material.plan.champion, number, outcome, job.traceparent)
+        if verdict == Verdict.NEED_LABELS:
+            share = context.settings.join.gate_share
+            missing = outcome.judgement.needed_cases - len(material.plan.gate)
+            request_labels(tx, claim, _labels_for(missing, share), outcome.judgement.reasons[-1], material.plan.champion)
+        words = WORDS[verdict].format(number=number, champion=material.plan.champion)
+        result = evidence | {"verdict": verdict, "challenger": number, "champion_before": material.plan.champion}
+        jobs.succeed(tx, claim, result, words)
+    telemetry.count("reclaim.gate.verdicts", verdict=verdict)
+    return verdict
+
+
+def conclude_too_few(context: Context, claim: jobs.Claim, few: TooFew) -> None:
+    """End a run that cannot start: the order becomes a label request with the number needed."""
+    shares = context.settings.join
+    cases = max(_labels_for(few.missing["tune"], shares.tune_share), _labels_for(few.missing["gate"], shares.gate_share))
+    with context.database.transaction() as tx:
+        champion = repository.lock_model(tx.session, claim.model).champion
+        request_labels(tx, claim, cases, few.reason, champion)
+        numbers = {"tune_cases": few.tune, "gate_cases": few.gate, "labels_needed": cases}
+        result = {"verdict": Verdict.NEED_LABELS, "reasons": [few.reason], "numbers": numbers}
+        jobs.succeed(tx, claim, result, f"{few.reason} About {cases} more labels were asked for.")
+
+
+def _labels_for(missing: int, share: float) -> int:
+    """Labelled cases it takes until `missing` of them belong to patients of a role with this share."""
+    return math.ceil(missing / share) if missing > 0 and share > 0 else max(missing, 0)
+
+
+def request_labels(tx: Transaction, claim: jobs.Claim, cases: int, reason: str, version: int | None) -> None:
+    """Order labels, once per run."""
+    now, order_id = tx.clock.now(), natural_id("labels", claim.job_id)
+    row = Order(
+        order_id=order_id,
+        idempotency_key=f"labels:{order_id}",
+        kind=OrderKind.LABEL_REQUEST,
+        state=OrderState.ACCEPTED,
+        model=claim.model,
+        version=version,
+        settings={"cases": cases},
+        reason=reason[:1000],
+        actor=jobs.ACTOR,
+        created_at=now,
+        updated_at=now,
+    )
+    if not tx.insert_new(Order, [row], returning="order_id"):
+        return
+    event = MaintenanceOrder(
+        order_id=order_id,
+        kind=OrderKind.LABEL_REQUEST,
+        model=claim.model,
+        version=version,
+        settings={"cases": cases},
+        reason=reason,
+        actor=jobs.ACTOR,
+        ordered_at=now,
+    )
+    tx.emit(ORDER, event, event_id=order_id, cause=claim.traceparent or None)
+    tx.audit(jobs.ACTOR, "labels.requested", claim.model, order=order_id, cases=cases, reason=reason)
+
+
+def _evidence(claim: jobs.Claim, material: Material, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "run": claim.job_id,
+        "attempt": claim.attempt,
+        "remedy": str(claim.remedy),
+        "reasons": list(outcome.judgement.reasons),
+        "numbers": finite(outcome.judgement.numbers),
+        "best_epoch": outcome.tuned.result.best_epoch,
+        "data_sha256": material.plan.digest,
+        "code_sha256": code_digest(),
+        "weights_sha256": outcome.bundle.sha256,
+        "seed": material.options.seed,
+        "returning_patients": material.returning,
+        "options": material.options.model_dump(),
+    }
+
+
+def finite(numbers: dict[str, float | None]) -> dict[str, float | None]:
+    """Numbers that JSON can hold; what is not defined becomes None."""
+    return {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
+
+
+def _enter(tx: Transaction, context: Context, claim: jobs.Claim, material: Material, outcome: Outcome, number: int) -> None:
+    """The challenger with its baseline: the gate's cases, because they show what it will serve (decision 0008)."""
+    row = ModelVersion(
+        model=claim.model,
+        version=number,
+        state=VersionState.CHALLENGER,
+        bundle=str(outcome.bundle.folder.relative_to(context.settings.models_dir)),
+        sha256=outcome.bundle.sha256,
+        parent=material.plan.champion,
+        origin=claim.job_id,
+        dataset=material.dataset,
+        metrics=finite(outcome.judgement.numbers),
+        created_at=tx.clock.now(),
+    )
+    kept = outcome.gate_cases if outcome.judgement.verdict != Verdict.REJECT else ()
+    rows = [
+        BaselineCase(
+            model=claim.model,
+            version=number,
+            case_key=case.case_key,
+            patient_key=case.patient,
+            truth=case.truth,
+            predicted=case.predicted,
+            probabilities=dict(case.probabilities),
+        )
+        for case in kept
+    ]
+    registry.add_version(tx, row, rows, actor=jobs.ACTOR)
+
+
+def _decide(tx: Transaction, claim: jobs.Claim, champion: int, number: int, verdict: Verdict, evidence: dict[str, Any]) -> None:
+    tx.audit(jobs.ACTOR, "gate.judged", f"{claim.model}:{number}", order=claim.order_id, verdict=verdict, **evidence)
+    for older in registry.versions(tx.session, claim.model):
+        if older.state == VersionState.CHALLENGER and older.version != number and older.parent == champion:
+            registry.reject(tx, claim.model, older.version, actor=jobs.ACTOR, superseded_by=number)
+    if verdict == Verdict.PROMOTE:
+        registry.promote(tx, claim.model, number, actor=jobs.ACTOR, order=claim.order_id)
+    elif verdict == Verdict.REJECT:
+        registry.reject(tx, claim.model, number, actor=jobs.ACTOR, order=claim.order_id)
+
+
+def _announce(tx: Transaction, claim: jobs.Claim, champion: int, number: int, outcome: Outcome, traceparent: str) -> None:
+    judgement = outcome.judgement
+    event = MaintenancePromotion(
+        model=claim.model,
+        challenger=number,
+        champion_before=champion,
+        champion_after=number if judgement.verdict == Verdict.PROMOTE else champion,
+        verdict=judgement.verdict,
+        reasons=judgement.reasons,
+        numbers=finite(judgement.numbers),
+        order_id=claim.order_id,
+        actor=jobs.ACTOR,
+    )
+    tx.emit(PROMOTION, event, event_id=natural_id("promotion", claim.job_id), cause=traceparent or None)

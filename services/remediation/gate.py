@@ -1,0 +1,229 @@
+"""The gate: may the challenger serve? Pure statistics over cases that neither raised the alarm nor trained the repair.
+
+Better on the gate's cases: exact one-sided McNemar test (McNemar 1947), on patients: each patient counts once, for the
+version that has more of that patient's studies right. Not worse on the baseline: upper confidence bound of the loss of
+recall within the margin, class by class. Not worse calibrated, not slower. Every number goes into the verdict.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest, norm
+
+from schemas.vocabulary import Verdict
+from services.remediation import resampling
+from services.remediation.resampling import Floats
+
+POWER = 0.8
+REACHABLE = 10
+"""More labels are asked for as long as at most this many times the present gate cases would show the gain that is seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairedCase:
+    """One labelled study scored by both versions."""
+
+    case_key: str
+    patient: str
+    truth: str
+    champion: Mapping[str, float]
+    challenger: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Acceptance criteria, fixed before the run."""
+
+    alpha: float = 0.05
+    margin: float = 0.05
+    min_cases: int = 30
+    draws: int = 1000
+    seed: int = 0
+    max_latency_ratio: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The verdict with its reasons in plain words, every number, and how many gate cases it would take (0: enough)."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    numbers: dict[str, float | None]
+    needed_cases: int = 0
+
+
+@dataclass
+class _Findings:
+    """What the single tests say; `objections` alone reject."""
+
+    numbers: dict[str, float | None] = field(default_factory=dict)
+    support: list[str] = field(default_factory=list)
+    objections: list[str] = field(default_factory=list)
+
+
+class _Arrays:
+    """Cases as arrays: truth [n], right answers [n] and confidences [n] of either version."""
+
+    def __init__(self, cases: Sequence[PairedCase], classes: Sequence[str], rules: Rules) -> None:
+        self.patients = [case.patient for case in cases]
+        self.truth: npt.NDArray[np.int64] = np.array([classes.index(case.truth) for case in cases], dtype=np.int64)
+        self.present = sorted(set(self.truth.tolist()))
+        self.old, self.old_confidence = _answers([case.champion for case in cases], classes, self.truth)
+        self.new, self.new_confidence = _answers([case.challenger for case in cases], classes, self.truth)
+        self.draws = resampling.counts(self.patients, rules.draws, rules.seed)
+        self.once = np.ones((1, len(cases)))
+
+
+def _answers(rows: Sequence[Mapping[str, float]], classes: Sequence[str], truth: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    scores = np.array([[row[name] for name in classes] for row in rows], dtype=np.float64)
+    return (scores.argmax(axis=1) == truth).astype(np.float64), scores.max(axis=1)
+
+
+def judge(
+    gate: Sequence[PairedCase],
+    baseline: Sequence[PairedCase],
+    classes: Sequence[str],
+    rules: Rules,
+    latency_ratio: float | None = None,
+) -> Judgement:
+    """Judge a challenger on `gate` (new) and `baseline` (old) cases. Raises ValueError without any baseline case."""
+    if not baseline:
+        msg = "without baseline cases nobody can say what the challenger has forgotten"
+        raise ValueError(msg)
+    if len(gate) < rules.min_cases:
+        return _too_few(len(gate), rules)
+    found = _Findings()
+    better, needed = _gain(_Arrays(gate, classes, rules), rules, found)
+    _memory(_Arrays(baseline, classes, rules), classes, rules, found)
+    _latency(latency_ratio, rules, found)
+    return _verdict(found, better=better, needed=needed, cases=len(gate))
+
+
+def _too_few(cases: int, rules: Rules) -> Judgement:
+    reason = f"The gate has {cases} labelled cases; it judges from {rules.min_cases} on."
+    numbers: dict[str, float | None] = {"gate_cases": float(cases), "gate_cases_needed": float(rules.min_cases)}
+    return Judgement(Verdict.NEED_LABELS, (reason,), numbers, rules.min_cases)
+
+
+def _verdict(found: _Findings, *, better: bool, needed: int, cases: int) -> Judgement:
+    numbers = found.numbers | {"gate_cases_needed": float(needed) if needed else None}
+    reasons = (*found.support, *found.objections)
+    if better and not found.objections:
+        return Judgement(Verdict.PROMOTE, reasons, numbers)
+    if not found.objections and 0 < needed <= REACHABLE * cases:
+        ask = f"The gain that is seen would be shown with about {needed} gate cases; there are {cases}."
+        return Judgement(Verdict.NEED_LABELS, (*reasons, ask), numbers, needed)
+    return Judgement(Verdict.REJECT, reasons, numbers)
+
+
+def _gain(cases: _Arrays, rules: Rules, found: _Findings) -> tuple[bool, int]:
+    """Whether the challenger is shown to be better, and how many cases would show it where it is not (0: no gain is seen)."""
+    wins, losses = _discordant(cases)
+    p_value = float(binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue) if wins + losses else 1.0
+    found.numbers |= {
+        "gate_cases": float(len(cases.truth)),
+        "gate_patients": float(len(set(cases.patients))),
+        "mcnemar_wins": float(wins),
+        "mcnemar_losses": float(losses),
+        "mcnemar_p": p_value,
+    }
+    _compare(cases, found)
+    _calibration(cases, rules, found)
+    counted = f"of {wins + losses} patients on whom the versions differ, {wins} are better read by the challenger"
+    if p_value <= rules.alpha:
+        found.support.append(f"Better on the gate's cases: {counted} (exact McNemar test, p = {p_value:.3g}).")
+        return True, 0
+    found.support.append(f"Not shown to be better: {counted} (exact McNemar test, p = {p_value:.3g}, at most {rules.alpha:g}).")
+    return False, cases_needed(wins, losses, len(cases.truth), rules.alpha)
+
+
+def _discordant(cases: _Arrays) -> tuple[int, int]:
+    balance: dict[str, float] = {}
+    for patient, change in zip(cases.patients, cases.new - cases.old, strict=True):
+        balance[patient] = balance.get(patient, 0.0) + float(change)
+    return sum(value > 0 for value in balance.values()), sum(value < 0 for value in balance.values())
+
+
+def cases_needed(wins: int, losses: int, cases: int, alpha: float) -> int:
+    """Gate cases with which McNemar's test shows the gain that is seen, with power 80 % (Connor 1987); 0 when none is seen."""
+    gain, differing = (wins - losses) / cases, (wins + losses) / cases
+    if gain <= 0:
+        return 0
+    spread = float(norm.ppf(1 - alpha)) * math.sqrt(differing) + float(norm.ppf(POWER)) * math.sqrt(max(differing - gain**2, 0.0))
+    return max(cases + 1, math.ceil((spread / gain) ** 2))
+
+
+def _compare(cases: _Arrays, found: _Findings) -> None:
+    """Accuracy, macro recall and per-class recall of both, and the intervals of the differences."""
+    change, every = cases.new - cases.old, len(cases.truth)
+    gains = {
+        "accuracy": resampling.means(change, cases.draws),
+        "macro_recall": resampling.recalls(cases.new, cases.truth, cases.present, cases.draws)
+        - resampling.recalls(cases.old, cases.truth, cases.present, cases.draws),
+    }
+    for side, right in (("champion", cases.old), ("challenger", cases.new)):
+        found.numbers[f"accuracy:{side}"] = float(right.sum()) / every
+        found.numbers[f"macro_recall:{side}"] = float(resampling.recalls(right, cases.truth, cases.present, cases.once)[0])
+    for name, draws in gains.items():
+        low, high = resampling.interval(draws, 0.05)
+        found.numbers |= {f"{name}_gain_low": low, f"{name}_gain_high": high}
+    before, after = found.numbers["macro_recall:champion"] or 0.0, found.numbers["macro_recall:challenger"] or 0.0
+    if after < before:
+        found.objections.append(f"The mean recall over the classes falls from {before:.1%} to {after:.1%} on the gate's cases.")
+
+
+def _calibration(cases: _Arrays, rules: Rules, found: _Findings) -> None:
+    sides = (("champion", cases.old_confidence, cases.old), ("challenger", cases.new_confidence, cases.new))
+    drawn = {}
+    for side, confidence, right in sides:
+        drawn[side] = resampling.calibration_errors(confidence, right, cases.draws)
+        found.numbers[f"calibration_error:{side}"] = float(resampling.calibration_errors(confidence, right, cases.once)[0])
+        low, high = resampling.interval(drawn[side], 0.05)
+        found.numbers |= {f"calibration_error_low_{side}": low, f"calibration_error_high_{side}": high}
+    worse = resampling.interval(drawn["challenger"] - drawn["champion"], 2 * rules.alpha)[0]
+    found.numbers["calibration_error_loss_low"] = worse
+    if worse > rules.margin:
+        found.objections.append(f"Its probabilities are less trustworthy: calibration error higher by at least {worse:.3f}.")
+
+
+def _memory(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings) -> None:
+    """Non-inferiority on the baseline. Losses are positive.
+
+    A class with fewer than 3 / margin cases could not show it even without any change (rule of three; Hanley &
+    Lippman-Hand 1983): there the loss itself must stay within the margin, and the bound holds for all classes together.
+    """
+    loss = cases.old - cases.new
+    found.numbers["baseline_cases"] = float(len(loss))
+    together = resampling.recalls(loss, cases.truth, cases.present, cases.draws)
+    point = float(resampling.recalls(loss, cases.truth, cases.present, cases.once)[0])
+    bounds = [("all classes together", "macro_recall", point, resampling.upper(together, rules.alpha), len(loss))]
+    for label in cases.present:
+        own = cases.truth == label
+        bound = resampling.upper(resampling.means(loss[own], cases.draws[:, own]), rules.alpha)
+        bounds.append((f"class {classes[label]}", f"recall:{classes[label]}", float(loss[own].mean()), bound, int(own.sum())))
+    small = []
+    for words, name, lost, bound, number in bounds:
+        found.numbers |= {f"baseline_loss:{name}": lost, f"baseline_loss_upper:{name}": bound}
+        enough = number >= 3 / rules.margin or name == "macro_recall"
+        small += [] if enough else [f"{words} ({number})"]
+        if lost > rules.margin or (enough and bound > rules.margin):
+            limits = f"{lost:.1%} recall, up to {bound:.1%}; tolerated are {rules.margin:.1%}"
+            found.objections.append(f"On the baseline it may lose too much, {words}: {limits}.")
+    _remember(found, rules, small, bounds[0][3], objected=any("baseline" in each for each in found.objections))
+
+
+def _remember(found: _Findings, rules: Rules, small: Sequence[str], bound: float, *, objected: bool) -> None:
+    if not objected:
+        found.support.append(f"The old cases are not forgotten: mean recall on the baseline falls by {max(bound, 0):.1%} at most.")
+    if small:
+        what = f"Too few baseline cases to bound the loss within {rules.margin:.1%}, so only the loss itself is checked"
+        found.support.append(f"{what}: {', '.join(small)}.")
+
+
+def _latency(ratio: float | None, rules: Rules, found: _Findings) -> None:
+    found.numbers["latency_ratio"] = ratio
+    if ratio is not None and ratio > rules.max_latency_ratio:
+        found.objections.append(f"It is {ratio:.1f} times as slow as the champion; at most {rules.max_latency_ratio:g} is allowed.")

@@ -1,0 +1,111 @@
+"""What a run starts from: the champion, the cases that teach and the cases that judge, the options.
+
+The choice of cases is frozen into the job, so that a later attempt uses the same data even when new labels have come.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlmodel import Session
+
+from models.bundle import LoadedModel, load_bundle
+from models.data import LabelledStudy
+from models.spec import SelectionRule
+from schemas.settings import RemediationSettings
+from schemas.tables import Job, ModelVersion, Order, RegisteredModel
+from schemas.vocabulary import CaseRole
+from services.remediation import data, jobs, options, repository
+from services.remediation.plan import Plan, TooFew, choose, from_json, require_disjoint, start_of_decline, to_json
+from services.runtime import registry
+from services.runtime.errors import InvalidInput
+from services.runtime.service import Context
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything a run starts from. `old` are the studies of the development manifest.
+
+    `returning` counts patients of the development data who came back and raise alarms.
+    """
+
+    champion: LoadedModel
+    dataset: str
+    rule: SelectionRule
+    plan: Plan
+    options: options.RunOptions
+    old: Sequence[LabelledStudy]
+    tune: Sequence[LabelledStudy]
+    gate: Sequence[LabelledStudy]
+    returning: int
+
+
+def prepare(context: Context, claim: jobs.Claim) -> Material | TooFew:
+    """Look up the champion and its cases. Raises InvalidInput, ModelError, SharedPatient."""
+    with context.database.read() as session:
+        job, order = repository.job(session, claim.job_id), repository.order(session, claim.order_id)
+        owner = registry.model(session, claim.model)
+        version = _champion(session, owner, order)
+        champion = load_bundle(context.settings.models_dir / version.bundle)
+        old = data.development(version.dataset, champion.spec.classes)
+        taken = data.development_patients(old, context.pseudonyms) | repository.baseline_patients(session, owner.name)
+        plan = _plan(session, job, order, version, taken, context.settings.remediation)
+        if isinstance(plan, TooFew):
+            return plan
+        trigger = repository.trigger_patients(session, owner.name)
+        _require_disjoint(plan, taken, trigger)
+        archive = context.settings.archive_dir
+        return Material(
+            champion=champion,
+            dataset=version.dataset,
+            rule=SelectionRule.model_validate(owner.selection),
+            plan=plan,
+            options=options.options_of(context.settings, job.settings),
+            old=old,
+            tune=data.archived(session, archive, plan.tune),
+            gate=data.archived(session, archive, plan.gate),
+            returning=len(trigger & taken),
+        )
+
+
+def freeze(context: Context, claim: jobs.Claim, material: Material) -> None:
+    """Keep the plan with the job and say how many cases there are."""
+    with context.database.transaction() as tx:
+        job = jobs.held(tx, claim)
+        if options.PLAN not in job.settings:
+            job.settings = job.settings | {options.PLAN: to_json(material.plan)}
+            tx.session.add(job)
+        words = f"training on {len(material.plan.tune)} new cases, {len(material.plan.gate)} wait for the gate"
+        jobs.report(tx, claim, words, epochs=material.options.epochs)
+
+
+def _champion(session: Session, owner: RegisteredModel, order: Order) -> ModelVersion:
+    if owner.champion is None or (order.version is not None and order.version != owner.champion):
+        raise InvalidInput(f"version {order.version} of {owner.name!r} does not serve any more; version {owner.champion} does")
+    return registry.version(session, owner.name, owner.champion)
+
+
+def _plan(
+    session: Session, job: Job, order: Order, version: ModelVersion, taken: set[str], limits: RemediationSettings
+) -> Plan | TooFew:
+    if options.PLAN in job.settings:
+        return from_json(job.settings[options.PLAN])
+    tune, gate = (
+        repository.labelled_cases(session, version.model, version.version, role) for role in (CaseRole.TUNE, CaseRole.GATE)
+    )
+    return choose(
+        version.version,
+        tune,
+        gate,
+        taken=taken,
+        since=start_of_decline(repository.evidence(session, order.evaluation_id)),
+        min_tune=limits.min_tune_cases,
+        min_gate=limits.min_gate_cases,
+        most=limits.max_cases,
+    )
+
+
+def _require_disjoint(plan: Plan, baseline: set[str], trigger: set[str]) -> None:
+    """No judge may know the pupil. A development patient who returns with a trigger role touches neither and is only counted."""
+    tune, gate = ({case.patient_key for case in cases} for cases in (plan.tune, plan.gate))
+    require_disjoint({"trigger": trigger, "tune": tune, "gate": gate})
+    require_disjoint({"tune": tune, "gate": gate, "baseline": baseline})

@@ -1,0 +1,125 @@
+"""All SQL of remediation: orders, jobs and the cases that a repair uses."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, or_
+from sqlmodel import Session, col, select
+
+from schemas.events import MaintenanceOrder
+from schemas.tables import BaselineCase, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel
+from schemas.vocabulary import CaseRole, JobState, OrderState
+from services.remediation.plan import LabelledCase
+from services.runtime.transaction import Transaction
+
+
+def order_row(tx: Transaction, order: MaintenanceOrder) -> Order:
+    """The order's row, locked; entered when the order came from outside, so that every order has its outcome on record."""
+    now = tx.clock.now()
+    row = Order(
+        order_id=order.order_id,
+        idempotency_key=f"event:{order.order_id}",
+        kind=order.kind,
+        state=OrderState.ACCEPTED,
+        model=order.model,
+        version=order.version,
+        remedy=order.remedy,
+        settings=dict(order.settings),
+        reason=order.reason[:1000],
+        evaluation_id=order.evaluation_id,
+        actor=order.actor,
+        created_at=order.ordered_at,
+        updated_at=now,
+    )
+    tx.insert_new(Order, [row], returning="order_id")
+    return tx.session.get_one(Order, order.order_id, with_for_update=True)
+
+
+def close_order(tx: Transaction, order_id: str, state: OrderState, explanation: str) -> None:
+    """Say what came of an order."""
+    row = tx.session.get_one(Order, order_id, with_for_update=True)
+    row.state, row.explanation, row.updated_at = state, explanation[:1000], tx.clock.now()
+    tx.session.add(row)
+
+
+def order(session: Session, order_id: str) -> Order:
+    """One order."""
+    return session.get_one(Order, order_id)
+
+
+def enqueue(tx: Transaction, row: Order, traceparent: str) -> bool:
+    """Enter the order's job; False when it is there already."""
+    now = tx.clock.now()
+    job = Job(
+        job_id=row.order_id,
+        order_id=row.order_id,
+        model=row.model,
+        remedy=row.remedy or "",
+        settings=dict(row.settings),
+        traceparent=traceparent,
+        created_at=now,
+        updated_at=now,
+    )
+    return bool(tx.insert_new(Job, [job], returning="job_id"))
+
+
+def claimable(session: Session, now: datetime, owner: str) -> Job | None:
+    """The oldest job that nobody works on, locked. PostgreSQL skips rows that another claimer holds; SQLite has one writer."""
+    free: ColumnElement[bool] = or_(
+        col(Job.state) == JobState.QUEUED,
+        and_(col(Job.state) == JobState.RUNNING, or_(col(Job.lease_until) <= now, col(Job.owner) == owner)),
+    )
+    query = select(Job).where(free).order_by(col(Job.created_at), col(Job.job_id)).limit(1)
+    return session.exec(query.with_for_update(skip_locked=True)).first()
+
+
+def held_job(session: Session, job_id: str, owner: str, attempt: int) -> Job | None:
+    """The job, locked, if this attempt of this owner still holds it."""
+    query = select(Job).where(Job.job_id == job_id, Job.owner == owner, Job.attempt == attempt, Job.state == JobState.RUNNING)
+    return session.exec(query.with_for_update()).first()
+
+
+def job(session: Session, job_id: str) -> Job:
+    """One job."""
+    return session.get_one(Job, job_id)
+
+
+def lock_model(session: Session, name: str) -> RegisteredModel:
+    """The model's row, locked: version numbers and the champion change under this lock."""
+    return session.exec(select(RegisteredModel).where(RegisteredModel.name == name).with_for_update()).one()
+
+
+def lock_known_model(session: Session, name: str) -> None:
+    """Lock the model's row where there is one."""
+    session.exec(select(RegisteredModel).where(RegisteredModel.name == name).with_for_update()).first()
+
+
+def labelled_cases(session: Session, model: str, version: int, role: CaseRole) -> list[LabelledCase]:
+    """A version's cases of one role whose truth is known."""
+    query = select(Case.study_key, Case.patient_key, Case.truth, Case.acquired_at).where(
+        Case.model == model, Case.version == version, Case.role == role, col(Case.truth).is_not(None)
+    )
+    return [LabelledCase(*row) for row in session.exec(query)]
+
+
+def trigger_patients(session: Session, model: str) -> set[str]:
+    """Patients whose cases may raise this model's alarm."""
+    query = select(Case.patient_key).where(Case.model == model, Case.role == CaseRole.TRIGGER).distinct()
+    return set(session.exec(query))
+
+
+def baseline_patients(session: Session, model: str) -> set[str]:
+    """Patients in the baseline of any version of the model, the gates of earlier promotions among them."""
+    return set(session.exec(select(BaselineCase.patient_key).where(BaselineCase.model == model).distinct()))
+
+
+def evidence(session: Session, evaluation_id: str | None) -> dict[str, Any]:
+    """Evidence of the evaluation behind an order, empty when there is none."""
+    row = session.get(Evaluation, evaluation_id) if evaluation_id else None
+    return dict(row.evidence) if row else {}
+
+
+def versions_of_run(session: Session, model: str, run_id: str) -> Sequence[ModelVersion]:
+    """Versions that a run has entered."""
+    return session.exec(select(ModelVersion).where(ModelVersion.model == model, ModelVersion.origin == run_id)).all()
