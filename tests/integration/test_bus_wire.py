@@ -262,7 +262,7 @@ async def test_two_processes_of_one_group_share_the_partitions(world: Context, t
         processes.start("two", "join")
         for _ in range(20):
             keys = await asyncio.to_thread(emit_labels, world.database, 60)
-            await until(lambda keys=keys: everything_once(world.database, keys), 40, "a round of labels")  # type: ignore[misc]
+            await until(lambda keys=keys: everything_once(world.database, keys), 40, "a round of labels")
             if len(by_process(set(keys))) == 2:
                 break
         assert len(by_process(set(keys))) == 2

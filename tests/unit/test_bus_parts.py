@@ -1,0 +1,303 @@
+"""The bus's parts without a bus: guard, limits, leases, outbox, replay, settings of the broker, run state."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from sqlmodel import select
+
+from schemas.settings import DeadLetterSettings, KafkaSettings
+from schemas.tables import Audit, DeadLetter, Inbox, Outbox
+from schemas.topics import BATCH_READY, LABEL, REPORT
+from services.runtime import dead_letters, lease, outbox
+from services.runtime.bus import backoff, connection_options, group_id, to_record
+from services.runtime.consumer import process
+from services.runtime.database import Database
+from services.runtime.embedded import BrokerMissing, broker_binary
+from services.runtime.errors import InvalidInput
+from services.runtime.guard import OffsetGuard
+from services.runtime.limits import WINDOW, DeadLetterLimit
+from services.runtime.messages import Record
+from services.runtime.run_state import AlreadyRunning, lock, read_state, running
+from tests.bus_world import POISON, Joiner, label
+
+
+@dataclass
+class At:
+    offset: int
+    topic: str = "t"
+    partition: int = 0
+
+
+def test_the_guard_goes_back_to_a_gap_and_drops_what_follows() -> None:
+    guard = OffsetGuard()
+    guard.expect(("t", 0), 5)
+    admission = guard.admit([At(5), At(6), At(8), At(9), At(0, partition=1)])
+    assert [(record.partition, record.offset) for record in admission.records] == [(0, 5), (0, 6), (1, 0)]
+    assert admission.rewinds == {("t", 0): 7}
+
+
+def test_the_guard_sees_a_gap_before_the_first_message() -> None:
+    guard = OffsetGuard()
+    guard.expect(("t", 0), 0)
+    assert guard.admit([At(3)]).rewinds == {("t", 0): 0}
+
+
+def test_the_guard_takes_what_was_delivered_before() -> None:
+    guard = OffsetGuard()
+    guard.expect(("t", 0), 10)
+    assert len(guard.admit([At(4), At(5)]).records) == 2
+
+
+def test_the_guard_gives_up_after_its_looks() -> None:
+    guard = OffsetGuard(retries=3)
+    guard.expect(("t", 0), 0)
+    looks = [bool(guard.admit([At(1)]).rewinds) for _ in range(4)]
+    assert looks == [True, True, True, False]
+
+
+@given(st.data())
+def test_a_reader_behind_the_guard_misses_nothing(data: st.DataObject) -> None:
+    """A broker hides any not yet stored offsets at each poll; every one must be handled in the end, each in order."""
+    total = data.draw(st.integers(1, 30))
+    guard, position, handled = OffsetGuard(retries=10_000), 0, []
+    guard.expect(("t", 0), 0)
+    for _ in range(200):
+        hidden = data.draw(st.sets(st.integers(0, total - 1))) if len(handled) < total and _ < 100 else set()
+        polled = [At(offset) for offset in range(position, total) if offset not in hidden]
+        admission = guard.admit(polled)
+        handled += [record.offset for record in admission.records]
+        guard.advance(admission.records)
+        position = admission.rewinds.get(("t", 0), polled[-1].offset + 1 if polled else position)
+        if len(handled) == total:
+            break
+    assert handled == list(range(total))
+
+
+def test_a_run_of_rejections_stops_and_one_good_message_ends_it() -> None:
+    limit = DeadLetterLimit(DeadLetterSettings(max_consecutive=10))
+    assert not limit.exceeded_by(9, 9)
+    assert not limit.exceeded_by(2, 1)
+    assert not limit.exceeded_by(9, 9)
+    assert "in a row" in limit.exceeded_by(1, 1)
+
+
+def test_the_ratio_counts_only_a_full_window() -> None:
+    limit = DeadLetterLimit(DeadLetterSettings(max_consecutive=10_000, max_ratio=0.5))
+    assert not limit.exceeded_by(WINDOW - 1, WINDOW - 100)
+    assert "of the last" in limit.exceeded_by(1, 0)
+
+
+def test_a_lease_has_one_holder_until_it_expires(database: Database, clock: object) -> None:
+    with database.transaction() as tx:
+        assert lease.hold(tx, "role", "a", 10)
+        assert not lease.hold(tx, "role", "b", 10)
+        assert lease.hold(tx, "role", "a", 10)
+    clock.advance(11)
+    with database.transaction() as tx:
+        assert lease.hold(tx, "role", "b", 10)
+        assert not lease.hold(tx, "role", "a", 10)
+        lease.release(tx, "role", "a")
+        assert not lease.hold(tx, "role", "a", 10)
+        lease.release(tx, "role", "b")
+        assert lease.hold(tx, "role", "a", 10)
+
+
+def _emit(database: Database, count: int = 1) -> list[str]:
+    with database.transaction() as tx:
+        return [tx.emit(LABEL, label()) for _ in range(count)]
+
+
+def _send_all(database: Database, broker: str) -> list[str]:
+    with database.read() as session:
+        rows = outbox.unsent(session, 1000)
+    with database.transaction() as tx:
+        outbox.mark_sent(tx, [row.id for row in rows], broker)
+    return [row.event_id for row in rows]
+
+
+def _handle(database: Database, *event_ids: str, consumer: str = "ground_truth") -> None:
+    with database.transaction() as tx:
+        tx.claim(consumer, event_ids)
+
+
+def test_a_new_broker_gets_what_its_readers_still_need(database: Database, clock: object) -> None:
+    read, unread, broken = _emit(database, 3)
+    with database.transaction() as tx:
+        record = Record(LABEL.name, 0, 0, "k", {"ce_id": broken}, b"")
+        tx.reject("ground_truth", record, "InvalidInput", "no")
+    assert len(_send_all(database, "one")) == 4
+    _handle(database, read)
+    with database.transaction() as tx:
+        assert outbox.unsend_lost(tx, "one", clock.now() - timedelta(days=1)) == 0
+        assert outbox.unsend_lost(tx, "two", clock.now() - timedelta(days=1)) == 2
+    with database.read() as session:
+        again = outbox.unsent(session, 10)
+    assert [row.event_id for row in again if row.topic == LABEL.name] == [unread]
+    assert [row.topic for row in again] == [LABEL.name, LABEL.dead_letter], "strangers' topics are sent again as well"
+
+
+def test_an_old_event_is_not_sent_to_a_new_broker(database: Database, clock: object) -> None:
+    _emit(database)
+    _send_all(database, "one")
+    clock.advance(1000)
+    with database.transaction() as tx:
+        assert outbox.unsend_lost(tx, "two", clock.now() - timedelta(seconds=10)) == 0
+
+
+def test_an_event_that_is_not_read_is_sent_once_more_and_no_more(database: Database, clock: object) -> None:
+    (event_id,) = _emit(database)
+    _send_all(database, "one")
+    outcomes = []
+    for _ in range(3):
+        clock.advance(100)
+        with database.transaction() as tx:
+            outcomes.append(outbox.unsend_unread(tx, "one", clock.now() - timedelta(seconds=50)))
+        _send_all(database, "one")
+    assert outcomes == [1, 0, 0]
+    with database.transaction() as tx:
+        assert outbox.unsend_lost(tx, "one", clock.now() - timedelta(days=1)) == 0, "the same broker still"
+        assert outbox.unsend_lost(tx, "two", clock.now() - timedelta(days=1)) == 1, event_id
+
+
+def test_only_read_events_are_forgotten(database: Database, clock: object) -> None:
+    read, _ = _emit(database, 2)
+    _send_all(database, "one")
+    _handle(database, read)
+    clock.advance(1000)
+    _emit(database)
+    with database.transaction() as tx:
+        assert outbox.forget_read(tx, clock.now() - timedelta(seconds=10)) == 1
+    with database.read() as session:
+        assert len(session.exec(select(Outbox)).all()) == 2
+
+
+def _reject_one(database: Database, headers: dict[str, str], body: bytes = b"rubbish") -> None:
+    assert process(database, Joiner(), [Record(LABEL.name, 1, 7, "k", headers, body)]) == 1
+
+
+def test_a_foreign_letter_is_entered_again_as_it_was(database: Database) -> None:
+    _reject_one(database, {"ce_id": "foreign", "x": "y"})
+    assert dead_letters.replay(database, actor="user:test") == 1
+    with database.read() as session:
+        rows = [row for row in outbox.unsent(session, 10) if row.topic == LABEL.name]
+        assert session.exec(select(Audit)).one().action == "dead_letter.replayed"
+        assert dead_letters.list_letters(session) == []
+        assert len(dead_letters.list_letters(session, include_replayed=True)) == 1
+    assert [(row.headers, row.body, row.key) for row in rows] == [({"ce_id": "foreign", "x": "y"}, b"rubbish", "k")]
+
+
+def test_a_letter_that_fails_again_waits_again_and_is_announced_again(database: Database) -> None:
+    for _ in range(2):
+        _reject_one(database, {"ce_id": "foreign"})
+        _reject_one(database, {"ce_id": "foreign"})
+        dead_letters.replay(database, actor="user:test")
+    _reject_one(database, {"ce_id": "foreign"})
+    with database.read() as session:
+        (letter,) = dead_letters.list_letters(session)
+        announced = [row for row in outbox.unsent(session, 10) if row.topic == LABEL.dead_letter]
+    assert letter.replays == 2
+    assert len(announced) == 3
+
+
+def test_our_own_letter_uses_its_outbox_row_and_leaves_other_readers_alone(database: Database) -> None:
+    with database.transaction() as tx:
+        event_id = tx.emit(LABEL, label(POISON))
+    _handle(database, event_id, consumer="another")
+    with database.read() as session:
+        (row,) = outbox.unsent(session, 10)
+    _send_all(database, "one")
+    assert process(database, Joiner(), [Record(row.topic, 0, 0, row.key, row.headers, row.body)]) == 1
+    dead_letters.replay(database, consumer="ground_truth", actor="user:test")
+    with database.read() as session:
+        assert [again.event_id for again in outbox.unsent(session, 10) if again.topic == LABEL.name] == [event_id]
+        assert [entry.consumer for entry in session.exec(select(Inbox).where(Inbox.event_id == event_id))] == ["another"]
+
+
+def test_replay_names_ids_that_do_not_exist(database: Database) -> None:
+    with pytest.raises(InvalidInput, match="42"):
+        dead_letters.replay(database, ids=[42], actor="user:test")
+
+
+def test_what_no_broker_takes_is_put_aside_once(database: Database) -> None:
+    _emit(database)
+    with database.read() as session:
+        (row,) = outbox.unsent(session, 10)
+    with database.transaction() as tx:
+        outbox.put_aside(tx, row, "MessageSizeTooLargeError", "too large")
+        assert outbox.unsend_lost(tx, "two", row_time(tx)) == 0
+    with database.read() as session:
+        assert session.exec(select(DeadLetter)).one().consumer == "relay"
+        assert outbox.backlog(session) == 0
+
+
+def row_time(tx: object) -> object:
+    return tx.clock.now() - timedelta(days=1)
+
+
+def test_topics_with_and_without_readers_are_in_the_world() -> None:
+    assert LABEL.readers
+    assert BATCH_READY.readers
+    assert not REPORT.readers
+
+
+@given(st.integers(0, 10_000))
+def test_backoff_grows_to_its_limit(failures: int) -> None:
+    assert 0.15 <= backoff(failures) <= 37.5
+
+
+@dataclass
+class Raw:
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    topic: str = "t"
+    partition: int = 0
+    offset: int = 3
+
+
+@given(st.none() | st.binary(), st.none() | st.binary(), st.lists(st.tuples(st.text(), st.none() | st.binary())))
+def test_any_bytes_become_a_record(key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
+    record = to_record(Raw(key, value, headers))
+    assert record.body == (value or b"")
+    assert len(record.key) <= 255
+    assert record.event_id
+
+
+def test_groups_of_an_embedded_broker_end_with_its_life() -> None:
+    assert group_id("a", KafkaSettings(bootstrap="h:1")) == "reclaim.a"
+    assert group_id("a", KafkaSettings(bootstrap="h:1", embedded=True, incarnation="0123456789abcdef")) == "reclaim.a.0123456789ab"
+
+
+def test_security_reaches_the_client() -> None:
+    secret = {"sasl_username": "u", "sasl_password": SecretStr("p")}
+    options = connection_options(KafkaSettings(bootstrap="a:1, b:2", security_protocol="SASL_SSL", **secret))
+    assert options["bootstrap_servers"] == ["a:1", "b:2"]
+    assert (options["security_protocol"], options["sasl_mechanism"]) == ("SASL_SSL", "SCRAM-SHA-512")
+    assert (options["sasl_plain_username"], options["sasl_plain_password"]) == ("u", "p")
+    assert options["ssl_context"].check_hostname
+    plain = connection_options(KafkaSettings(bootstrap="a:1"))
+    assert "security_protocol" not in plain
+
+
+def test_a_missing_broker_binary_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.runtime.embedded.import_module", _missing)
+    with pytest.raises(BrokerMissing, match=r"reclaim\[embedded\].*RECLAIM_KAFKA_BOOTSTRAP"):
+        broker_binary()
+
+
+def _missing(name: str) -> None:
+    raise ImportError(name)
+
+
+def test_a_state_folder_has_one_supervisor(tmp_path: object) -> None:
+    assert read_state(tmp_path) is None
+    with lock(tmp_path):
+        assert running(tmp_path)
+        with pytest.raises(AlreadyRunning, match=str(os.getpid())), lock(tmp_path):
+            pass
+    assert not running(tmp_path)
