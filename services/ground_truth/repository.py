@@ -156,9 +156,11 @@ def open_studies(session: Session, version: Version, limit: int) -> list[str]:
 
 def overdue_versions(session: Session, now: datetime, max_age_s: float) -> list[Version]:
     """Versions with an open case that has waited for longer than the maximal age."""
+    # The order is the index's: it makes SQLite walk the small index of open cases instead of all cases.
+    order = (col(Case.model), col(Case.version), col(Case.joined_at))
     limit = now - timedelta(seconds=max_age_s)
-    query = select(Case.model, Case.version).where(OPEN_CASE, col(Case.joined_at) <= limit).distinct()
-    return sorted((model, version) for model, version in session.exec(query))
+    open_cases = session.exec(select(*order).where(OPEN_CASE).order_by(*order))
+    return sorted({(model, version) for model, version, joined_at in open_cases if joined_at is not None and joined_at <= limit})
 
 
 def next_number(session: Session, version: Version) -> int:
