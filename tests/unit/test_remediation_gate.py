@@ -1,0 +1,184 @@
+"""The gate's statistics: what promotes, what does not, and how often chance alone gets through."""
+
+import math
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from schemas.vocabulary import Verdict
+from services.remediation import resampling
+from services.remediation.gate import PairedCase, Rules, cases_needed, judge
+
+CLASSES = ("a", "b", "c")
+RULES = Rules(draws=400)
+
+
+def probabilities(predicted: str, confidence: float = 0.8) -> dict[str, float]:
+    return {name: confidence if name == predicted else (1 - confidence) / 2 for name in CLASSES}
+
+
+def wrong(truth: str) -> str:
+    return CLASSES[(CLASSES.index(truth) + 1) % 3]
+
+
+def cases(old_right: list[bool], new_right: list[bool], *, per_patient: int = 1, confidence: float = 0.8) -> list[PairedCase]:
+    """Cases whose truths take turns; each side answers right or wrong as told."""
+    found = []
+    for index, (old, new) in enumerate(zip(old_right, new_right, strict=True)):
+        truth = CLASSES[index % 3]
+        sides = [probabilities(truth if right else wrong(truth), confidence) for right in (old, new)]
+        found.append(PairedCase(f"case{index}", f"patient{index // per_patient}", truth, *sides))
+    return found
+
+
+def simulated(count: int, old: float, new: float, seed: int, agreement: float = 0.6) -> list[PairedCase]:
+    """Versions with given accuracies whose errors coincide on a share of the cases."""
+    random = np.random.default_rng(seed)
+    shared = random.random(count)
+    other = np.where(random.random(count) < agreement, shared, random.random(count))
+    return cases((shared < old).tolist(), (other < new).tolist())
+
+
+STEADY = cases([True] * 180, [True] * 180)
+
+
+def test_a_clearly_better_challenger_is_promoted_with_every_number() -> None:
+    verdict = judge(simulated(90, 0.5, 0.9, 1), STEADY, CLASSES, RULES, 1.0)
+    assert verdict.verdict == Verdict.PROMOTE
+    assert verdict.numbers["accuracy:challenger"] > verdict.numbers["accuracy:champion"]
+    assert verdict.numbers["accuracy_gain_low"] > 0
+    assert verdict.numbers["latency_ratio"] == 1.0
+    wins, losses = verdict.numbers["mcnemar_wins"], verdict.numbers["mcnemar_losses"]
+    expected = sum(math.comb(int(wins + losses), k) for k in range(int(wins), int(wins + losses) + 1)) / 2 ** (wins + losses)
+    assert verdict.numbers["mcnemar_p"] == pytest.approx(expected)
+    assert any("McNemar" in reason for reason in verdict.reasons)
+    assert all(value is None or math.isfinite(value) for value in verdict.numbers.values())
+
+
+def test_chance_alone_is_promoted_no_more_often_than_stated() -> None:
+    promoted = sum(
+        judge(simulated(80, 0.75, 0.75, seed), STEADY, CLASSES, Rules(draws=100)).verdict == Verdict.PROMOTE for seed in range(200)
+    )
+    assert promoted <= 200 * RULES.alpha
+    assert binomtest(promoted, 200, RULES.alpha, alternative="greater").pvalue > 0.05
+
+
+def test_a_real_gain_of_twenty_points_is_usually_seen() -> None:
+    promoted = sum(
+        judge(simulated(120, 0.65, 0.85, seed), STEADY, CLASSES, Rules(draws=100)).verdict == Verdict.PROMOTE for seed in range(50)
+    )
+    assert promoted > 40
+
+
+def test_an_equal_challenger_is_rejected() -> None:
+    verdict = judge(cases([True] * 60, [True] * 60), STEADY, CLASSES, RULES)
+    assert verdict.verdict == Verdict.REJECT
+    assert verdict.numbers["mcnemar_p"] == 1.0
+
+
+def test_too_few_gate_cases_ask_for_labels() -> None:
+    verdict = judge(simulated(12, 0.2, 1.0, 1), STEADY, CLASSES, RULES)
+    assert (verdict.verdict, verdict.needed_cases) == (Verdict.NEED_LABELS, RULES.min_cases)
+    assert "12" in verdict.reasons[0]
+
+
+def test_a_gain_that_is_not_yet_shown_asks_for_the_cases_that_would_show_it() -> None:
+    old, new = [True] * 36 + [False] * 4, [True] * 35 + [False, True, True, True, False]
+    verdict = judge(cases(old, new), STEADY, CLASSES, RULES)
+    assert verdict.verdict == Verdict.NEED_LABELS
+    assert 40 < verdict.needed_cases <= 400
+    assert str(verdict.needed_cases) in verdict.reasons[-1]
+
+
+def test_forgetting_one_class_rejects_whatever_the_gain() -> None:
+    forgotten = [index % 3 != 0 or index % 9 != 0 for index in range(180)]
+    verdict = judge(simulated(120, 0.4, 0.95, 3), cases([True] * 180, forgotten), CLASSES, RULES)
+    assert verdict.verdict == Verdict.REJECT
+    assert verdict.numbers["baseline_loss:recall:a"] == pytest.approx(1 / 3)
+    assert any("class a" in reason for reason in verdict.reasons)
+
+
+def test_a_small_class_is_checked_by_its_loss_and_said_so() -> None:
+    verdict = judge(simulated(120, 0.4, 0.95, 3), cases([True] * 60, [True] * 60), CLASSES, RULES)
+    assert verdict.verdict == Verdict.PROMOTE
+    assert any("Too few baseline cases" in reason for reason in verdict.reasons)
+    lost = cases([True] * 60, [index not in {0, 3} for index in range(60)])
+    assert judge(simulated(120, 0.4, 0.95, 3), lost, CLASSES, RULES).verdict == Verdict.REJECT
+
+
+def test_many_studies_of_one_patient_count_once() -> None:
+    old, new = [False] * 40 + [True] * 40, [True] * 40 + [True] * 40
+    alone = judge(cases(old, new), STEADY, CLASSES, RULES)
+    clustered = judge(cases(old, new, per_patient=20), STEADY, CLASSES, RULES)
+    assert alone.verdict == Verdict.PROMOTE
+    assert clustered.numbers["mcnemar_wins"] == 2
+    assert clustered.verdict != Verdict.PROMOTE
+
+
+def test_a_slow_challenger_is_rejected() -> None:
+    verdict = judge(simulated(120, 0.4, 0.95, 3), STEADY, CLASSES, RULES, latency_ratio=3.5)
+    assert verdict.verdict == Verdict.REJECT
+    assert "3.5 times as slow" in verdict.reasons[-1]
+
+
+def test_an_overconfident_challenger_is_rejected() -> None:
+    old, new = [index % 2 == 0 for index in range(120)], [index % 2 == 0 or index % 7 == 1 for index in range(120)]
+    gate = [
+        PairedCase(honest.case_key, honest.patient, honest.truth, honest.champion, brash.challenger)
+        for honest, brash in zip(cases(old, new, confidence=0.5), cases(old, new, confidence=0.999), strict=True)
+    ]
+    verdict = judge(gate, STEADY, CLASSES, RULES)
+    assert verdict.verdict == Verdict.REJECT
+    assert verdict.numbers["calibration_error:challenger"] > verdict.numbers["calibration_error:champion"]
+    assert any("less trustworthy" in reason for reason in verdict.reasons)
+
+
+def test_without_a_baseline_there_is_no_verdict() -> None:
+    with pytest.raises(ValueError, match="forgotten"):
+        judge(simulated(60, 0.5, 0.9, 1), [], CLASSES, RULES)
+
+
+def test_the_verdict_is_a_function_of_cases_rules_and_seed() -> None:
+    gate = simulated(60, 0.5, 0.8, 5)
+    assert judge(gate, STEADY, CLASSES, RULES) == judge(gate, STEADY, CLASSES, RULES)
+
+
+def test_the_number_of_cases_needed_has_the_stated_power() -> None:
+    needed = cases_needed(8, 3, 60, 0.05)
+    random, shown = np.random.default_rng(0), 0
+    for _ in range(400):
+        kinds = random.choice(3, size=needed, p=[8 / 60, 3 / 60, 49 / 60])
+        wins, losses = int((kinds == 0).sum()), int((kinds == 1).sum())
+        shown += binomtest(wins, max(wins + losses, 1), 0.5, alternative="greater").pvalue <= 0.05
+    assert 0.7 < shown / 400 < 0.9
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 5))
+def test_draws_hold_whole_patients(patients: list[int], seed: int) -> None:
+    drawn = resampling.counts(patients, 20, seed)
+    assert drawn.shape == (20, len(patients))
+    for patient in set(patients):
+        columns = drawn[:, [index for index, each in enumerate(patients) if each == patient]]
+        assert (columns == columns[:, :1]).all()
+    sizes = {patient: patients.count(patient) for patient in patients}
+    weights = drawn / np.array([sizes[patient] for patient in patients])
+    assert np.allclose(weights.sum(axis=1), len(sizes))
+
+
+def test_calibration_error_of_a_calibrated_model_is_small() -> None:
+    random = np.random.default_rng(0)
+    confidence = random.uniform(0.4, 1.0, 4000)
+    right = (random.random(4000) < confidence).astype(float)
+    every = np.ones((1, 4000))
+    assert resampling.calibration_errors(confidence, right, every)[0] < 0.03
+    assert resampling.calibration_errors(np.full(4000, 0.99), right, every)[0] == pytest.approx(0.99 - right.mean())
+
+
+def test_the_gate_is_quick_enough_to_simulate() -> None:
+    started = datetime.now(UTC)
+    judge(simulated(500, 0.6, 0.8, 1), cases([True] * 900, [True] * 900), CLASSES, Rules())
+    assert datetime.now(UTC) - started < timedelta(seconds=5)

@@ -1,0 +1,138 @@
+"""Which cases a run uses, what an order may set, and what may follow what in a job's life."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.data import LabelledStudy
+from schemas.settings import Settings
+from schemas.vocabulary import JobState, Remedy
+from services.remediation import data
+from services.remediation.options import PLAN, options_of, strategy_of, training_settings
+from services.remediation.plan import (
+    LabelledCase,
+    Plan,
+    SharedPatient,
+    TooFew,
+    choose,
+    from_json,
+    require_disjoint,
+    start_of_decline,
+    to_json,
+)
+from services.remediation.states import TRANSITIONS, ImpossibleTransition, JobEvent, after
+from services.runtime.errors import InvalidInput
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def case(number: int, patient: str | None = None, day: int | None = None) -> LabelledCase:
+    at = START + timedelta(days=number if day is None else day)
+    return LabelledCase(f"study{number:03d}", patient or f"patient{number}", "a", at)
+
+
+def chosen(tune: list[LabelledCase], gate: list[LabelledCase], **changes: object) -> Plan | TooFew:
+    options: dict = {"taken": set(), "since": None, "min_tune": 2, "min_gate": 2, "most": 100} | changes
+    return choose(3, tune, gate, **options)
+
+
+def test_cases_before_the_decline_and_taken_patients_are_left_out() -> None:
+    tune, gate = [case(n) for n in range(10)], [case(n) for n in range(20, 30)]
+    plan = chosen(tune, gate, since=START + timedelta(days=4), taken={"patient5", "patient25"})
+    assert isinstance(plan, Plan)
+    assert [each.study_key for each in plan.tune] == ["study004", "study006", "study007", "study008", "study009"]
+    assert "study025" not in [each.study_key for each in plan.gate]
+    assert plan.champion == 3
+
+
+def test_the_newest_cases_are_used() -> None:
+    plan = chosen([case(n) for n in range(10)], [case(n) for n in range(20, 30)], most=3)
+    assert isinstance(plan, Plan)
+    assert [each.study_key for each in plan.tune] == ["study007", "study008", "study009"]
+
+
+def test_too_few_cases_say_how_many_are_missing() -> None:
+    few = chosen([case(1)], [case(2)], min_tune=40, min_gate=1)
+    assert isinstance(few, TooFew)
+    assert few.missing == {"tune": 39, "gate": 0}
+    assert "40" in few.reason
+
+
+@given(st.permutations(range(12)))
+def test_the_order_of_arrival_makes_no_difference(order: list[int]) -> None:
+    tune, gate = [case(n) for n in order], [case(n + 20) for n in order]
+    first, again = chosen(tune, gate, most=7), chosen(sorted(tune, key=str), gate, most=7)
+    assert isinstance(first, Plan)
+    assert first == again
+    assert first.digest == again.digest
+
+
+def test_the_plan_survives_the_database() -> None:
+    plan = Plan(1, (case(1), case(2)), (case(3),), START)
+    assert from_json(to_json(plan)) == plan
+    assert from_json(to_json(Plan(1, (), (), None))) == Plan(1, (), (), None)
+    assert Plan(1, (case(1),), (), None).digest != Plan(1, (case(2),), (), None).digest
+
+
+def test_a_shared_patient_is_refused_without_naming_the_patient() -> None:
+    require_disjoint({"tune": {"p1"}, "gate": {"p2"}, "baseline": set()})
+    with pytest.raises(SharedPatient, match=r"gate and baseline share 1 patient") as caught:
+        require_disjoint({"tune": {"p1"}, "gate": {"p2"}, "baseline": {"p2"}})
+    assert "p2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "expected"),
+    [
+        ({"since": "2026-03-01"}, START),
+        ({"since": "2026-03-01T00:00:00+00:00"}, START),
+        ({"since": None}, None),
+        ({"since": "spring"}, None),
+        ({"since": 3.0}, None),
+        ({}, None),
+    ],
+)
+def test_the_start_of_the_decline(evidence: dict, expected: datetime | None) -> None:
+    assert start_of_decline(evidence) == expected
+
+
+def test_an_order_may_set_numbers_within_reason(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    made = options_of(settings, {"epochs": 3, "head_learning_rate": 0.01, PLAN: {}})
+    assert (made.epochs, made.head_learning_rate, made.batch_size) == (3, 0.01, settings.remediation.batch_size)
+    assert training_settings(made, "cpu").epochs == 3
+    with pytest.raises(InvalidInput, match="epoch_count"):
+        options_of(settings, {"epoch_count": 3})
+    with pytest.raises(InvalidInput, match="epochs"):
+        options_of(settings, {"epochs": 0})
+
+
+@pytest.mark.parametrize("remedy", [remedy for remedy in Remedy if remedy not in {"head_only", "partial", "full"}] + [None])
+def test_what_cannot_be_carried_out_is_refused_with_what_can(remedy: Remedy | None) -> None:
+    with pytest.raises(InvalidInput, match="possible are head_only, partial, full"):
+        strategy_of(remedy)
+
+
+@given(st.sampled_from(JobState), st.sampled_from(JobEvent))
+def test_jobs_follow_the_table_and_an_end_is_an_end(state: JobState, event: JobEvent) -> None:
+    if (state, event) in TRANSITIONS:
+        assert state not in {JobState.SUCCEEDED, JobState.FAILED}
+        assert after(state, event) in set(JobState)
+    else:
+        with pytest.raises(ImpossibleTransition):
+            after(state, event)
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.integers(1, 40), st.integers(0, 3))
+def test_the_reservoir_is_bounded_and_even(labels: list[str], most: int, seed: int) -> None:
+    studies = [LabelledStudy(f"s{index}", (), label, f"p{index}") for index, label in enumerate(labels)]
+    kept = data.bounded(studies, most, seed)
+    assert len(kept) == min(most, len(studies))
+    assert kept == data.bounded(studies, most, seed)
+    assert [each.key for each in kept] == [each.key for each in studies if each in kept]
+    numbers = {label: sum(each.label == label for each in kept) for label in set(labels)}
+    for label, number in numbers.items():
+        assert number >= min(labels.count(label), most // len(numbers))
