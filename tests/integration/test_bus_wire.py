@@ -320,7 +320,7 @@ async def test_a_broker_that_is_away_is_waited_for(sqlite_url: str, tmp_path: Pa
 async def test_eight_producers_on_one_partition_lose_nothing(world: Context, kafka: KafkaSettings) -> None:
     """STREAMING 1.1: without the guard a live reader silently skips a few of these."""
     await ensure_topics(kafka)
-    total, producers = 8_000, 8
+    total, producers = 12_000, 8
     seen: list[str] = []
 
     class Reader(BatchConsumer[None]):
@@ -329,15 +329,13 @@ async def test_eight_producers_on_one_partition_lose_nothing(world: Context, kaf
         def apply(self, tx: Transaction, batch: Batch, prepared: None) -> None:
             seen.extend(event.event_id for event in batch if event.event_id.startswith("race-"))
 
-    body = label().model_dump_json().encode()
+    body = label("x" * 20_000).model_dump_json().encode()
 
     async def produce(number: int) -> None:
         producer = AIOKafkaProducer(**connection_options(kafka), acks="all", linger_ms=0)
         await producer.start()
         for item in range(total // producers):
-            await producer.send(LABEL.name, body, partition=1, headers=[("ce_id", f"race-{number}-{item}".encode())])
-            if item % 20 == 0:
-                await asyncio.sleep(0)
+            await producer.send_and_wait(LABEL.name, body, partition=1, headers=[("ce_id", f"race-{number}-{item}".encode())])
         await producer.stop()
 
     async with running(world, Service("w", consumers=(Reader(),))):
