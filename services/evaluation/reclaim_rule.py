@@ -2,6 +2,7 @@
 
 Source: ReclAIm (arXiv 2510.17004) and the behaviour of its code: any of accuracy, macro or per-class precision, recall
 and F1 more than 5 % below the baseline, relatively; undefined values count as 0; a baseline of 0 cannot decline.
+A batch without cases is not compared.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class RuleVerdict:
 
 def apply_rule(baseline: Integers, batch: Integers, classes: tuple[str, ...]) -> RuleVerdict:
     """Compare two confusion matrices [K, K] (rows: truth)."""
+    if not batch.sum():
+        return RuleVerdict(declined=False, metric="accuracy", change=0.0)
     before, after = _metrics(baseline), _metrics(batch)
     change = np.divide(after - before, before, out=np.zeros_like(before), where=before > 0)
     worst = int(change.argmin())

@@ -9,7 +9,7 @@ import numpy as np
 
 from schemas.vocabulary import Status
 from services.evaluation.cases import Floats
-from services.evaluation.detector import YEAR, Counts, Thresholds, log_bayes_factor, priors_of, statistics
+from services.evaluation.detector import LOG_CAP, YEAR, Counts, Thresholds, log_bayes_factor, priors_of, statistics
 
 SEEN_FALL: Final = 0.20
 """A status other than `undecided` says that a fall of this size in any usual class would have shown."""
@@ -59,7 +59,8 @@ class Assessment:
 
 def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch_size: int, seed: int) -> Assessment:
     """Judge one stream (R = 1) after its last batch. The alarm stays for as long as the version's counts bear it out."""
-    found = statistics(counts, batch_size)[0]
+    # No independent case yet: the logarithm of no evidence at all is not a number that can be stored.
+    found = np.maximum(statistics(counts, batch_size)[0], -LOG_CAP)
     alarms = np.flatnonzero((found[:, 0] >= thresholds.a) | (found[:, 1] >= thresholds.b))
     alarm = int(alarms[0]) + 1 if len(alarms) else None
     generator = np.random.default_rng(seed)

@@ -8,6 +8,7 @@ from scipy.special import betaln
 from scipy.stats import beta
 
 from schemas.vocabulary import Status
+from services.evaluation import calibration
 from services.evaluation.calibration import balance, bound, calibrate, fingerprint
 from services.evaluation.detector import A_DROPS, B_DROPS, WINDOWS, Counts, Thresholds, statistics
 from services.evaluation.reclaim_rule import apply_rule
@@ -104,10 +105,15 @@ def thresholds():
 def test_calibration_agrees_with_the_published_simulation(thresholds):
     assert 4.8 < thresholds.a < 5.8
     assert 2.0 < thresholds.b < 3.3
-    assert thresholds == calibrate(ERRORS, CASES, 100, 0.05, 0)
     ceiling = bound(0.05)
     assert ceiling.a == pytest.approx(math.log(52 / 0.0125))
     assert thresholds.a < ceiling.a
+
+
+def test_the_same_seed_gives_the_same_thresholds(monkeypatch):
+    monkeypatch.setattr(calibration, "STREAMS", 125)
+    assert calibrate(ERRORS, CASES, 30, 0.05, 1) == calibrate(ERRORS, CASES, 30, 0.05, 1)
+    assert calibrate(ERRORS, CASES, 30, 0.05, 1) != calibrate(ERRORS, CASES, 30, 0.05, 2)
 
 
 def test_false_alarms_keep_to_the_budget_on_fresh_streams(thresholds):

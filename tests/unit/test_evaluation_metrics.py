@@ -1,7 +1,6 @@
 """Metrics against scikit-learn on random cases, and their intervals' behaviour at the edges."""
 
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from services.evaluation.cases import Cases
 from services.evaluation.intervals import jeffreys
 from services.evaluation.metrics import measure
 
-warnings.filterwarnings("ignore", module="sklearn")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sklearn")
 
 
 def make(truth, probabilities, patients=None):
