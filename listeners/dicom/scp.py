@@ -6,6 +6,7 @@ pynetdicom's own log lines quote UIDs and values; they are switched off and repl
 import logging
 import socket
 import struct
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +26,8 @@ from services.runtime.errors import Transient
 logger = logging.getLogger(__name__)
 NEGOTIATION_TIMEOUT_S: Final = 30.0
 GRACE_S: Final = 5.0
+_C_STORE_RQ: Final = 0x0001
+_NO_DATA_SET: Final = 0x0101
 
 
 @dataclass
@@ -44,6 +47,7 @@ class StorageScp:
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, _on_echo),
             (evt.EVT_CONN_OPEN, self._on_connection),
+            (evt.EVT_DIMSE_RECV, _on_message),
             (evt.EVT_REJECTED, _on_rejected),
             (evt.EVT_ABORTED, _on_aborted),
         ]
@@ -126,6 +130,14 @@ def _response(answer: Answer) -> Dataset:
 
 def _on_echo(_event: Any) -> int:
     return 0x0000
+
+
+def _on_message(event: Any) -> None:
+    """End the association of a C-STORE that announces no data set: pynetdicom would leave it without any answer."""
+    command = event.message.command_set
+    if command.get("CommandField") == _C_STORE_RQ and command.get("CommandDataSetType") == _NO_DATA_SET:
+        # abort() waits for the thread that this handler runs in
+        threading.Thread(target=event.assoc.abort, name="dicom-abort", daemon=True).start()
 
 
 def _on_rejected(event: Any) -> None:

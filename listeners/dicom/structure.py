@@ -14,6 +14,8 @@ EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 MOST_INFLATED_BYTES: Final = 1 << 30
 DEEPEST_NESTING: Final = 64
+LONGEST_TRAILER: Final = 9
+"""After a deflated data set: a padding byte (PS3.5 §A.5), and the eight bytes of a gzip trailer that some writers leave."""
 
 _SHORT: Final = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split(),
@@ -46,7 +48,7 @@ def plain_dataset(data: bytes, transfer_syntax_uid: str) -> tuple[bytes, str]:
         raise BrokenStructureError("the deflated data set is damaged") from None
     if not inflater.eof:
         raise BrokenStructureError("the deflated data set is cut short, or larger than 1 GiB")
-    if len(inflater.unused_data) > 1:  # one byte pads to an even length (PS3.5 §A.5)
+    if len(inflater.unused_data) > LONGEST_TRAILER:
         raise BrokenStructureError("bytes follow the deflated data set")
     return inflated, EXPLICIT_LITTLE
 

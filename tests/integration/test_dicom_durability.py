@@ -1,0 +1,313 @@
+"""No acknowledged instance is lost: SIGKILL at random moments under DCMTK, crashes between file and row, limits of the disk."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from sqlmodel import select
+
+from listeners.dicom import send
+from listeners.dicom.send import send_folder
+from listeners.dicom.synthesize import StudyFacts, study_instance_uid, write_image
+from schemas.settings import Settings
+from schemas.tables import Instance, Outbox, Study
+from services.assembly.completion import close_quiet_studies
+from services.assembly.files import ArchiveFiles, layout_of
+from services.assembly.index import ArchiveIndex
+from services.assembly.reindex import enter_missing, read_stored, reindex
+from services.assembly.repository import Recorded
+from services.runtime.clock import SystemClock
+from services.runtime.database import Database
+from services.runtime.identity import load_pseudonyms
+
+ACQUIRED = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
+SERVER = """
+import asyncio
+from listeners.cli.context import open_context
+from listeners.dicom.app import build
+from services.runtime.process import run
+context = open_context()
+asyncio.run(run([build(context)], context))
+"""
+
+
+class Process:
+    """A listener in a process of its own, with the real settings, database and signal handling."""
+
+    def __init__(self, state, **options):
+        self.state = state
+        (state / "run" / "dicom.json").unlink(missing_ok=True)
+        environment = os.environ | {
+            "RECLAIM_STATE_DIR": str(state),
+            "RECLAIM_DICOM_HOST": "127.0.0.1",
+            "RECLAIM_DICOM_PORT": "0",
+            "RECLAIM_DICOM_MIN_FREE_BYTES": "0",
+        }
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, cwd=Path(__file__).parents[2], **options)
+        announcement = state / "run" / "dicom.json"
+        for _ in range(600):
+            if announcement.exists():
+                self.port = json.loads(announcement.read_text())["port"]
+                return
+            assert self.process.poll() is None, "the listener ended at start"
+            time.sleep(0.05)
+        self.kill()
+        raise AssertionError("the listener did not start")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(10)
+
+    def terminate(self):
+        self.process.terminate()
+        return self.process.wait(20)
+
+
+def images(folder, count, studies=4):
+    folder.mkdir()
+    for number in range(count):
+        image = np.random.default_rng(number).integers(0, 255, (64, 64), dtype=np.uint8)
+        facts = StudyFacts("MR", f"P{number % studies}", f"crash-{number % studies}", ACQUIRED, instance=number + 1)
+        write_image(folder / f"{number:03d}.dcm", image, facts)
+    return sorted(folder.glob("*.dcm"))
+
+
+def dataset_of(path):
+    return path.read_bytes()[layout_of(path).dataset_offset :]
+
+
+def storescu():
+    found = next(
+        (folder / "storescu" for folder in map(Path, ("/usr/bin", "/usr/local/bin")) if (folder / "storescu").exists()), None
+    )
+    if found is None:
+        pytest.skip("NOT TESTED against DCMTK: storescu is not installed (Debian package: dcmtk)")
+    return found
+
+
+def acknowledged(output):
+    """Files for which storescu saw status 0000, from its verbose log."""
+    sent = re.findall(r"Sending file: (\S+)(.*?)(?=Sending file:|\Z)", output, re.DOTALL)
+    return {name for name, after in sent if "Received Store Response (Success)" in after}
+
+
+@pytest.mark.dcmtk
+@pytest.mark.slow
+def test_sigkill_at_random_moments_loses_nothing_acknowledged(tmp_path):
+    sender, paths, state = storescu(), images(tmp_path / "images", 120), tmp_path / "state"
+    chance, acked = random.Random(7), []
+    for _ in range(4):
+        listener = Process(state)
+        rest = [path for path in paths if str(path) not in set(acked)]
+        command = [sender, "-v", "-nh", "127.0.0.1", str(listener.port), *rest]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as client:
+            timer = threading.Timer(chance.uniform(0.05, 0.35), listener.kill)
+            timer.start()
+            output, _ = client.communicate(timeout=60)
+            timer.join()
+        acked += acknowledged(output)
+        listener.kill()
+    assert 0 < len(acked) == len(set(acked))
+    last = Process(state)
+    assert send_folder(tmp_path / "images", "127.0.0.1", last.port).outcomes == {"0000": len(paths)}
+    assert last.terminate() == 0
+    _everything_is_there_once(state, paths)
+
+
+def _everything_is_there_once(state, paths):
+    database = Database(f"sqlite:///{state / 'reclaim.sqlite'}", SystemClock())
+    with database.read() as session:
+        for path in paths:
+            row = session.get(Instance, str(dcmread(path, stop_before_pixels=True).SOPInstanceUID))
+            assert dataset_of(state / "archive" / row.path) == dataset_of(path)
+        counts = {study.study_uid: study.instances for study in session.exec(select(Study))}
+        assert counts == Counter(row.study_uid for row in session.exec(select(Instance)))
+    assert len(list((state / "archive").rglob("*.dcm"))) == len(paths)
+    assert not list((state / "archive" / "incoming").iterdir())
+    for _ in range(2):
+        with database.transaction() as tx:
+            close_quiet_studies(tx, load_pseudonyms_of(state), 0.0)
+    with database.read() as session:
+        announced = Counter((row.key, json.loads(row.body)["revision"]) for row in session.exec(select(Outbox)))
+        instances = sum(series["instances"] for row in session.exec(select(Outbox)) for series in json.loads(row.body)["series"])
+    assert set(announced.values()) == {1}
+    assert instances == len(paths)
+    database.close()
+
+
+def load_pseudonyms_of(state):
+    return load_pseudonyms(Settings(state_dir=state))
+
+
+@pytest.mark.slow
+def test_acknowledged_is_indexed_at_the_moment_of_the_kill(tmp_path):
+    """The row is there without any restart: success means file and row."""
+    paths, state = images(tmp_path / "images", 6), tmp_path / "state"
+    listener = Process(state)
+    assert send_folder(tmp_path / "images", "127.0.0.1", listener.port).complete
+    listener.kill()
+    database = Database(f"sqlite:///{state / 'reclaim.sqlite'}", SystemClock())
+    with database.read() as session:
+        assert len(session.exec(select(Instance)).all()) == len(paths)
+    database.close()
+
+
+@pytest.mark.slow
+def test_no_more_space_in_the_file_answers_a700_and_leaves_nothing(tmp_path, monkeypatch):
+    """A real EFBIG from the kernel: files of the process may not pass 2 MB."""
+    folder, state = tmp_path / "images", tmp_path / "state"
+    folder.mkdir()
+    write_image(folder / "large.dcm", np.zeros((1500, 1500), dtype=np.uint16), StudyFacts("CR", "P1", "large", ACQUIRED))
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+    listener = Process(state, preexec_fn=limit)
+    try:
+        monkeypatch.setattr(send, "RETRY_DELAYS_S", (0.01, 0.01))
+        summary = send_folder(folder, "127.0.0.1", listener.port)
+        assert (summary.outcomes, summary.complete) == ({"A700": 1}, False)
+        assert "disk space" in summary.text()
+        assert not list((state / "archive").rglob("*.dcm"))
+        assert [path.suffix for path in (state / "archive" / "incoming").iterdir() if path.is_file()] == [".lock"]
+        assert not [path for path in (state / "archive" / "incoming").rglob("*/*") if path.is_file()]
+    finally:
+        listener.kill()
+
+
+# Between file and row
+
+
+@pytest.fixture
+def published(sqlite_context, tmp_path):
+    """A file under its final name without a row, as after a crash right before the commit."""
+    path = tmp_path / "image.dcm"
+    write_image(path, np.zeros((8, 8), dtype=np.uint8), StudyFacts("CT", "P1", "between", ACQUIRED))
+    files = ArchiveFiles(sqlite_context.settings.archive_dir)
+    index = ArchiveIndex(sqlite_context.database, sqlite_context.pseudonyms)
+    relative = index.path_of(read_stored(path).facts)
+    assert files.publish(files.write([path.read_bytes()]), relative)
+    yield sqlite_context, files, files.root / relative
+    files.close()
+
+
+def test_a_whole_file_without_row_is_entered(published):
+    context, files, path = published
+    summary = enter_missing(context, files, lambda: False)
+    assert (summary.files, summary.indexed) == (1, 1)
+    assert enter_missing(context, files, lambda: False).indexed == 0
+    with context.database.read() as session:
+        study = session.get(Study, study_instance_uid("between"))
+    assert (study.instances, study.last_instance_at.timestamp()) == (1, pytest.approx(path.stat().st_mtime, abs=1e-3))
+
+
+def test_the_whole_index_is_rebuilt_from_the_files(published):
+    context, _, _ = published
+    assert reindex(context).indexed == 1
+    again = reindex(context)
+    assert (again.files, again.indexed, again.lost) == (1, 0, 0)
+
+
+def test_lost_and_damaged_files_are_reported(published):
+    context, _, path = published
+    reindex(context)
+    path.unlink()
+    (path.parent / "damaged.dcm").write_bytes(b"no DICOM")
+    summary = reindex(context)
+    assert summary.lost == 1
+    assert len(summary.unreadable) == 1
+    assert "restore" in summary.text()
+
+
+def test_a_file_in_a_foreign_place_is_not_entered(published):
+    context, files, path = published
+    other = path.with_name("0" * 32 + ".dcm")
+    shutil.copy(path, other)
+    summary = enter_missing(context, files, lambda: False)
+    assert (summary.indexed, len(summary.misplaced)) == (1, 1)
+
+
+def test_dead_processes_leave_nothing_and_living_ones_keep_theirs(tmp_path):
+    code = "import sys, os; from pathlib import Path; from services.assembly.files import ArchiveFiles; "
+    code += "f = ArchiveFiles(Path(sys.argv[1])); f.write([b'half']); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=False, cwd=Path(__file__).parents[2], timeout=30)
+    living, sweeper = ArchiveFiles(tmp_path), ArchiveFiles(tmp_path)
+    kept = living.write([b"in hand"])
+    assert sweeper.sweep() == 1
+    assert kept.read_bytes() == b"in hand"
+    for files in (living, sweeper):
+        files.close()
+    assert not list((tmp_path / "incoming").iterdir())
+
+
+def test_a_taken_name_is_never_overwritten(tmp_path):
+    files = ArchiveFiles(tmp_path)
+    assert files.publish(files.write([b"first"]), "ab/study/series/x.dcm")
+    second = files.write([b"second"])
+    assert not files.publish(second, "ab/study/series/x.dcm")
+    assert (tmp_path / "ab/study/series/x.dcm").read_bytes() == b"first"
+    assert second.exists()
+    files.close()
+
+
+# Many senders of one study, on both databases
+
+
+def _file(path, number):
+    image = np.full((4, 4), number, dtype=np.uint8)
+    write_image(path, image, StudyFacts("MR", "P1", "many", ACQUIRED, instance=number % 10 + 1))
+    return read_stored(path)
+
+
+def test_concurrent_transactions_lose_no_update_and_do_not_deadlock(context, tmp_path):
+    """Four threads enter the same ten instances while a ticker closes: each counts once, each revision is announced once."""
+    index = ArchiveIndex(context.database, context.pseudonyms)
+    files = [_file(tmp_path / f"{number}.dcm", number) for number in range(10)]
+    outcomes, errors, done = [], [], threading.Event()
+
+    def enter(order):
+        try:
+            outcomes.extend([index.enter(files[number]) for number in order])
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+            errors.append(error)
+
+    def tick():
+        while not done.is_set():
+            with context.database.transaction() as tx:
+                close_quiet_studies(tx, context.pseudonyms, -1e9)
+            time.sleep(0.01)
+
+    chance = random.Random(3)
+    threads = [threading.Thread(target=enter, args=(chance.sample(range(10), 10),)) for _ in range(4)]
+    ticker = threading.Thread(target=tick)
+    for thread in (*threads, ticker):
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    done.set()
+    ticker.join(60)
+    assert errors == []
+    assert Counter(outcomes) == {Recorded.NEW: 10, Recorded.KNOWN: 30}
+    with context.database.transaction() as tx:
+        close_quiet_studies(tx, context.pseudonyms, -1e9)
+    with context.database.read() as session:
+        study = session.get(Study, study_instance_uid("many"))
+        bodies = [json.loads(row.body) for row in session.exec(select(Outbox).order_by(Outbox.id))]
+    assert study.instances == 10
+    assert [body["revision"] for body in bodies] == list(range(1, study.revision + 1))
+    assert sum(series["instances"] for series in bodies[-1]["series"]) == 10

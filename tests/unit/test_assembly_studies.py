@@ -1,0 +1,64 @@
+"""The study's state machine: complete table, and its invariants under any order of events."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import product
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.vocabulary import StudyState
+from services.assembly.studies import TRANSITIONS, Progress, StudyEvent, is_quiet, on_instance, on_quiet
+
+START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
+NEW = Progress(StudyState.OPEN, 0, 0, START)
+
+
+def test_every_state_knows_every_event():
+    assert set(TRANSITIONS) == set(product(StudyState, StudyEvent))
+
+
+def test_a_late_instance_brings_the_next_revision():
+    first, announced = on_quiet(on_instance(NEW, START))
+    assert (first.state, first.revision, announced) == (StudyState.COMPLETE, 1, True)
+    reopened = on_instance(first, START + timedelta(minutes=1))
+    assert (reopened.state, reopened.revision) == (StudyState.OPEN, 1)
+    assert on_quiet(reopened)[0].revision == 2
+
+
+def test_a_complete_study_is_not_announced_again():
+    complete, _ = on_quiet(on_instance(NEW, START))
+    assert on_quiet(complete) == (complete, False)
+
+
+def test_a_study_without_instances_is_never_announced():
+    assert on_quiet(NEW)[1] is False
+
+
+def test_quiet_is_measured_from_the_last_instance():
+    study = on_instance(NEW, START + timedelta(seconds=10))
+    assert not is_quiet(study, START + timedelta(seconds=39.9), 30)
+    assert is_quiet(study, START + timedelta(seconds=40), 30)
+
+
+EVENTS = st.lists(st.one_of(st.none(), st.integers(-100, 100)), max_size=40)
+
+
+@given(EVENTS)
+def test_revisions_count_announcements_and_nothing_is_lost(events):
+    """None is a quiet period, a number an instance at that second; clocks may go back."""
+    study, announced, instances, unannounced = NEW, 0, 0, False
+    for event in events:
+        before = study.last_instance_at
+        if event is None:
+            study, said = on_quiet(study)
+            announced += said
+            assert said == unannounced
+            unannounced = False
+        else:
+            study = on_instance(study, START + timedelta(seconds=event))
+            instances += 1
+            unannounced = True
+        assert study.last_instance_at >= before
+        assert study.revision == announced
+        assert study.instances == instances
+        assert study.state is StudyState.OPEN or not unannounced

@@ -1,0 +1,138 @@
+"""The walk over a data set's structure: every packaged file passes, every cut is found, no bytes crash it."""
+
+import contextlib
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import pydicom.data
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.filewriter import dcmwrite
+from pydicom.uid import ExplicitVRLittleEndian
+
+from listeners.dicom.structure import BrokenStructureError, check_structure, plain_dataset
+from services.assembly.files import layout_of
+
+FOLDER = Path(pydicom.data.__file__).parent / "test_files"
+WHOLE = (
+    "CT_small.dcm",
+    "MR_small.dcm",
+    "MR_small_RLE.dcm",
+    "MR_small_bigendian.dcm",
+    "MR_small_implicit.dcm",
+    "MR_small_jp2klossless.dcm",
+    "MR_small_jpeg_ls_lossless.dcm",
+    "MR_small_padded.dcm",
+    "JPEG2000-embedded-sequence-delimiter.dcm",
+    "SC_rgb_rle_2frame.dcm",
+    "image_dfl.dcm",
+    "liver_1frame.dcm",
+    "liver_expb_1frame.dcm",
+    "rtplan.dcm",
+    "test-SR.dcm",
+    "examples_overlay.dcm",
+)
+SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
+
+
+def read(name):
+    path = FOLDER / name
+    syntax = str(dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID)
+    return path.read_bytes()[layout_of(path).dataset_offset :], syntax
+
+
+def check(data, syntax):
+    check_structure(*plain_dataset(data, syntax))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_files_pass(name):
+    check(*read(name))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.999])
+def test_a_cut_is_found(name, share):
+    data, syntax = read(name)
+    at = int(len(data) * share)
+    if name == "image_dfl.dcm" and share > 0.99:
+        at -= 9  # inside the deflated stream, before its trailer
+    cut = data[:at]
+    try:
+        check(cut, syntax)
+    except BrokenStructureError:
+        return
+    assert _ends_between_elements(data, cut, syntax), "a cut inside an element passed"
+
+
+def _ends_between_elements(data, cut, syntax):
+    """A cut exactly between two elements is a shorter, whole data set: only then may it pass."""
+    try:
+        check(data[len(cut) :], syntax)
+    except BrokenStructureError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", ["MR_truncated.dcm", "rtplan_truncated.dcm"])
+def test_packaged_broken_files_are_found(name):
+    with pytest.raises(BrokenStructureError):
+        check(*read(name))
+
+
+@given(st.binary(max_size=400), st.sampled_from(SYNTAXES))
+def test_any_bytes_end_in_an_answer(data, syntax):
+    with contextlib.suppress(BrokenStructureError):
+        check(data, syntax)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_changed_bytes_of_a_real_file_end_in_an_answer(data):
+    original, syntax = read(data.draw(st.sampled_from(["liver_1frame.dcm", "MR_small_RLE.dcm", "test-SR.dcm"])))
+    changed = bytearray(original[:6000])
+    for position in data.draw(st.lists(st.integers(0, len(changed) - 1), max_size=8)):
+        changed[position] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(BrokenStructureError):
+        check(bytes(changed), syntax)
+
+
+def test_nesting_has_a_bound():
+    opening = struct.pack("<HH2s2xL", 0x0040, 0xA730, b"SQ", 0xFFFFFFFF) + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    with pytest.raises(BrokenStructureError, match="nested"):
+        check_structure(opening * 5000, "1.2.840.10008.1.2.1")
+
+
+def test_a_sequence_of_undefined_length_inside_un_is_implicit():
+    inner = struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) + struct.pack("<HHL", 0x0008, 0x0060, 2) + b"MR"
+    ends = struct.pack("<HHL", 0xFFFE, 0xE00D, 0) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    check_structure(struct.pack("<HH2s2xL", 0x0029, 0x1010, b"UN", 0xFFFFFFFF) + inner + ends, "1.2.840.10008.1.2.1")
+
+
+def test_a_deflated_bomb_is_refused(monkeypatch):
+    monkeypatch.setattr("listeners.dicom.structure.MOST_INFLATED_BYTES", 1 << 16)
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = deflater.compress(bytes(1 << 20)) + deflater.flush()
+    with pytest.raises(BrokenStructureError, match="larger"):
+        plain_dataset(bomb, "1.2.840.10008.1.2.1.99")
+
+
+@given(st.lists(st.sampled_from(["PatientID", "StudyID", "AccessionNumber", "SeriesDescription"]), unique=True), st.booleans())
+def test_what_pydicom_writes_passes(keywords, undefined):
+    item = Dataset()
+    item.CodeValue = "1"
+    dataset = Dataset()
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+    for keyword in keywords:
+        setattr(dataset, keyword, "x")
+    dataset.ProcedureCodeSequence = [item]
+    dataset["ProcedureCodeSequence"].is_undefined_length = undefined
+    item.is_undefined_length_sequence_item = undefined
+    out = io.BytesIO()
+    dcmwrite(out, dataset, implicit_vr=False, little_endian=True)
+    check_structure(out.getvalue(), str(ExplicitVRLittleEndian))
