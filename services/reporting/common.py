@@ -5,7 +5,18 @@ from typing import Any
 from services.reporting import plots, statistics
 from services.reporting.facts import Facts
 from services.reporting.page import Picture, Section, Table
-from services.reporting.wording import BLIND_SPOTS, DASH, REMEDY, RULE_OF_FIVE, metric_name, metric_value, number, on, with_interval
+from services.reporting.wording import (
+    BLIND_SPOTS,
+    DASH,
+    REMEDY,
+    RULE_OF_FIVE,
+    metric_name,
+    metric_value,
+    number,
+    on,
+    smallest_fall,
+    with_interval,
+)
 
 _ORDER_WORDS = {
     "report": "report",
@@ -19,9 +30,12 @@ _ORDER_WORDS = {
 _SHOWN_BATCHES = 52
 
 
-def blind_spots(extra: tuple[str, ...] = ()) -> Section:
+def blind_spots(facts: Facts, *extra: str) -> Section:
     """What nobody should conclude from the report."""
-    return Section("What this monitoring cannot see", points=(*extra, *BLIND_SPOTS))
+    return Section(
+        "What this monitoring cannot see",
+        points=(*extra, smallest_fall(facts.latest.evidence if facts.latest else {}), *BLIND_SPOTS),
+    )
 
 
 def rule_of_five(facts: Facts) -> Section:

@@ -113,7 +113,7 @@ def _sections(facts: Facts) -> list[Section]:
             ),
         ),
         common.what_was_done(facts),
-        common.blind_spots(),
+        common.blind_spots(facts),
     ]
 
 

@@ -9,6 +9,7 @@ from services.reporting.wording import (
     NEXT_STEP,
     STATUS,
     STATUS_MEANING,
+    estimate,
     evidence_name,
     evidence_value,
     fall_sentence,
@@ -48,7 +49,7 @@ def monitoring_page(facts: Facts, report_id: str, false_alarms_per_year: float) 
             common.what_was_done(facts),
             _what_next(facts),
             common.rule_of_five(facts),
-            common.blind_spots(),
+            common.blind_spots(facts),
         ],
         pictures=[*common.history_picture(facts), *common.confusion_picture(facts), *common.reliability_picture(facts)],
         tables=[*common.metrics_table(facts), *_evidence_table(facts), common.versions_table(facts)],
@@ -94,9 +95,14 @@ def _what_happened(facts: Facts) -> Section:
             "What happened", ("No batch of labelled cases has been closed for this version, so nothing can be said yet.",)
         )
     serving = "It serves." if facts.serving and facts.champion == facts.version else "It does not serve at present."
-    first = f"{STATUS_MEANING[latest.status]} {DIAGNOSIS[latest.diagnosis]} {serving}"
+    first = f"{STATUS_MEANING[latest.status]} {DIAGNOSIS[latest.diagnosis]} {_cause(latest)}{serving}"
     points = [fall_sentence(metric) for metric in falls(latest)[:4]] if latest.status in ("degraded", "watch") else []
     return Section("What happened", (first,), points)
+
+
+def _cause(latest: EvaluationFacts) -> str:
+    cause = latest.evidence.get("root_cause")
+    return f"Likely cause: {cause.rstrip('.')}. " if isinstance(cause, str) and cause else ""
 
 
 def _how_sure(facts: Facts, budget: float) -> Section:
@@ -109,7 +115,8 @@ def _how_sure(facts: Facts, budget: float) -> Section:
     )
     absent = [metric.name[7:] for metric in latest.metrics if metric.name.startswith("recall:") and metric.cases == 0]
     gaps = (f"No case of {joined(absent)} was in the batch, so nothing is known about it this time.",) if absent else ()
-    return Section("How sure is that", (alarm, *gaps))
+    size = estimate(latest.evidence)
+    return Section("How sure is that", (*([size] if size else []), alarm, *gaps))
 
 
 def _since_when(facts: Facts) -> Section:

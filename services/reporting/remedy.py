@@ -8,7 +8,7 @@ from schemas.vocabulary import Verdict
 from services.reporting import common, plots
 from services.reporting.facts import Facts
 from services.reporting.page import KeyFigure, Page, Picture, Section, Table
-from services.reporting.wording import DASH, REMEDY, VERDICT, is_rate, metric_name, metric_value, number, on
+from services.reporting.wording import DASH, REMEDY, VERDICT, evidence_value, is_rate, metric_name, metric_value, number, on
 
 _SIDES = (
     (re.compile(r"^champion[_:](.+)$"), "before"),
@@ -136,7 +136,7 @@ def _sections(facts: Facts, promotion: MaintenancePromotion) -> list[Section]:
         ),
         _what_next(promotion),
         common.rule_of_five(facts),
-        common.blind_spots(("What the new version does on images that none of the compared cases resemble.",)),
+        common.blind_spots(facts, "What the new version does on images that none of the compared cases resemble."),
     ]
 
 
@@ -203,7 +203,7 @@ def _gate_tables(promotion: MaintenancePromotion, pairs: list[Pair], others: lis
         columns = ("Measured at the gate", f"Version {promotion.champion_before}", f"Version {promotion.challenger}", "Difference")
         tables.append(Table("Before and after", columns, rows))
     if others:
-        rows_of_others = [(metric_name(key), number(value)) for key, value in others]
+        rows_of_others = [(metric_name(key), evidence_value(key, value)) for key, value in others]
         tables.append(Table("Every other number of the gate", ("Number", "Value"), rows_of_others))
     return tables
 

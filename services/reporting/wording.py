@@ -57,7 +57,6 @@ VERDICT: Final[dict[str, str]] = {
     Verdict.NEED_LABELS: "could not be judged for want of labelled cases",
 }
 BLIND_SPOTS: Final[tuple[str, ...]] = (
-    "A fall of 3 percentage points in one class is mostly missed within a year, by any method: there are too few cases.",
     "Cases without a label say nothing here. If only the easy or only the wrong cases get one, the numbers are off.",
     "Labels are taken as true. Errors in the reports behind them count as errors of the model.",
     "Groups that the data do not name (age, ward, referrer) may fare worse than the average without being seen.",
@@ -69,12 +68,32 @@ RULE_OF_FIVE: Final = (
     "17 % and 79 % of them. It decides nothing here."
 )
 DASH: Final = "\N{EN DASH}"
-_RATES: Final = ("accuracy", "recall", "precision", "f1", "macro", "balanced", "sensitivity", "specificity", "share", "margin")
-_NO_RATES: Final = ("auroc", "ece", "brier", "loss", "statistic", "pvalue")
+_RATES: Final = (
+    "accuracy",
+    "recall",
+    "precision",
+    "f1",
+    "macro",
+    "balanced",
+    "sensitivity",
+    "specificity",
+    "share",
+    "margin",
+    "drop",
+    "fall",
+    "change",
+    "probability",
+    "baseline_loss",
+)
+_NO_RATES: Final = ("auroc", "ece", "brier", "statistic", "calibration")
 _ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error (ECE)", "p": "p", "ci": "CI"}
 _STARTS: Final = ("since", "estimated_start", "start")
 _EVIDENCE: Final[dict[str, str]] = {
     "class": "Class behind the evidence",
+    "probability": "Probability of a fall of 3 points or more",
+    "cause_p_value": "p of the likely cause",
+    "rule_metric": "Metric behind the 5 % rule",
+    "rule_change": "Change of that metric",
     "estimated_start": "Estimated start",
     "start": "Estimated start",
     "since": "Estimated start",
@@ -94,7 +113,7 @@ def metric_name(name: str) -> str:
     """`recall:glioma` to `Recall, glioma`; acronyms keep their case."""
     kind, _, owner = name.partition(":")
     words = " ".join(_ACRONYMS.get(word, word) for word in kind.replace("_", " ").split())
-    return f"{words[:1].upper()}{words[1:]}" + (f", {owner}" if owner else "")
+    return f"{words[:1].upper()}{words[1:]}" + (f", {owner.replace(':', ', ')}" if owner else "")
 
 
 def metric_value(name: str, value: float | None) -> str:
@@ -162,6 +181,30 @@ def start_of(evidence: Mapping[str, Any]) -> str:
     """The estimated start of the decline as text, empty when the detector gives none."""
     found = next((value for key in _STARTS if isinstance(value := evidence.get(key), str) and value), "")
     return moment(found)
+
+
+def smallest_fall(evidence: Mapping[str, Any]) -> str:
+    """What size of fall goes unseen: the detector's own figure for this volume, else what holds in general."""
+    least = evidence.get("smallest_fall_in_a_year")
+    if isinstance(least, int | float):
+        return (
+            f"At this volume of labelled cases, a fall in one class of less than about {100 * least:.0f} percentage points "
+            "is likely to go unseen for a year."
+        )
+    return "A fall of 3 percentage points in one class is mostly missed within a year, by any method: there are too few cases."
+
+
+def estimate(evidence: Mapping[str, Any]) -> str:
+    """The detector's estimate of the fall in one sentence, empty when it gives none."""
+    values = [evidence.get(key) for key in ("drop", "drop_low", "drop_high")]
+    name, odds = evidence.get("class"), evidence.get("probability")
+    if not isinstance(name, str) or not all(isinstance(value, int | float) for value in values):
+        return ""
+    drop, low, high = (round(100 * float(value or 0)) for value in values)
+    sure = (
+        f" A true fall of 3 points or more has a probability of {percent(float(odds), 0)}." if isinstance(odds, int | float) else ""
+    )
+    return f"Recall of “{name}” has fallen by about {drop} percentage points (95 % interval {low} to {high}).{sure}"
 
 
 def falls(latest: EvaluationFacts) -> list[Metric]:

@@ -76,6 +76,21 @@ def evaluated_batch(tx, number, *, fallen, status):
     tx.session.add(evaluation_row(batch_id, number, cases, status, now))
 
 
+def fall_evidence():
+    return {
+        "class": "glioma",
+        "drop": 0.34,
+        "drop_low": 0.21,
+        "drop_high": 0.47,
+        "probability": 0.998,
+        "since": "2026-03-28T08:00:00+00:00",
+        "root_cause": "studies of ManufacturerModelName Aera",
+        "statistic_a": 6.31,
+        "threshold_a": 5.3,
+        "smallest_fall_in_a_year": 0.09,
+    }
+
+
 def evaluation_row(batch_id, number, cases, status, now):
     metrics = []
     for name in CLASSES:
@@ -110,7 +125,7 @@ def evaluation_row(batch_id, number, cases, status, now):
         cases=100,
         stream_cases=100 * number,
         metrics=metrics,
-        evidence={"A": 6.31 if degraded else 0.2, "threshold_A": 5.3, "since": "2026-03-28T08:00:00+00:00" if degraded else None},
+        evidence=fall_evidence() if degraded else {"statistic_a": 0.2, "threshold_a": 5.3, "smallest_fall_in_a_year": 0.09},
         reclaim_rule=number % 2 == 0,
         summary=(
             "Glioma is found in 56 of 100 patients, 90 on the test set. The alarm is raised."
@@ -201,6 +216,9 @@ def test_an_alarm_report_names_class_start_and_cause(story):
     assert "28 March 2026, 08:00 UTC" in text
     assert "batch 5" in text, "the run of unhealthy batches began with batch 5"
     assert "new scanner" in text
+    assert "Likely cause: studies of ManufacturerModelName Aera." in text
+    assert "fallen by about 34 percentage points (95 % interval 21 to 47)" in text
+    assert "less than about 9 percentage points" in text
     page = files["report.html"].decode()
     assert page.count('src="data:image/png;base64,') == 3
     assert "http://" not in page
@@ -306,14 +324,14 @@ def repaired(context, verdict):
         verdict=verdict,
         reasons=("Better on 64 gate cases (McNemar exact p = 0.003).", "Not worse than 5 points on any class of the test set."),
         numbers={
-            "champion_macro_recall": 0.71,
-            "challenger_macro_recall": 0.88,
+            "macro_recall:champion": 0.71,
+            "macro_recall:challenger": 0.88,
             "champion_recall:glioma": 0.55,
             "challenger_recall:glioma": 0.86,
             "mcnemar_p": 0.003,
             "gate_cases": 64.0,
-            "champion_ece": 0.21,
-            "challenger_ece": 0.06,
+            "ece:champion": 0.21,
+            "ece:challenger": 0.06,
         },
         order_id="order-remedy",
         actor="service:remediation",
