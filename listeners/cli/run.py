@@ -14,12 +14,19 @@ from schemas.settings import load_settings
 
 def up() -> None:
     """Run everything on this machine: embedded broker (unless RECLAIM_KAFKA_BOOTSTRAP is set), all services, one terminal."""
-    from services.runtime.supervisor import ChildSpec, supervise
+    from services.runtime.supervisor import AlreadyRunning, ChildSpec, supervise
 
     loaded = load_settings()
     open_context(loaded).database.close()
-    children = [ChildSpec(name, [sys.executable, "-m", "listeners.cli", "serve", *parts]) for name, parts in PROCESSES.items()]
-    sys.exit(asyncio.run(supervise(loaded, children)))
+    children = [
+        ChildSpec(name, [sys.executable, "-m", "listeners.cli", "serve", *parts], uses_bus=name != "dicom")
+        for name, parts in PROCESSES.items()
+    ]
+    try:
+        sys.exit(asyncio.run(supervise(loaded, children)))
+    except AlreadyRunning as error:
+        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        sys.exit(75)
 
 
 def serve(

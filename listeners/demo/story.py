@@ -108,12 +108,14 @@ def _clear(state: Path) -> None:
 
 
 def _overrides() -> dict[str, str]:
-    """Settings that make a year's events happen in minutes."""
+    """Settings that make a year's events happen in minutes, and suit a small network that was trained from scratch."""
     return {
         "RECLAIM_DICOM_QUIET_PERIOD_S": "1",
         "RECLAIM_JOIN_BATCH_SIZE": "40",
-        "RECLAIM_POLICY_COOL_DOWN_S": "600",
-        "RECLAIM_REMEDIATION_EPOCHS": "8",
+        "RECLAIM_POLICY_COOL_DOWN_S": "0",
+        "RECLAIM_REMEDIATION_EPOCHS": "16",
+        "RECLAIM_REMEDIATION_BODY_LEARNING_RATE": "0.001",
+        "RECLAIM_REMEDIATION_REHEARSAL_SHARE": "0.6",
     }
 
 

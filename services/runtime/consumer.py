@@ -108,9 +108,10 @@ def _handle_once(database: Database, consumer: BatchConsumer[Any], fresh: list[R
 
 
 def _isolate(database: Database, consumer: BatchConsumer[Any], fresh: list[Received[Event]], error: InvalidInput) -> int:
-    """Find the invalid event by handling each alone; a single one is the culprit."""
+    """Find the invalid events by halving the batch, in its order; one that is left alone is a culprit."""
     if len(fresh) > 1:
-        return sum(_handle(database, consumer, [event]) for event in fresh)
+        middle = len(fresh) // 2
+        return sum(_handle(database, consumer, part) for part in (fresh[:middle], fresh[middle:]))
     event = fresh[0]
     with database.transaction() as tx:
         if tx.claim(consumer.name, [event.event_id]):
