@@ -81,8 +81,8 @@ def _computed(facts: Facts) -> dict[str, int]:
 
 def _summary(facts: Facts, total: int, needs: Mapping[str, int]) -> str:
     most = max(needs, key=lambda name: needs[name], default="")
-    first = f"{number(total)} more labelled cases are needed before {facts.cause.model} can be judged."
-    if most and needs[most]:
+    first = f"{number(total)} more labelled cases are needed for {facts.cause.model}."
+    if most and (len(needs) == 1 or needs[most] > min(needs.values())):
         return f"{first} Cases of “{most}” are wanted most ({number(needs[most])})."
     return f"{first} Recent cases of every class help."
 
