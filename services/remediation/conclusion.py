@@ -124,7 +124,7 @@ def finite(numbers: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def _enter(tx: Transaction, context: Context, claim: jobs.Claim, material: Material, outcome: Outcome, number: int) -> None:
-    """The challenger with its baseline: the gate's cases, because they show what it will serve (decision 0008)."""
+    """The challenger with its baseline: the gate's cases, because they show what it will serve (decision 0007)."""
     row = ModelVersion(
         model=claim.model,
         version=number,

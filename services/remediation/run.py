@@ -66,9 +66,16 @@ def checkpoints(context: Context, claim: jobs.Claim) -> Path:
     return context.settings.state_dir / "runs" / natural_id("checkpoint", claim.job_id)
 
 
-def forget(context: Context, claim: jobs.Claim) -> None:
-    """Remove the checkpoints of a job that has ended."""
+def forget(context: Context, claim: jobs.Claim, keep: Path | None = None) -> None:
+    """Remove the checkpoints of a job that has ended, and the bundles its attempts left except the one to `keep`."""
     shutil.rmtree(checkpoints(context, claim), ignore_errors=True)
+    for folder in (context.settings.models_dir / claim.model).glob(f"{_prefix(claim)}*"):
+        if folder != keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix(claim: jobs.Claim) -> str:
+    return f"run-{natural_id('bundle', claim.job_id)[:12]}-"
 
 
 def _tune(context: Context, claim: jobs.Claim, material: Material, keeper: jobs.LeaseKeeper) -> FineTuned:
@@ -104,7 +111,7 @@ def _report_epoch(context: Context, claim: jobs.Claim, record: EpochRecord, epoc
 
 def _save(context: Context, claim: jobs.Claim, material: Material, tuned: FineTuned) -> BundleInfo:
     """Each attempt has its own folder; what an attempt that was killed has left is never served."""
-    name = f"run-{natural_id('bundle', claim.job_id, claim.owner, str(claim.attempt))[:16]}"
+    name = f"{_prefix(claim)}{natural_id(claim.owner, str(claim.attempt))[:8]}"
     training = {
         "parent": material.champion.info.sha256,
         "remedy": str(claim.remedy),

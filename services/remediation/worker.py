@@ -81,17 +81,21 @@ class JobWorker:
         outcome = run.execute(self._context, claim, material, keeper)
         keeper.check()
         verdict = conclude(self._context, claim, material, outcome)
-        run.forget(self._context, claim)
+        run.forget(self._context, claim, outcome.bundle.folder if verdict else None)
         logger.info("job %s: %s", claim.job_id, verdict or "void")
 
     def _close(self, claim: jobs.Claim, write: Callable[..., None]) -> None:
-        self._write(claim, write)
-        run.forget(self._context, claim)
+        if self._write(claim, write):
+            run.forget(self._context, claim)
 
-    def _write(self, claim: jobs.Claim, write: Callable[..., None]) -> None:
-        """One fenced write; a successor that has taken over decides instead."""
-        with contextlib.suppress(jobs.JobStopped), self._context.database.transaction() as tx:
-            write(tx, claim)
+    def _write(self, claim: jobs.Claim, write: Callable[..., None]) -> bool:
+        """One fenced write; False when a successor has taken over and decides instead."""
+        try:
+            with self._context.database.transaction() as tx:
+                write(tx, claim)
+        except jobs.JobStopped:
+            return False
+        return True
 
 
 @contextlib.contextmanager

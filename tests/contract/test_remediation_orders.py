@@ -1,5 +1,6 @@
 """Orders and jobs on both engines: carried out once, claimed once, fenced, withdrawn, given up."""
 
+import asyncio
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from services.remediation.worker import JobWorker
 from services.runtime import registry
 from services.runtime.consumer import process
 from services.runtime.messages import Record, headers_of
-from services.runtime.service import Context
+from services.runtime.service import Context, StopSignal
 
 AT = datetime(2026, 3, 2, tzinfo=UTC)
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -244,6 +245,19 @@ def test_a_run_that_cannot_start_fails_with_its_reason(chest: Context) -> None:
     assert job.state == JobState.FAILED
     assert "cannot be read" in job.error
     assert not JobWorker(chest).run_one()
+
+
+async def test_the_worker_takes_jobs_until_it_is_told_to_stop(chest: Context) -> None:
+    stop = StopSignal()
+    working = asyncio.create_task(JobWorker(chest).run(stop))
+    give(chest, remedy())
+    for _ in range(200):
+        if stored(chest, Job, "o1").state == JobState.FAILED:
+            break
+        await asyncio.sleep(0.05)
+    stop.set()
+    await asyncio.wait_for(working, 10)
+    assert stored(chest, Job, "o1").state == JobState.FAILED
 
 
 def test_the_service_has_its_consumer_and_worker(chest: Context) -> None:
