@@ -5,7 +5,6 @@ pynetdicom's own log lines quote UIDs and values; they are switched off and repl
 
 import logging
 import socket
-import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -78,8 +77,6 @@ class StorageScp:
         connection: socket.socket = event.assoc.dul.socket.socket
         connection.settimeout(self.settings.network_timeout_s)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        seconds = struct.pack("ll", int(self.settings.network_timeout_s), 0)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
 
     def _on_store(self, event: Any) -> Dataset:
         try:
