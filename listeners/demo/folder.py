@@ -110,7 +110,7 @@ def _read_image(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _split(loaded: LabelledSet, generator: np.random.Generator) -> Split:
-    """Published test images, or those of 45 % of the patients, are never trained on: they are the baseline and the stable stream."""
+    """Published test images, or those of 45 % of the patients, are never trained on: baseline and stable stream."""
     patients = sorted({item.patient for item in loaded.items})
     draw = dict(zip(patients, generator.permutation(len(patients)) / len(patients), strict=True))
     parts: Split = {"train": [], "valid": [], "test": [], "stream": []}

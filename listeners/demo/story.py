@@ -48,9 +48,9 @@ class DemoOptions:
 class Sizes:
     """Studies per chapter."""
 
-    stable: int = 200
-    shifted: int = 420
-    recovered: int = 220
+    stable: int = 440
+    shifted: int = 900
+    recovered: int = 1100
 
 
 @dataclass
@@ -113,7 +113,7 @@ def _overrides() -> dict[str, str]:
         "RECLAIM_DICOM_QUIET_PERIOD_S": "1",
         "RECLAIM_JOIN_BATCH_SIZE": "40",
         "RECLAIM_POLICY_COOL_DOWN_S": "0",
-        "RECLAIM_REMEDIATION_EPOCHS": "16",
+        "RECLAIM_REMEDIATION_EPOCHS": "20",
         "RECLAIM_REMEDIATION_BODY_LEARNING_RATE": "0.001",
         "RECLAIM_REMEDIATION_REHEARSAL_SHARE": "0.6",
     }
@@ -218,7 +218,14 @@ def _recovered(play: Play, stream: Iterator[LabelledImage]) -> None:
     evaluation = _evaluated(play, 2, phase)
     play.screen.status(evaluation.status, evaluation.summary)
     _record(play, "recovered", 2, phase)
-    play.summary["outcome"] = "recovered" if evaluation.status in {"healthy", "watch"} else "not recovered"
+    play.summary |= {"outcome": _outcome(play, evaluation), "status": evaluation.status}
+
+
+def _outcome(play: Play, evaluation: Evaluation) -> str:
+    """Recovered: no alarm, and the interval of the macro recall lies above that of the decline."""
+    decayed, repaired = play.results[-2].macro_recall, play.results[-1].macro_recall
+    better = (repaired.low or 0.0) > (decayed.high or 0.0)
+    return "recovered" if better and evaluation.status != "degraded" else "not recovered"
 
 
 def _ask(play: Play) -> None:
@@ -247,7 +254,7 @@ def _send(play: Play, name: str, stream: Iterator[LabelledImage], count: int, sc
             play.stage.dicom_port,
             calling_ae=scanner.station,
             called_ae="RECLAIM",
-            associations=2,
+            associations=4,
             on_progress=lambda done, _: advance(completed=done),
         )
     if not summary.complete:
@@ -255,6 +262,7 @@ def _send(play: Play, name: str, stream: Iterator[LabelledImage], count: int, sc
     play.sent += len(items)
     _await_count(play, "scored", look.scored)
     import_csv(play.stage.context, phase.labels, source="demo")
+    _await_count(play, "labelled", look.labelled)
     return phase
 
 
@@ -270,8 +278,7 @@ def _await_count(play: Play, text: str, count: Any) -> None:
 
 
 def _evaluated(play: Play, version: int, phase: Phase) -> Evaluation:
-    """The newest evaluation once all labels are in and the statistics have caught up."""
-    _await_count(play, "labelled", look.labelled)
+    """The newest evaluation once the statistics have caught up with the labels."""
     play.stage.wait("the batches to be evaluated", 90, lambda session: look.caught_up(session, MODEL, version) or None)
     return play.stage.wait(f"an evaluation of {phase.name}", 90, lambda session: look.newest_evaluation(session, MODEL, version))
 
@@ -290,7 +297,6 @@ def _finished(job: Job | None, advance: Any) -> Job | None:
 
 def _record(play: Play, name: str, version: int, phase: Phase) -> None:
     keys: Sequence[str] = [play.stage.context.pseudonyms.study(uid) for uid in phase.study_uids]
-    _await_count(play, "labelled", look.labelled)
     play.results.append(phase_result(play.stage.context, name, MODEL, version, keys))
 
 
