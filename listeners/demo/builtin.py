@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from listeners.demo.cohort import Development, LabelledImage
+from listeners.demo.cohort import Development, LabelledImage, Sizes
 from listeners.demo.scanner_change import change_scanner, rician, to_uint8
 
 Array = npt.NDArray[np.float64]
@@ -34,6 +34,7 @@ class BuiltinSource:
     body_part = "HEAD"
     task = "axial-level"
     classes: Sequence[str] = tuple(LEVELS)
+    sizes = Sizes()
 
     def __init__(self, seed: int = 0, size: int = 96, counts: tuple[int, int, int] = (560, 120, 400)) -> None:
         self._seed, self._size, self._counts = seed, size, counts

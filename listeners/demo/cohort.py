@@ -45,6 +45,20 @@ class Development:
     test: Sequence[LabelledImage]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Studies per chapter."""
+
+    stable: int = 440
+    shifted: int = 900
+    recovered: int = 1100
+
+    def within(self, stable: int, shifted: int) -> "Sizes":
+        """Smaller where a source has fewer images: the images after the change are shared between the last two chapters."""
+        before = min(self.shifted, shifted * 55 // 100)
+        return Sizes(min(self.stable, stable), before, min(self.recovered, shifted - before))
+
+
 class Source(Protocol):
     """Where the images come from."""
 
@@ -54,6 +68,7 @@ class Source(Protocol):
     body_part: str
     task: str
     classes: Sequence[str]
+    sizes: Sizes
 
     def development(self) -> Development:
         """Images that make and baseline the first version."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
 
-from listeners.demo.cohort import Development, LabelledImage
+from listeners.demo.cohort import Development, LabelledImage, Sizes
 from listeners.demo.scanner_change import change_scanner
 from models.pixels import read_frames
 
@@ -43,11 +43,11 @@ class FolderSource:
         self.classes: Sequence[str] = loaded.classes
         self._seed, self._train_limit = seed, train_limit
         self._parts = _split(loaded, np.random.default_rng(seed))
-        self._foreign = load(shifted) if shifted else None
-        change = f"real shift: {shifted.name}" if shifted else "simulated change of scanner"
-        self.note = f"Real images from {folder.name}; {change}."
-        if self._foreign and self._foreign.classes != loaded.classes:
-            raise UnusableFolder(f"{shifted} has classes {self._foreign.classes}, expected {loaded.classes}")
+        self._foreign = _renamed(load(shifted), loaded.classes, shifted) if shifted else None
+        self.note = f"Real images; {_describe(loaded.classes, shifted)}."
+        unseen = len(self._parts["stream"])
+        stable = unseen if self._foreign else unseen // 3
+        self.sizes = Sizes().within(stable, len(self._foreign.items) if self._foreign else unseen - stable)
 
     def development(self) -> Development:
         """Images that make and baseline the first version."""
@@ -68,6 +68,24 @@ class FolderSource:
             return
         for item in self._parts["stream"][len(self._parts["stream"]) // 3 :]:
             yield LabelledImage(change_scanner(item.image, generator), item.label, item.patient)
+
+
+def _describe(classes: Sequence[str], shifted: Path | None) -> str:
+    change = f"real shift to {shifted.name}" if shifted else "the change of scanner is simulated"
+    return f"classes {', '.join(classes)}; {change}"
+
+
+def _renamed(foreign: LabelledSet, classes: tuple[str, ...], folder: Path) -> LabelledSet:
+    """The second set under the first one's class names, matched by order where the names differ."""
+    if len(foreign.classes) != len(classes):
+        raise UnusableFolder(f"{folder} has the classes {', '.join(foreign.classes)}; expected as many as {', '.join(classes)}")
+    names = (
+        {name: name for name in classes}
+        if set(foreign.classes) == set(classes)
+        else dict(zip(foreign.classes, classes, strict=True))
+    )
+    items = [LabelledImage(item.image, names[item.label], item.patient) for item in foreign.items]
+    return LabelledSet(classes, items, foreign.splits)
 
 
 def load(folder: Path) -> LabelledSet:

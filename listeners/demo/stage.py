@@ -113,8 +113,8 @@ def newest_evaluation(session: Session, model: str, version: int) -> Evaluation 
 
 
 def remedy_order(session: Session, model: str) -> Order | None:
-    """The first remedy order of a model."""
-    query = select(Order).where(Order.model == model, Order.kind == "remedy")
+    """The first remedy order of a model that the guardrails let out."""
+    query = select(Order).where(Order.model == model, Order.kind == "remedy", Order.state != "refused")
     return session.exec(query.order_by(col(Order.created_at))).first()
 
 
