@@ -126,3 +126,15 @@ def test_a_broken_quote_costs_its_row_only(sqlite_context, tmp_path):
     text = f'study,task,label\n{UID},"tum"our,none\n{UID},tumour,none\n'
     summary = import_csv(sqlite_context, write(tmp_path, text))
     assert (summary.accepted, [fault.row for fault in summary.faults]) == (1, [2])
+
+
+def test_a_label_goes_on_in_its_studys_trace(sqlite_context, tmp_path):
+    add_study(sqlite_context)
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+    with sqlite_context.database.transaction() as tx:
+        tx.session.get(Study, UID).traceparent = traceparent
+    import_csv(sqlite_context, write(tmp_path, f"study,task,label\n{UID},t,glioma\n{UID}.2,t,glioma\n"))
+    with sqlite_context.database.read() as session:
+        found = {json.loads(row.body)["study_key"]: row.headers.get("traceparent") for row in session.exec(select(Outbox))}
+    keys = [sqlite_context.pseudonyms.study(uid) for uid in (UID, f"{UID}.2")]
+    assert found == {keys[0]: traceparent, keys[1]: None}
