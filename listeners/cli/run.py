@@ -14,9 +14,11 @@ from schemas.settings import load_settings
 
 def up() -> None:
     """Run everything on this machine: embedded broker (unless RECLAIM_KAFKA_BOOTSTRAP is set), all services, one terminal."""
+    from services.runtime import logs
     from services.runtime.supervisor import AlreadyRunning, ChildSpec, supervise
 
     loaded = load_settings()
+    logs.setup(loaded, "supervisor")
     open_context(loaded).database.close()
     children = [
         ChildSpec(name, [sys.executable, "-m", "listeners.cli", "serve", *parts], uses_bus=name != "dicom")
