@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types unit format migration asyncapi kafka kafka-stop test-kafka clean
+.PHONY: help install demo test lint types unit test-slow format asyncapi kafka kafka-stop test-kafka clean
 
 help:
 	@echo 'make demo         install, then watch a classifier decay and recover (ARGS="--data FOLDER" for your own images)'
 	@echo 'make test         install, then lint, types and all tests'
+	@echo 'make test-slow    the long tests: processes killed over and over, the whole loop on PostgreSQL and Kafka'
 	@echo 'make kafka        fetch and start a single-node Apache Kafka on this machine (Java 17, Maven)'
 	@echo 'make test-kafka   the bus tests against that Kafka'
 
@@ -36,7 +37,10 @@ types:
 	$(BIN)/mypy
 
 unit:
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow' $(ARGS)
+
+test-slow: install
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 
 format:
 	$(BIN)/ruff check --fix .

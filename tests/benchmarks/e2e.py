@@ -63,6 +63,8 @@ def measure(folder: Path, count: int, rounds: int, associations: int) -> tuple[l
     with Stage(folder / "stage", {}) as stage:
         prepare_model(stage, source, source.development(), folder)
         stage.start()
+        warm_up = write_phase("warm-up", source, list(islice(source.stable(), 20)), folder, BEFORE, 100_000, lambda: None)
+        asyncio.run(one_round(stage, warm_up, associations))
         for phase in phases:
             seconds, waits = asyncio.run(one_round(stage, phase, associations))
             ours.append(60 * count / seconds)
@@ -164,7 +166,7 @@ def table(ours: list[float], latencies: list[float], bare: list[float]) -> tuple
         {"what": "stored to prediction on the bus, seconds, p50 / p95", "value": f"{p50:.2f} / {p95:.2f}"},
         {"what": f"the same without the quiet period of {QUIET_S:g} s", "value": f"{p50 - QUIET_S:.2f} / {p95 - QUIET_S:.2f}"},
     ]
-    return rows, [at_most("stored to prediction p95 without the quiet period, seconds", p95 - QUIET_S, 5.0)]
+    return rows, [at_most("stored to prediction p95 without the quiet period, seconds", p95 - QUIET_S, 1.0)]
 
 
 if __name__ == "__main__":
