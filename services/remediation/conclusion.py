@@ -10,7 +10,7 @@ from schemas.vocabulary import OrderKind, OrderState, Verdict, VersionState
 from services.remediation import jobs, repository
 from services.remediation.ids import natural_id
 from services.remediation.material import Material
-from services.remediation.plan import TooFew
+from services.remediation.plan import TooFew, labels_for
 from services.remediation.provenance import code_digest
 from services.remediation.run import Outcome
 from services.runtime import registry, telemetry
@@ -44,7 +44,7 @@ def conclude(context: Context, claim: jobs.Claim, material: Material, outcome: O
         if verdict == Verdict.NEED_LABELS:
             share = context.settings.join.gate_share
             missing = outcome.judgement.needed_cases - len(material.plan.gate)
-            request_labels(tx, claim, _labels_for(missing, share), outcome.judgement.reasons[-1], material.plan.champion)
+            request_labels(tx, claim, labels_for(missing, share), outcome.judgement.reasons[-1], material.plan.champion)
         words = WORDS[verdict].format(number=number, champion=material.plan.champion)
         result = evidence | {"verdict": verdict, "challenger": number, "champion_before": material.plan.champion}
         jobs.succeed(tx, claim, result, words)
@@ -55,18 +55,13 @@ def conclude(context: Context, claim: jobs.Claim, material: Material, outcome: O
 def conclude_too_few(context: Context, claim: jobs.Claim, few: TooFew) -> None:
     """End a run that cannot start: the order becomes a label request with the number needed."""
     shares = context.settings.join
-    cases = max(_labels_for(few.missing["tune"], shares.tune_share), _labels_for(few.missing["gate"], shares.gate_share))
+    cases = max(labels_for(few.missing["tune"], shares.tune_share), labels_for(few.missing["gate"], shares.gate_share))
     with context.database.transaction() as tx:
         champion = repository.lock_model(tx.session, claim.model).champion
         request_labels(tx, claim, cases, few.reason, champion)
         numbers = {"tune_cases": few.tune, "gate_cases": few.gate, "labels_needed": cases}
         result = {"verdict": Verdict.NEED_LABELS, "reasons": [few.reason], "numbers": numbers}
         jobs.succeed(tx, claim, result, f"{few.reason} About {cases} more labels were asked for.")
-
-
-def _labels_for(missing: int, share: float) -> int:
-    """Labelled cases it takes until `missing` of them belong to patients of a role with this share."""
-    return math.ceil(missing / share) if missing > 0 and share > 0 else max(missing, 0)
 
 
 def request_labels(tx: Transaction, claim: jobs.Claim, cases: int, reason: str, version: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -104,6 +105,11 @@ def start_of_decline(evidence: Mapping[str, Any]) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def labels_for(missing: int, share: float) -> int:
+    """Labelled studies that must arrive until `missing` of them belong to patients of a role with this share."""
+    return math.ceil(missing / share) if missing > 0 and share > 0 else max(missing, 0)
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
