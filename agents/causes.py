@@ -4,16 +4,20 @@ A person's words stand inside it as a value, so that no typed text can pass for 
 """
 
 import json
+from datetime import datetime
 from typing import Any
 
 from sqlmodel import Session
 
 from agents import repository
+from agents.guardrails import LABELS_ONCE_IN
+from agents.ladder import ADVICE
 from agents.proposals import Cause
 from agents.redaction import plain, without_uids
 from agents.tools.desk import plain_evidence
-from schemas.events import AgentCommand, EvaluationCompleted
-from schemas.tables import RegisteredModel
+from schemas.events import AgentCommand, EvaluationCompleted, MaintenancePromotion
+from schemas.tables import Evaluation, RegisteredModel
+from schemas.vocabulary import Status, Verdict
 from services.runtime.messages import Received
 
 METRICS_IN_PROMPT = 24
@@ -46,7 +50,7 @@ def evaluation_cause(session: Session, event: Received[EvaluationCompleted]) -> 
         "version": data.version,
         "in_service": row is not None and row.champion == data.version,
         "status": data.status,
-        "status_before": _status_before(session, data),
+        "reported": _reported(session, data.model),
         "diagnosis": data.diagnosis,
         "cases": data.cases,
         "stream_cases": data.stream_cases,
@@ -62,8 +66,49 @@ def evaluation_cause(session: Session, event: Received[EvaluationCompleted]) -> 
         actor="agent:orchestrator",
         prompt=json.dumps(prompt, ensure_ascii=False),
         evaluation=data,
+        evaluation_id=data.evaluation_id,
         traceparent=event.traceparent,
     )
+
+
+def promotion_cause(session: Session, event: Received[MaintenancePromotion], now: datetime) -> Cause:
+    """The cause that the gate's verdict is: the verdict, and how the version in service is doing."""
+    data = event.data
+    row = session.get(RegisteredModel, data.model)
+    in_service = row is not None and row.champion == data.champion_after
+    newest = repository.latest(session, data.model, data.champion_after)
+    after = now - LABELS_ONCE_IN
+    prompt = {
+        "kind": "promotion",
+        "model": data.model,
+        "version": data.champion_after,
+        "challenger": data.challenger,
+        "in_service": in_service,
+        "origin": plain(data.origin, 40),
+        "verdict": data.verdict,
+        "remedy": repository.remedy_of(session, data.order_id),
+        "reasons": [plain(reason, 300) for reason in data.reasons[:8]],
+        "open_label_request": repository.label_request_since(session, data.model, data.champion_after, after),
+        **_state_of(newest),
+    }
+    helpless = newest is not None and newest.status == Status.DEGRADED and newest.diagnosis not in ADVICE
+    return Cause(
+        event_id=event.event_id,
+        kind="promotion",
+        actor="agent:orchestrator",
+        prompt=json.dumps(prompt, ensure_ascii=False),
+        promotion=data,
+        evaluation_id=newest.evaluation_id if newest is not None else None,
+        needs_help=in_service and helpless and data.verdict == Verdict.REJECT,
+        traceparent=event.traceparent,
+    )
+
+
+def _state_of(row: Evaluation | None) -> dict[str, Any]:
+    if row is None:
+        return {"status": None, "diagnosis": "none"}
+    evidence, summary = plain_evidence(row.evidence), plain(row.summary, 600)
+    return {"status": row.status, "diagnosis": row.diagnosis, "evidence": evidence, "summary": summary}
 
 
 def _metrics(data: EvaluationCompleted) -> list[dict[str, Any]]:
@@ -71,7 +116,7 @@ def _metrics(data: EvaluationCompleted) -> list[dict[str, Any]]:
     return [item.model_dump(exclude_none=True) | {"name": plain(item.name, 80)} for item in shown]
 
 
-def _status_before(session: Session, data: EvaluationCompleted) -> str | None:
-    rows = repository.evaluations(session, data.model, data.version, limit=20)
-    earlier = (row for row in rows if row.batch_id != data.batch_id and row.evaluated_at < data.evaluated_at)
-    return next((row.status for row in earlier), None)
+def _reported(session: Session, model: str) -> str | None:
+    """The status that the agents' last report on this model told."""
+    told = repository.reported(session, model)
+    return told.status if told is not None else None

@@ -9,11 +9,12 @@ from typing import Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from agents.ladder import ADVICE, EXECUTABLE, WORDS
+from agents.ladder import ADVICE, EXECUTABLE, WORDS, above
 from agents.names import nearest
 from agents.proposals import Proposal
 from schemas.settings import Settings
-from schemas.vocabulary import Diagnosis, OrderKind, Status, UserRole
+from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole
+from services.remediation.plan import labels_for
 
 AGENT_KINDS: Final = frozenset({OrderKind.REPORT, OrderKind.REMEDY, OrderKind.LABEL_REQUEST})
 """What the agents may order without a person."""
@@ -27,6 +28,9 @@ ROLE_KINDS: Final[dict[UserRole, frozenset[OrderKind]]] = {
     UserRole.ADMIN: _ML_OWNER | {OrderKind.ROLLBACK},
 }
 APPROVERS: Final = frozenset({UserRole.ML_OWNER, UserRole.ADMIN})
+
+LABELS_ONCE_IN: Final = timedelta(days=7)
+"""The agents do not ask again for labels of a model while a request younger than this is unanswered."""
 
 RANGES: Final[dict[str, tuple[float, float]]] = {
     "epochs": (1, 200),
@@ -44,7 +48,7 @@ class _Frozen(BaseModel):
 
 
 class Actor(_Frozen):
-    """Who orders. An agent has no role and is bound to its evaluation's model; `asked`: the person's own words ask for it."""
+    """Who orders. An agent has no role and is bound to its cause's model; `asked`: the person's own words ask for it."""
 
     name: str
     role: UserRole | None = None
@@ -53,8 +57,20 @@ class Actor(_Frozen):
     approved: bool = False
 
 
+class Situation(_Frozen):
+    """What a monitoring report is about: a version, its status and what kind of change explains it."""
+
+    version: int
+    status: Status
+    diagnosis: Diagnosis
+
+
 class Facts(_Frozen):
-    """What the database says about the model, read in the same transaction that writes the order."""
+    """What the database says about the model, read in the same transaction that writes the order.
+
+    `situation` is that of the evaluation behind the proposal, `reported` that of the agents' last report. Cases count as
+    a repair uses them: `since` the decline began. `last_remedy_rejected`: the gate turned the last remedy of this decline down.
+    """
 
     now: AwareDatetime
     models: tuple[str, ...] = ()
@@ -64,9 +80,16 @@ class Facts(_Frozen):
     serving: bool = True
     status: Status | None = None
     diagnosis: Diagnosis = Diagnosis.NONE
+    situation: Situation | None = None
+    reported: Situation | None = None
+    reported_at: AwareDatetime | None = None
+    since: AwareDatetime | None = None
     tune_cases: int = 0
     gate_cases: int = 0
+    gate_cases_needed: int = 0
     active_remedy: str | None = None
+    last_remedy: Remedy | None = None
+    last_remedy_rejected: bool = False
     last_remedy_at: AwareDatetime | None = None
     remedies_last_day: int = 0
     open_label_request: str | None = None
@@ -80,17 +103,23 @@ class Limits(_Frozen):
     max_remedies_per_day: int = 4
     min_tune_cases: int = 40
     min_gate_cases: int = 30
+    report_interval_s: float = 7 * 86_400.0
+    tune_share: float = 0.35
+    gate_share: float = 0.25
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
         """The limits that the settings state."""
-        policy, remediation = settings.policy, settings.remediation
+        policy, remediation, join = settings.policy, settings.remediation, settings.join
         return cls(
             approve_remedies=policy.approve_remedies,
             cool_down_s=policy.cool_down_s,
             max_remedies_per_day=policy.max_remedies_per_day,
             min_tune_cases=remediation.min_tune_cases,
             min_gate_cases=remediation.min_gate_cases,
+            report_interval_s=policy.report_interval_s,
+            tune_share=join.tune_share,
+            gate_share=join.gate_share,
         )
 
 
@@ -157,7 +186,7 @@ def _may_order(proposal: Proposal, actor: Actor, _facts: Facts, _limits: Limits)
     if proposal.kind not in AGENT_KINDS:
         return Refused(reason=f"The agents may not order {_words(proposal.kind)}; a person has to.")
     if actor.cause_model is not None and proposal.model != actor.cause_model:
-        return Refused(reason=f"The evaluation was about {actor.cause_model}; it cannot cause an order for {proposal.model}.")
+        return Refused(reason=f"This was about {actor.cause_model}; it cannot cause an order for {proposal.model}.")
     return None
 
 
@@ -240,6 +269,19 @@ _STATUS_RULES: Final[dict[OrderKind, Callable[[Proposal, Actor, Facts], Verdict 
 }
 
 
+def _news(proposal: Proposal, actor: Actor, facts: Facts, limits: Limits) -> Verdict | None:
+    """The agents report a change at once and an unchanged situation once per interval; people order reports as they like."""
+    if proposal.kind != OrderKind.REPORT or actor.role is not None or facts.reported_at is None:
+        return None
+    due = facts.reported_at + timedelta(seconds=limits.report_interval_s)
+    if facts.situation is None or facts.situation != facts.reported or facts.now >= due:
+        return None
+    return Refused(
+        reason=f"Nothing has changed since the report of {facts.reported_at:%Y-%m-%d %H:%M} UTC ({facts.situation.status}). "
+        f"The next one comes with a new status or diagnosis, or from {due:%Y-%m-%d} on; a person can order one at any time."
+    )
+
+
 def _one_at_a_time(proposal: Proposal, _actor: Actor, facts: Facts, _limits: Limits) -> Verdict | None:
     if proposal.kind != OrderKind.REMEDY or facts.active_remedy is None:
         return None
@@ -247,7 +289,10 @@ def _one_at_a_time(proposal: Proposal, _actor: Actor, facts: Facts, _limits: Lim
 
 
 def _cool_down(proposal: Proposal, _actor: Actor, facts: Facts, limits: Limits) -> Verdict | None:
+    """The next rung after the gate's no is one and the same repair: it waits for no cool-down, only for the day's budget."""
     if proposal.kind != OrderKind.REMEDY or facts.last_remedy_at is None:
+        return None
+    if facts.last_remedy_rejected and above(proposal.remedy, facts.last_remedy):
         return None
     free_at: datetime = facts.last_remedy_at + timedelta(seconds=limits.cool_down_s)
     if facts.now >= free_at:
@@ -265,18 +310,37 @@ def _budget(proposal: Proposal, _actor: Actor, facts: Facts, limits: Limits) -> 
     )
 
 
-def _enough_cases(proposal: Proposal, _actor: Actor, facts: Facts, limits: Limits) -> Verdict | None:
+class Shortfall(_Frozen):
+    """Labelled cases that a repair lacks to learn from and to be judged on, and the labelled studies that must arrive for them."""
+
+    tune: int
+    gate: int
+    studies: int
+
+
+def shortfall(facts: Facts, limits: Limits, *, by_agent: bool) -> Shortfall:
+    """What is missing. Only a share of the patients falls into either role, so more studies must arrive than cases are missing.
+
+    A challenger that waits for a larger gate sets the number for the agents; a person may try another repair before.
+    """
+    needed = max(limits.min_gate_cases, facts.gate_cases_needed if by_agent else 0)
+    tune, gate = max(0, limits.min_tune_cases - facts.tune_cases), max(0, needed - facts.gate_cases)
+    return Shortfall(tune=tune, gate=gate, studies=max(labels_for(tune, limits.tune_share), labels_for(gate, limits.gate_share)))
+
+
+def _enough_cases(proposal: Proposal, actor: Actor, facts: Facts, limits: Limits) -> Verdict | None:
     if proposal.kind != OrderKind.REMEDY:
         return None
-    tune = max(0, limits.min_tune_cases - facts.tune_cases)
-    gate = max(0, limits.min_gate_cases - facts.gate_cases)
-    if tune + gate == 0:
+    lack = shortfall(facts, limits, by_agent=actor.role is None)
+    if lack.studies == 0:
         return None
+    began = f" since the decline began ({facts.since:%Y-%m-%d})" if facts.since else ""
     reason = (
-        f"Too few labelled cases for a remedy of {proposal.model}: {facts.tune_cases} of {limits.min_tune_cases} to train on and "
-        f"{facts.gate_cases} of {limits.min_gate_cases} to prove it on; {tune + gate} more labels are needed."
+        f"Too few labelled cases for a remedy of {proposal.model}: {facts.tune_cases} to learn from ({lack.tune} too few) and "
+        f"{facts.gate_cases} to judge with ({lack.gate} too few){began}. About {lack.studies} more labelled studies must arrive, "
+        f"because {limits.tune_share:.0%} of the patients are there to learn from and {limits.gate_share:.0%} to judge with."
     )
-    needed = {"cases": tune + gate, "tune_cases": tune, "gate_cases": gate}
+    needed = {"cases": lack.studies, "tune_cases": lack.tune, "gate_cases": lack.gate}
     instead = Proposal(kind=OrderKind.LABEL_REQUEST, model=proposal.model, version=facts.champion, settings=needed, reason=reason)
     return Refused(reason=reason, instead=instead.model_copy(update={"evaluation_id": proposal.evaluation_id}))
 
@@ -315,6 +379,7 @@ RULES: Final[tuple[Rule, ...]] = (
     _rung_exists,
     _settings_in_range,
     _status_supports,
+    _news,
     _one_at_a_time,
     _cool_down,
     _budget,

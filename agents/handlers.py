@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 from sqlmodel import Session
 
 from agents import repository
-from agents.causes import command_cause, evaluation_cause
+from agents.causes import command_cause, evaluation_cause, promotion_cause
 from agents.planner.commands import PASSED_ON
-from agents.proposals import reply_event_id
+from agents.proposals import Cause, reply_event_id
 from agents.runner import Past, Run, Runner
 from agents.settlement import Settlement, settle
 from agents.telemetry import under
-from schemas.events import AgentCommand, AgentReply, EvaluationCompleted
+from schemas.events import AgentCommand, AgentReply, EvaluationCompleted, MaintenancePromotion
 from schemas.settings import Settings
 from schemas.tables import AgentRun
-from schemas.topics import AGENT_COMMAND, AGENT_REPLY, EVALUATION_COMPLETED
+from schemas.topics import AGENT_COMMAND, AGENT_REPLY, EVALUATION_COMPLETED, PROMOTION
 from services.runtime.consumer import Batch, BatchConsumer
 from services.runtime.messages import Received
 from services.runtime.transaction import Transaction
@@ -33,13 +33,13 @@ class Handled:
 
 
 class AgentsConsumer(BatchConsumer[list[Handled]]):
-    """Evaluations and commands in; orders, replies and run records out.
+    """Evaluations, the gate's verdicts and commands in; orders, replies and run records out.
 
     One event at a time: a run with a slow endpoint may take minutes, and the poll interval bounds the whole batch.
     """
 
     name: ClassVar[str] = "agents"
-    topics = (EVALUATION_COMPLETED, AGENT_COMMAND)
+    topics = (EVALUATION_COMPLETED, PROMOTION, AGENT_COMMAND)
     max_records: ClassVar[int] = 1
 
     def __init__(self, runner: Runner, settings: Settings) -> None:
@@ -57,11 +57,16 @@ class AgentsConsumer(BatchConsumer[list[Handled]]):
                 past = _past(session, data)
             run = self._runner.run(command_cause(event), _as_prompts(past))
             return Handled(run, past)
-        if not isinstance(data, EvaluationCompleted):
-            raise TypeError(f"{event.topic.name} is not a topic of the agents")
         with self._runner.database.read() as session:
-            cause = evaluation_cause(session, event)
+            cause = self._cause(session, event)
         return Handled(self._runner.run(cause))
+
+    def _cause(self, session: Session, event: Received[Any]) -> Cause:
+        if isinstance(event.data, EvaluationCompleted):
+            return evaluation_cause(session, event)
+        if isinstance(event.data, MaintenancePromotion):
+            return promotion_cause(session, event, self._runner.clock.now())
+        raise TypeError(f"{event.topic.name} is not a topic of the agents")
 
     def apply(self, tx: Transaction, batch: Batch, prepared: list[Handled]) -> None:
         """Settle each run and record it."""

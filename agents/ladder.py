@@ -25,14 +25,18 @@ WORDS: Final[dict[Remedy, str]] = {
 }
 
 
-def next_rung(tune_cases: int, min_tune_cases: int, rejected: int, tried: Collection[Remedy]) -> Remedy | None:
+def above(remedy: Remedy | None, other: Remedy | None) -> bool:
+    """Whether a remedy stands higher on the ladder than another one."""
+    return remedy in EXECUTABLE and other in EXECUTABLE and EXECUTABLE.index(remedy) > EXECUTABLE.index(other)
+
+
+def next_rung(tune_cases: int, min_tune_cases: int, rejected: Collection[Remedy]) -> Remedy | None:
     """The rung to try next, None when the ladder is used up and only more labels help.
 
-    `rejected` counts challengers of the present champion that the gate turned down; `tried` are its earlier remedies.
+    `rejected` are the remedies of this decline that the gate turned down; the next is the one above the highest of them.
     Close to the least number of tune cases (`FEW` times it) only the last layer is trained: fewer weights, less to overfit.
     """
-    if rejected and Remedy.FULL in tried:
-        return None
-    if rejected:
-        return Remedy.FULL
+    climbed = [EXECUTABLE.index(remedy) for remedy in rejected if remedy in EXECUTABLE]
+    if climbed:
+        return EXECUTABLE[max(climbed) + 1] if max(climbed) + 1 < len(EXECUTABLE) else None
     return Remedy.HEAD_ONLY if tune_cases < FEW * min_tune_cases else Remedy.PARTIAL

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.events import EvaluationCompleted
+from schemas.events import EvaluationCompleted, MaintenancePromotion
 from schemas.vocabulary import OrderKind, Remedy, UserRole
 
 Setting = float | int | str | bool
@@ -37,17 +37,29 @@ class Decision(BaseModel):
 
 @dataclass(frozen=True)
 class Cause:
-    """Why the agents run: an evaluation, or a person's command. `role` is None for an evaluation."""
+    """Why the agents run: an evaluation, the gate's verdict, or a person's command. `role` is None unless a person asks.
+
+    `evaluation_id` is the evaluation that orders refer to; `needs_help`: the gate left a degraded model without a repair.
+    """
 
     event_id: str
-    kind: Literal["evaluation", "command"]
+    kind: Literal["evaluation", "promotion", "command"]
     actor: str
     prompt: str
     role: UserRole | None = None
     thread: str = ""
     text: str = ""
     evaluation: EvaluationCompleted | None = None
+    promotion: MaintenancePromotion | None = None
+    evaluation_id: str | None = None
+    needs_help: bool = False
     traceparent: str = ""
+
+    @property
+    def model(self) -> str | None:
+        """The one model that may be ordered for, None where a person names it."""
+        about = self.evaluation or self.promotion
+        return about.model if about is not None else None
 
 
 @dataclass

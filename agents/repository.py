@@ -5,9 +5,10 @@ from datetime import datetime, timedelta
 
 from sqlmodel import Session, col, func, select
 
-from agents.guardrails import Facts
-from schemas.tables import AgentRun, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel, Report
-from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, VersionState
+from agents.guardrails import Facts, Situation
+from schemas.tables import AgentRun, BaselineCase, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel, Report
+from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, Verdict, VersionState
+from services.remediation.plan import start_of_decline
 from services.runtime import registry
 
 ACTIVE = (OrderState.AWAITING_APPROVAL, OrderState.ACCEPTED, OrderState.RUNNING)
@@ -33,11 +34,20 @@ def last_decline(session: Session, model: str) -> Evaluation | None:
     return session.exec(query.order_by(col(Evaluation.evaluated_at).desc()).limit(1)).first()
 
 
-def remedies_since(session: Session, model: str, since: datetime | None) -> Sequence[Order]:
-    """The remedies that went out for a model since a moment, oldest first."""
+def noticed_at(session: Session, model: str, version: int) -> datetime | None:
+    """When the last decline of a version was found: its first degraded evaluation after the last healthy one."""
+    own = (Evaluation.model == model, Evaluation.version == version)
+    healthy = select(func.max(Evaluation.evaluated_at)).where(*own, Evaluation.status == Status.HEALTHY)
+    since = session.exec(healthy).one()
+    query = select(func.min(Evaluation.evaluated_at)).where(*own, Evaluation.status == Status.DEGRADED)
+    return session.exec(query.where(col(Evaluation.evaluated_at) > since) if since else query).one()
+
+
+def orders_since(session: Session, model: str, kind: OrderKind, since: datetime | None) -> Sequence[Order]:
+    """The orders of a kind that went out for a model since a moment, oldest first."""
     if since is None:
         return []
-    query = select(Order).where(Order.model == model, Order.kind == OrderKind.REMEDY, col(Order.state).in_(STARTED))
+    query = select(Order).where(Order.model == model, Order.kind == kind, col(Order.state).in_(STARTED))
     return session.exec(query.where(col(Order.created_at) >= since).order_by(col(Order.created_at)).limit(5)).all()
 
 
@@ -70,12 +80,29 @@ def job_of(session: Session, order_id: str) -> Job | None:
     return session.exec(select(Job).where(Job.order_id == order_id)).first()
 
 
-def labelled(session: Session, model: str, version: int, role: CaseRole) -> int:
-    """Labelled cases of a version whose patients have this role."""
+def labelled(session: Session, model: str, version: int, role: CaseRole, since: datetime | None = None) -> int:
+    """Labelled cases of a version that a repair may use in this role: made since the decline began, patients of no baseline."""
+    baseline = select(BaselineCase.patient_key).where(BaselineCase.model == model)
     query = select(func.count()).where(
-        Case.model == model, Case.version == version, Case.role == role, col(Case.truth).is_not(None)
+        Case.model == model,
+        Case.version == version,
+        Case.role == role,
+        col(Case.truth).is_not(None),
+        col(Case.patient_key).not_in(baseline),
     )
-    return int(session.exec(query).one())
+    return int(session.exec(query.where(col(Case.acquired_at) >= since) if since else query).one())
+
+
+def began(session: Session, evaluation_id: str | None) -> datetime | None:
+    """When the decline began that an evaluation has found, None where it names no start."""
+    row = session.get(Evaluation, evaluation_id) if evaluation_id else None
+    return start_of_decline(row.evidence) if row is not None else None
+
+
+def behind_orders(session: Session, model: str, version: int | None) -> str | None:
+    """The evaluation that a repair of this version refers to: the newest, where it names the start of a decline."""
+    newest = latest(session, model, version)
+    return newest.evaluation_id if newest is not None and start_of_decline(newest.evidence) else None
 
 
 def unlabelled(session: Session, model: str, version: int) -> int:
@@ -84,21 +111,30 @@ def unlabelled(session: Session, model: str, version: int) -> int:
     return int(session.exec(query).one())
 
 
-def rejected_challengers(session: Session, model: str, champion: int) -> int:
-    """Challengers made from this champion that the gate turned down."""
-    query = select(func.count()).where(
-        ModelVersion.model == model, ModelVersion.parent == champion, ModelVersion.state == VersionState.REJECTED
-    )
-    return int(session.exec(query).one())
+def rejected_remedies(session: Session, model: str, champion: int) -> Sequence[Order]:
+    """The remedies of this champion's present decline that the gate turned down, oldest first."""
+    since = noticed_at(session, model, champion)
+    if since is None:
+        return []
+    query = select(Order, Job.result).join(Job, col(Job.order_id) == Order.order_id)
+    query = query.where(Order.model == model, Order.version == champion, Order.kind == OrderKind.REMEDY)
+    found = session.exec(query.where(col(Order.created_at) >= since).order_by(col(Order.created_at), Order.order_id))
+    return [order for order, result in found if result.get("verdict") == Verdict.REJECT]
 
 
-def tried_remedies(session: Session, model: str, champion: int) -> set[Remedy]:
-    """Remedies that were carried out on this champion."""
-    done = (OrderState.DONE, OrderState.FAILED)
-    query = select(Order.remedy).where(
-        Order.model == model, Order.version == champion, Order.kind == OrderKind.REMEDY, col(Order.state).in_(done)
+def gate_cases_needed(session: Session, model: str, champion: int) -> int:
+    """Gate cases that the newest challenger of this champion waits for in the shadow, 0 when none waits."""
+    query = select(ModelVersion.metrics).where(
+        ModelVersion.model == model, ModelVersion.parent == champion, ModelVersion.state == VersionState.CHALLENGER
     )
-    return {Remedy(remedy) for remedy in session.exec(query) if remedy}
+    metrics = session.exec(query.order_by(col(ModelVersion.version).desc()).limit(1)).first() or {}
+    return int(metrics.get("gate_cases_needed") or 0)
+
+
+def remedy_of(session: Session, order_id: str | None) -> str:
+    """The remedy that an order named, empty when there is no such order."""
+    row = session.get(Order, order_id) if order_id else None
+    return (row.remedy or "") if row is not None else ""
 
 
 def open_order(session: Session, model: str, kind: OrderKind, states: Sequence[OrderState] = ACTIVE, but: str = "") -> str | None:
@@ -107,17 +143,23 @@ def open_order(session: Session, model: str, kind: OrderKind, states: Sequence[O
     return session.exec(query.where(Order.order_id != but).order_by(col(Order.created_at).desc()).limit(1)).first()
 
 
-def facts(session: Session, model: str, now: datetime, *, label_request_after: datetime, but: str = "") -> Facts:
+def facts(
+    session: Session, model: str, now: datetime, *, label_request_after: datetime, evaluation_id: str | None = None, but: str = ""
+) -> Facts:
     """Everything the guardrails need about a model. Locks the model's row, so that two orders are judged one after the other.
 
-    A label request counts as open while it is younger than `label_request_after`; `but` is the order under judgement.
+    `evaluation_id` is the one behind the proposal. A label request counts while it is younger than `label_request_after`;
+    `but` is the order under judgement.
     """
     known = tuple(row.name for row in registry.models(session))
     row = session.exec(select(RegisteredModel).where(RegisteredModel.name == model).with_for_update()).first()
     if row is None or row.champion is None:
         return Facts(now=now, models=known)
     champion = session.get_one(ModelVersion, (model, row.champion))
-    newest = latest(session, model, row.champion)
+    newest, since = latest(session, model, row.champion), began(session, evaluation_id)
+    reported, reported_at = _reported(session, model)
+    last = _last_remedy(session, model)
+    rejected = rejected_remedies(session, model, row.champion)
     return Facts(
         now=now,
         models=known,
@@ -127,20 +169,47 @@ def facts(session: Session, model: str, now: datetime, *, label_request_after: d
         serving=row.serving,
         status=Status(newest.status) if newest else None,
         diagnosis=Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE,
-        tune_cases=labelled(session, model, row.champion, CaseRole.TUNE),
-        gate_cases=labelled(session, model, row.champion, CaseRole.GATE),
+        situation=situation(session.get(Evaluation, evaluation_id) if evaluation_id else newest),
+        reported=reported,
+        reported_at=reported_at,
+        since=since,
+        tune_cases=labelled(session, model, row.champion, CaseRole.TUNE, since),
+        gate_cases=labelled(session, model, row.champion, CaseRole.GATE, since),
+        gate_cases_needed=gate_cases_needed(session, model, row.champion),
         active_remedy=open_order(session, model, OrderKind.REMEDY, but=but),
-        last_remedy_at=_last_remedy(session, model),
+        last_remedy_at=last.created_at if last else None,
+        last_remedy=Remedy(last.remedy) if last and last.remedy else None,
+        last_remedy_rejected=last is not None and last.order_id in {order.order_id for order in rejected},
         remedies_last_day=_remedies_since(session, model, now - timedelta(days=1)),
-        open_label_request=_label_request_since(session, model, label_request_after),
+        open_label_request=label_request_since(session, model, row.champion, label_request_after),
     )
 
 
-def _last_remedy(session: Session, model: str) -> datetime | None:
-    query = select(func.max(Order.created_at)).where(
-        Order.model == model, Order.kind == OrderKind.REMEDY, col(Order.state).in_(STARTED)
+def situation(row: Evaluation | None) -> Situation | None:
+    """What a report on this evaluation would tell."""
+    return Situation(version=row.version, status=Status(row.status), diagnosis=Diagnosis(row.diagnosis)) if row else None
+
+
+def _reported(session: Session, model: str) -> tuple[Situation | None, datetime | None]:
+    """What the agents' last report on a model told, and when it was ordered."""
+    query = (
+        select(Evaluation, Order.created_at)
+        .join(Order, col(Order.evaluation_id) == Evaluation.evaluation_id)
+        .where(Order.model == model, Order.kind == OrderKind.REPORT, col(Order.state).in_(STARTED))
+        .where(col(Order.actor).startswith("agent:"))
     )
-    return session.exec(query).one()
+    found = session.exec(query.order_by(col(Order.created_at).desc()).limit(1)).first()
+    return (situation(found[0]), found[1]) if found is not None else (None, None)
+
+
+def reported(session: Session, model: str) -> Situation | None:
+    """What the agents' last report on a model told."""
+    return _reported(session, model)[0]
+
+
+def _last_remedy(session: Session, model: str) -> Order | None:
+    query = select(Order).where(Order.model == model, Order.kind == OrderKind.REMEDY, col(Order.state).in_(STARTED))
+    return session.exec(query.order_by(col(Order.created_at).desc()).limit(1)).first()
 
 
 def _remedies_since(session: Session, model: str, since: datetime) -> int:
@@ -150,14 +219,24 @@ def _remedies_since(session: Session, model: str, since: datetime) -> int:
     return int(session.exec(query).one())
 
 
-def _label_request_since(session: Session, model: str, since: datetime) -> str | None:
-    query = select(Order.order_id).where(
+def label_request_since(session: Session, model: str, version: int, since: datetime) -> str | None:
+    """Id of a label request younger than `since` for which fewer labels have arrived than it asked for.
+
+    The request's own state does not tell: it is done when its report is written.
+    """
+    query = select(Order).where(
         Order.model == model,
         Order.kind == OrderKind.LABEL_REQUEST,
-        col(Order.state).in_(ACTIVE),
+        col(Order.state).in_((*ACTIVE, OrderState.DONE)),
         col(Order.created_at) >= since,
     )
-    return session.exec(query.limit(1)).first()
+    request = session.exec(query.order_by(col(Order.created_at).desc()).limit(1)).first()
+    if request is None:
+        return None
+    arrived = select(func.count()).where(
+        Case.model == model, Case.version == version, col(Case.joined_at).is_not(None), col(Case.joined_at) >= request.created_at
+    )
+    return request.order_id if session.exec(arrived).one() < int(request.settings.get("cases") or 1) else None
 
 
 def talk_of(session: Session, thread: str, limit: int = 6) -> Sequence[AgentRun]:

@@ -26,7 +26,7 @@ from agents.tools.desk import Desk
 from agents.workflow import MAX_ITERATIONS, build_workflow, endpoint, memory_for, rule_planner
 from schemas.events import EvaluationCompleted
 from schemas.settings import Settings
-from schemas.vocabulary import OrderKind, Status
+from schemas.vocabulary import OrderKind, Status, Verdict
 from services.runtime.clock import Clock
 from services.runtime.database import Database
 
@@ -164,13 +164,15 @@ def _unusable(run: Run) -> str:
         return "it answered nothing"
     if run.reply.startswith(("{", "[", "```", "<tool")):
         return "it wrote a tool call as text"
+    if run.cause.promotion is not None:
+        return _helpless(run.cause, run.ledger)
     return _undecided(run.cause.evaluation, run.ledger) if run.cause.evaluation is not None else ""
 
 
 def _undecided(evaluation: EvaluationCompleted, ledger: Ledger) -> str:
     """Why an LLM's proposals are no decision on an evaluation: they go beyond it, or leave a degraded model without help."""
     kinds = {proposal.kind for proposal in ledger.proposals}
-    if kinds - AGENT_KINDS or any(proposal.model != evaluation.model for proposal in ledger.proposals):
+    if _beyond(evaluation.model, ledger):
         return "it proposed what this evaluation cannot cause"
     if evaluation.status != Status.DEGRADED:
         return ""
@@ -178,6 +180,20 @@ def _undecided(evaluation: EvaluationCompleted, ledger: Ledger) -> str:
         return "it proposed no report on a degraded model"
     helped = kinds & {OrderKind.REMEDY, OrderKind.LABEL_REQUEST}
     return "" if helped or evaluation.diagnosis in ADVICE else "it proposed no help for a degraded model"
+
+
+def _beyond(model: str, ledger: Ledger) -> bool:
+    return any(proposal.kind not in AGENT_KINDS or proposal.model != model for proposal in ledger.proposals)
+
+
+def _helpless(cause: Cause, ledger: Ledger) -> str:
+    """Why an LLM's proposals are no answer to the gate's verdict."""
+    if _beyond(cause.model or "", ledger):
+        return "it proposed what this verdict cannot cause"
+    if cause.promotion is not None and cause.promotion.verdict == Verdict.PROMOTE and ledger.proposals:
+        return "it proposed something after a promotion"
+    helped = any(proposal.kind in {OrderKind.REMEDY, OrderKind.LABEL_REQUEST} for proposal in ledger.proposals)
+    return "" if helped or not cause.needs_help else "it proposed no help after a rejected repair"
 
 
 def _reason(error: Exception) -> str:

@@ -1,12 +1,11 @@
 """Settles what a run proposed: guardrails, order rows, events, audit, reply, all inside the handler's transaction."""
 
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from sqlmodel import Session
 
 from agents import repository
-from agents.guardrails import Accepted, Actor, Limits, NeedsApproval, Refused, Verdict, check, may_decide
+from agents.guardrails import LABELS_ONCE_IN, Accepted, Actor, Limits, NeedsApproval, Refused, Verdict, check, may_decide
 from agents.ladder import WORDS
 from agents.planner.language import parse
 from agents.proposals import Cause, Decision, Proposal, idempotency_key, order_id
@@ -18,9 +17,6 @@ from schemas.topics import ORDER
 from schemas.vocabulary import OrderKind, OrderState, Remedy
 from services.runtime import registry
 from services.runtime.transaction import Transaction
-
-LABELS_ONCE_IN = timedelta(days=7)
-"""The agents do not ask again for labels of a model while a request younger than this is open."""
 
 STATES: dict[str, OrderState] = {
     "accepted": OrderState.ACCEPTED,
@@ -45,7 +41,7 @@ def settle(tx: Transaction, run: Run, settings: Settings, past: tuple[tuple[str,
         actor = Actor(
             name=run.cause.actor,
             role=run.cause.role,
-            cause_model=run.cause.evaluation.model if run.cause.evaluation else None,
+            cause_model=run.cause.model,
             asked=asked.order(proposal),
         )
         _settle_proposal(tx, run.cause, proposal, actor, settings, settlement)
@@ -56,14 +52,14 @@ def settle(tx: Transaction, run: Run, settings: Settings, past: tuple[tuple[str,
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the person's own words ask for. For the rule planner and for evaluations nothing has to be compared."""
+    """What the person's own words ask for. For the rule planner and without a person nothing has to be compared."""
 
     everything: bool
     requests: frozenset[tuple[str, str]] = frozenset()
 
     @classmethod
     def of(cls, session: Session, run: Run, past: tuple[tuple[str, str], ...]) -> "_Asked":
-        if run.cause.kind == "evaluation" or run.planner.startswith(RULES):
+        if run.cause.kind != "command" or run.planner.startswith(RULES):
             return cls(everything=True)
         known = [row.name for row in registry.models(session)]
         found = (request for request in parse(run.cause.text, known, past) if not request.question)
@@ -82,7 +78,9 @@ def _settle_proposal(
     tx: Transaction, cause: Cause, proposal: Proposal, actor: Actor, settings: Settings, settlement: Settlement
 ) -> None:
     now = tx.clock.now()
-    facts = repository.facts(tx.session, proposal.model, now, label_request_after=now - LABELS_ONCE_IN)
+    facts = repository.facts(
+        tx.session, proposal.model, now, label_request_after=now - LABELS_ONCE_IN, evaluation_id=proposal.evaluation_id
+    )
     verdict = check(proposal, actor, facts, Limits.of(settings))
     row = _order_row(cause, proposal, verdict, tx)
     if not tx.insert_new(Order, [row], returning="order_id"):
@@ -155,7 +153,14 @@ def _decide(tx: Transaction, cause: Cause, decision: Decision, asked: _Asked, se
 def _approve(tx: Transaction, cause: Cause, row: Order, settings: Settings) -> str:
     """Judge the order anew, on today's facts and the approver's role; send it out when it still stands."""
     now = tx.clock.now()
-    facts = repository.facts(tx.session, row.model, now, label_request_after=now - LABELS_ONCE_IN, but=row.order_id)
+    facts = repository.facts(
+        tx.session,
+        row.model,
+        now,
+        label_request_after=now - LABELS_ONCE_IN,
+        evaluation_id=row.evaluation_id,
+        but=row.order_id,
+    )
     verdict = check(_proposal_of(row), Actor(name=cause.actor, role=cause.role, approved=True), facts, Limits.of(settings))
     if not isinstance(verdict, Accepted):
         return _close(tx, cause, row, verdict.reason)

@@ -79,7 +79,9 @@ class DicomSettings(Group):
     max_pdu: int = Field(131_072, ge=0)
     network_timeout_s: float = Field(60.0, gt=0)
     min_free_bytes: int = Field(500_000_000, ge=0, description="Below this much free disk C-STORE answers A700")
-    sop_classes: tuple[str, ...] = Field((), description="SOP Class UIDs of further storage classes to accept, e.g. Secondary Capture")
+    sop_classes: tuple[str, ...] = Field(
+        (), description="SOP Class UIDs of further storage classes to accept, e.g. Secondary Capture"
+    )
 
 
 class HttpSettings(Group):
@@ -149,6 +151,9 @@ class PolicySettings(Group):
     approve_remedies: bool = Field(False, description="True: a remedy waits for a person with role ml_owner")
     cool_down_s: float = Field(3600.0, ge=0, description="Least time between two remedies of one model")
     max_remedies_per_day: int = Field(4, ge=0)
+    report_interval_s: float = Field(
+        7 * 86_400.0, ge=0, description="The agents' least time between two reports on a version whose status has not changed"
+    )
 
 
 class LlmSettings(Group):

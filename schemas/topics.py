@@ -62,7 +62,7 @@ PROMOTION: Final = Topic(
     events.MaintenancePromotion,
     "model",
     "remediation",
-    ("reporting",),
+    ("reporting", "agents"),
     "The gate's verdict on a challenger",
 )
 REPORT: Final = Topic(

@@ -28,9 +28,15 @@ def next_step(text: str, transcript: Transcript) -> Step:
     if not observed:
         return Act("list_models")
     known = [line.name for line in Models.model_validate_json(observed[0].content).models]
-    requests = parse(text, known, _earlier(transcript))
+    requests = _told_once(parse(text, known, _earlier(transcript)))
     calls = [request for request in requests if not request.question and request.tool != CANCEL_RUN]
     return _next_call(calls, list(observed[1:])) or Say(_answer(requests, observed[1:]))
+
+
+def _told_once(requests: list[Request]) -> list[Request]:
+    """The explanation of a model ends with its status, so that the status is not told a second time."""
+    explained = {item.arguments.get("model") for item in requests if item.tool == "explain_decline" and not item.question}
+    return [item for item in requests if item.tool != "model_status" or item.arguments.get("model") not in explained]
 
 
 def _earlier(transcript: Transcript) -> list[tuple[str, str]]:

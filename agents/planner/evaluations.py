@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from agents.ladder import ADVICE, WORDS
+from agents import wording
+from agents.ladder import WORDS
 from agents.planner.transcript import Act, Observation, Say, Step
 from agents.tools.answers import RemedyOptions
 from schemas.vocabulary import Diagnosis, Remedy, Status
@@ -18,16 +19,20 @@ def next_step(facts: Facts, observed: Sequence[Observation]) -> Step:
     return _BY_STATUS[Status(facts["status"])](facts, observed)
 
 
-def _healthy(facts: Facts, _observed: Sequence[Observation]) -> Step:
-    return Say(f"{facts['model']} is healthy on {facts['cases']} cases; nothing to do.")
+def _healthy(facts: Facts, observed: Sequence[Observation]) -> Step:
+    """A report where the last one told of a decline, otherwise nothing."""
+    if facts.get("reported") not in {Status.DEGRADED, Status.WATCH}:
+        return Say(f"{facts['model']} is healthy on {facts['cases']} cases; nothing to do.")
+    if done(observed, "order_report") is None:
+        reason = f"{facts['model']} is healthy again: its labelled cases show no decline. The last report told of one."
+        return Act("order_report", {"model": facts["model"], "reason": reason})
+    return Say(f"{facts['model']} is healthy again on {facts['cases']} cases.")
 
 
 def _watch(facts: Facts, observed: Sequence[Observation]) -> Step:
-    """A report once, when the model begins to be watched."""
-    if facts.get("status_before") == Status.WATCH:
-        return Say(f"{facts['model']} is still being watched; the report is written already.")
-    if _done(observed, "order_report") is None:
-        return Act("order_report", {"model": facts["model"], "reason": _because(facts, "The model is being watched.")})
+    if done(observed, "order_report") is None:
+        reason = f"{_seen(facts)} This is not certain yet, so {facts['model']} is being watched."
+        return Act("order_report", {"model": facts["model"], "reason": reason})
     return Say(f"{facts['model']} is being watched: the decline is not certain yet.")
 
 
@@ -35,33 +40,29 @@ def _undecided(facts: Facts, observed: Sequence[Observation]) -> Step:
     """Labels, where studies wait for them."""
     if not facts.get("unlabelled"):
         return Say(f"Too few cases to judge {facts['model']}, and no scored study waits for a label.")
-    if _done(observed, "order_label_request") is None:
-        reason = _because(facts, f"{facts['unlabelled']} scored studies have no label.")
+    if done(observed, "order_label_request") is None:
+        reason = f"There are too few labelled cases to judge {facts['model']}. {facts['unlabelled']} scored studies have no label."
         return Act("order_label_request", {"model": facts["model"], "reason": reason})
     return Say(f"Too few labelled cases to judge {facts['model']}; more labels are asked for.")
 
 
 def _degraded(facts: Facts, observed: Sequence[Observation]) -> Step:
-    """A report always; then, unless new weights would not help, the next rung of the ladder."""
-    diagnosis = Diagnosis(facts["diagnosis"])
-    advice = ADVICE.get(diagnosis)
-    if _done(observed, "order_report") is None:
-        return Act("order_report", _report(facts, advice))
-    if advice is not None:
+    """A report, which the guardrails refuse when it brings no news; then, unless new weights would not help, a repair."""
+    remedy = wording.advice_for(facts["diagnosis"])
+    if done(observed, "order_report") is None:
+        what = wording.advice(remedy) if remedy else "a repair is being considered"
+        arguments = {"model": facts["model"], "reason": _because(facts, what)}
+        return Act("order_report", arguments | ({"advice": str(remedy)} if remedy else {}))
+    if remedy is not None:
         return Say(
-            f"{facts['model']} is degraded, cause: {diagnosis}. New weights would not help; a person has to {WORDS[advice]}."
+            f"{facts['model']} is degraded, cause: {facts['diagnosis']}. New weights would not help; {wording.advice(remedy)}."
         )
-    return _repair(facts, observed)
+    return repair(facts, observed)
 
 
-def _report(facts: Facts, advice: Remedy | None) -> Facts:
-    what = f"Do not fine-tune: {WORDS[advice]}." if advice else "A remedy is being considered."
-    arguments = {"model": facts["model"], "reason": _because(facts, what)}
-    return arguments | ({"advice": str(advice)} if advice else {})
-
-
-def _repair(facts: Facts, observed: Sequence[Observation]) -> Step:
-    seen = _done(observed, "remedy_options")
+def repair(facts: Facts, observed: Sequence[Observation]) -> Step:
+    """The next rung of the ladder for a degraded model; labels and a person when it is used up."""
+    seen = done(observed, "remedy_options")
     if seen is None:
         return Act("remedy_options", {"model": facts["model"]})
     options = RemedyOptions.model_validate_json(seen.content)
@@ -71,25 +72,42 @@ def _repair(facts: Facts, observed: Sequence[Observation]) -> Step:
 
 
 def _labels(facts: Facts, options: RemedyOptions, observed: Sequence[Observation]) -> Step:
-    if _done(observed, "order_label_request") is None:
-        reason = _because(facts, f"The gate turned down {options.rejected_challengers} repairs; more labelled cases are needed.")
-        return Act("order_label_request", {"model": facts["model"], "reason": reason})
-    return Say(f"{facts['model']} is degraded and the ladder of remedies is used up; more labels are asked for.")
+    if done(observed, "order_label_request") is None:
+        what = (
+            f"the gate turned down {_repairs(options)} and none is left, so more labelled cases or a person's decision are needed"
+        )
+        return Act("order_label_request", {"model": facts["model"], "reason": _because(facts, what)})
+    return Say(
+        f"{facts['model']} is degraded and the ladder of remedies is used up. More labels are asked for; a person has to decide "
+        "whether it goes on serving."
+    )
 
 
 def _remedy(facts: Facts, options: RemedyOptions, observed: Sequence[Observation]) -> Step:
     rung = Remedy(str(options.suggestion))
-    if _done(observed, "order_remedy") is None:
-        why = f"Diagnosis {facts['diagnosis']}; {options.tune_cases} labelled cases to train on. Remedy: {WORDS[rung]}."
-        return Act("order_remedy", {"model": facts["model"], "remedy": str(rung), "reason": _because(facts, why)})
-    return Say(f"{facts['model']} is degraded, cause: {facts['diagnosis']}. Proposed: {WORDS[rung]}, and a report.")
+    if done(observed, "order_remedy") is None:
+        turned_down = f"the gate turned down {_repairs(options)}, so the next is to " if options.rejected_challengers else ""
+        studies = f"{options.tune_cases} labelled studies{' made since then' if facts.get('evidence', {}).get('since') else ''}"
+        what = f"{turned_down}{WORDS[rung]} on {studies}"
+        return Act("order_remedy", {"model": facts["model"], "remedy": str(rung), "reason": _because(facts, what)})
+    return Say(f"{facts['model']} is degraded, cause: {Diagnosis(facts['diagnosis'])}. Proposed: {WORDS[rung]}.")
+
+
+def _repairs(options: RemedyOptions) -> str:
+    return "1 repair" if options.rejected_challengers == 1 else f"{options.rejected_challengers} repairs"
 
 
 def _because(facts: Facts, what: str) -> str:
-    return f"{facts.get('summary', '')} {what}".strip()[-800:]
+    """Two sentences: what was seen, then the likely cause and what follows."""
+    return f"{_seen(facts)} {wording.likely(facts['diagnosis'], facts.get('evidence', {}))}; {what}."
 
 
-def _done(observed: Sequence[Observation], tool: str) -> Observation | None:
+def _seen(facts: Facts) -> str:
+    return wording.decline(facts["model"], facts.get("evidence", {}), facts.get("summary", ""))
+
+
+def done(observed: Sequence[Observation], tool: str) -> Observation | None:
+    """The observation of a tool in this run, None when it has not been called."""
     return next((item for item in observed if item.tool == tool), None)
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from agents.planner import commands, evaluations
+from agents.planner import commands, evaluations, promotions
 from agents.planner.transcript import Act, Say, Step, Transcript
 from agents.tools.catalogue import BY_NAME
 
@@ -22,6 +22,8 @@ def _plan(transcript: Transcript) -> Step:
     message = _message(transcript.message)
     if message.get("kind") == "evaluation":
         return evaluations.next_step(message, transcript.observed)
+    if message.get("kind") == "promotion":
+        return promotions.next_step(message, transcript.observed)
     if message.get("kind") == "command":
         return commands.next_step(str(message.get("text", "")), transcript)
     return Say("I did not understand the message.")

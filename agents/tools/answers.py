@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agents import wording
+
 
 class Answer(BaseModel):
     """Base of all answers."""
@@ -37,10 +39,11 @@ class Metric(Answer):
     def say(self) -> str:
         """Value, interval and baseline."""
         if self.value is None:
-            return f"{self.name} cannot be computed"
-        interval = f" ({self.low:.3f} to {self.high:.3f})" if self.low is not None and self.high is not None else ""
-        baseline = f", baseline {self.baseline:.3f}" if self.baseline is not None else ""
-        return f"{self.name.replace('_', ' ')} {self.value:.3f}{interval}{baseline}"
+            return f"{wording.metric(self.name)} cannot be computed"
+        interval = f"between {self.low:.2f} and {self.high:.2f}" if self.low is not None and self.high is not None else ""
+        baseline = f"on the test set {self.baseline:.2f}" if self.baseline is not None else ""
+        known = "; ".join(part for part in (interval, baseline) if part)
+        return f"{wording.metric(self.name)} {self.value:.2f}" + (f" ({known})" if known else "")
 
 
 class ModelLine(Answer):
@@ -80,6 +83,7 @@ class EvaluationFacts(Answer):
     status: str
     diagnosis: str
     cases: int
+    stream_cases: int = 0
     summary: str
     evaluated_at: str
     reclaim_rule: bool
@@ -146,7 +150,7 @@ class History(Answer):
         if several or len(self.evaluations) < 2 or not newest or not oldest or newest[0].value is None or oldest[0].value is None:
             return []
         change = newest[0].value - oldest[0].value
-        return [f"From the first to the last of them {newest[0].name.replace('_', ' ')} changed by {change:+.3f}."]
+        return [f"From the first to the last of them {wording.metric(newest[0].name)} changed by {change:+.3f}."]
 
 
 class VersionFacts(Answer):
@@ -188,56 +192,7 @@ class Comparison(Answer):
             return ["There is no evaluation of both in service, so no fair comparison of their work there."]
         apart = (first.low or 0.0) > (second.high or 0.0) or (second.low or 0.0) > (first.high or 0.0)
         words = "do not overlap: the difference is real" if apart else "overlap: the difference may be chance"
-        return [f"Their intervals of {first.name.replace('_', ' ')} {words}. They were not measured on the same patients."]
-
-
-CAUSES = {
-    "none": "No change was found.",
-    "prevalence": "The mix of diagnoses among the patients has changed; the model itself reads each of them as before.",
-    "covariate": "The images have changed (scanner, protocol or patients), and the model reads the new ones worse.",
-    "concept": "The images look as before, but what they mean has changed: the same appearance now goes with another truth.",
-    "pipeline": "The feed is broken (window, orientation, wrong series or missing instances); this needs a person, not training.",
-    "unknown": "The cause could not be told apart with the cases at hand.",
-}
-
-
-class Explanation(Answer):
-    """Why a model has the status it has; for a model that is well, what its last decline was and what was done about it."""
-
-    model: str
-    evaluation: EvaluationFacts | None
-    decline: EvaluationFacts | None = None
-    remedies: tuple[str, ...] = ()
-
-    def say(self) -> str:
-        """Status, cause, evidence, remedies."""
-        if self.evaluation is None and self.decline is None:
-            return f"{self.model} has not been evaluated yet, so there is nothing to explain."
-        lines = self._now(self.evaluation) + (self._then(self.decline) if self.decline else [])
-        lines += ["What was done:", *(f"- {line}" for line in self.remedies)] if self.remedies else []
-        return "\n".join(line for line in lines if line)
-
-    def _now(self, item: EvaluationFacts | None) -> list[str]:
-        if item is None:
-            return [f"The version of {self.model} in service has not been evaluated yet."]
-        lines = [f"{self.model}, version {item.version}, is {item.status}.", item.summary]
-        return lines + (_causes(item) if item.status in {"degraded", "watch"} else [])
-
-    def _then(self, item: EvaluationFacts) -> list[str]:
-        return [f"Before that, on {item.evaluated_at}, version {item.version} was degraded.", item.summary, *_causes(item)]
-
-
-def _causes(item: EvaluationFacts) -> list[str]:
-    """The cause in plain words, the metrics that fell most, the evidence."""
-    fallen = [
-        (metric.value - metric.baseline, metric)
-        for metric in item.metrics
-        if metric.value is not None and metric.baseline is not None and metric.value < metric.baseline
-    ]
-    fallen.sort(key=lambda pair: pair[0])
-    lines = [CAUSES.get(item.diagnosis, CAUSES["unknown"]), *(f"- {metric.say()}" for _, metric in fallen[:4])]
-    evidence = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in list(item.evidence.items())[:6])
-    return [*lines, f"Evidence: {evidence}."] if evidence else lines
+        return [f"Their intervals of {wording.metric(first.name)} {words}. They were not measured on the same patients."]
 
 
 class OrderLine(Answer):
@@ -317,15 +272,18 @@ class RemedyOptions(Answer):
     min_gate_cases: int
     rejected_challengers: int
     tried: tuple[str, ...]
+    since: str = ""
     active_remedy: str | None
     suggestion: str | None
 
     def say(self) -> str:
         """Cases, former remedies, suggestion."""
-        tried = f" Tried on this version: {', '.join(self.tried)}." if self.tried else ""
+        tried = f" Turned down: {', '.join(self.tried)}." if self.tried else ""
+        began = f" since the decline began on {wording.date(self.since)}" if self.since else ""
         return (
-            f"{self.model}: {self.tune_cases} cases to train on (at least {self.min_tune_cases}), {self.gate_cases} to prove it on "
-            f"(at least {self.min_gate_cases}), {self.rejected_challengers} repairs turned down by the gate.{tried} "
+            f"{self.model}{began}: {self.tune_cases} cases to train on (at least {self.min_tune_cases}), "
+            f"{self.gate_cases} to prove it on (at least {self.min_gate_cases}), "
+            f"{self.rejected_challengers} repairs turned down by the gate.{tried} "
             f"Next rung: {(self.suggestion or 'ask for labels').replace('_', ' ')}."
         )
 

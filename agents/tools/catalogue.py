@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agents.tools import answers, orders, read
+from agents.tools import answers, orders, past, read
 from agents.tools import arguments as arg
 from agents.tools.answers import Answer
 from agents.tools.desk import Desk
+from agents.tools.story import Explanation
 
 ORCHESTRATOR, MONITORING, EVALUATION, FINE_TUNING = "orchestrator", "monitoring", "evaluation", "fine_tuning"
 
@@ -42,7 +43,7 @@ CATALOGUE: Final[tuple[ToolSpec, ...]] = (
     ToolSpec(ORCHESTRATOR, orders.reject_order, arg.DecideArguments, answers.Recorded, orders=True),
     ToolSpec(MONITORING, read.model_status, arg.OneModel, answers.ModelStatus),
     ToolSpec(MONITORING, read.metric_history, arg.HistoryArguments, answers.History),
-    ToolSpec(MONITORING, read.explain_decline, arg.OneModel, answers.Explanation),
+    ToolSpec(MONITORING, past.explain_decline, arg.OneModel, Explanation),
     ToolSpec(MONITORING, orders.order_report, arg.ReportArguments, answers.Recorded, orders=True),
     ToolSpec(EVALUATION, read.list_evaluations, arg.ListArguments, answers.History),
     ToolSpec(EVALUATION, read.compare_versions, arg.CompareArguments, answers.Comparison),

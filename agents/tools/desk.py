@@ -31,8 +31,8 @@ class Desk:
 
     def propose(self, proposal: Proposal) -> str:
         """Record a proposal under this run's cause."""
-        if self.cause.evaluation is not None and proposal.evaluation_id is None:
-            proposal = proposal.model_copy(update={"evaluation_id": self.cause.evaluation.evaluation_id})
+        if proposal.evaluation_id is None:
+            proposal = proposal.model_copy(update={"evaluation_id": self.cause.evaluation_id})
         self.ledger.propose(proposal)
         return f"{proposal.kind} {proposal.model}"
 
@@ -56,6 +56,7 @@ def evaluation_facts(row: Evaluation, *, detail: bool = True) -> EvaluationFacts
         status=row.status,
         diagnosis=row.diagnosis,
         cases=row.cases,
+        stream_cases=row.stream_cases,
         summary=plain(row.summary, 600),
         evaluated_at=f"{row.evaluated_at:%Y-%m-%d %H:%M} UTC",
         reclaim_rule=row.reclaim_rule,
@@ -78,4 +79,6 @@ def _metrics(rows: Iterable[dict[str, object]]) -> list[Metric]:
 
 
 def _rank(metric: Metric) -> tuple[int, str]:
-    return (LEADING.index(metric.name) if metric.name in LEADING else len(LEADING), metric.name)
+    if metric.name in LEADING:
+        return (LEADING.index(metric.name), metric.name)
+    return (len(LEADING) + (not metric.name.startswith("recall:")), metric.name)

@@ -3,6 +3,7 @@
 from sqlmodel import Session
 
 from agents import repository
+from agents.guardrails import Facts, Limits, shortfall
 from agents.proposals import Decision, Proposal, Setting
 from agents.redaction import plain
 from agents.tools.answers import Answer, Problem, Recorded
@@ -44,12 +45,16 @@ def order_label_request(desk: Desk, args: LabelArguments) -> Answer:
 def _labels_needed(session: Session, desk: Desk, model: str) -> int:
     name = resolve(session, model)
     champion = None if isinstance(name, Problem) else registry.model(session, name).champion
-    limits = desk.settings.remediation
     if champion is None:
-        return limits.min_tune_cases + limits.min_gate_cases
-    tune = limits.min_tune_cases - repository.labelled(session, str(name), champion, CaseRole.TUNE)
-    gate = limits.min_gate_cases - repository.labelled(session, str(name), champion, CaseRole.GATE)
-    return max(tune, 0) + max(gate, 0) or desk.settings.join.batch_size
+        return desk.settings.join.batch_size
+    since = repository.began(session, desk.cause.evaluation_id or repository.behind_orders(session, str(name), champion))
+    facts = Facts(
+        now=desk.clock.now(),
+        tune_cases=repository.labelled(session, str(name), champion, CaseRole.TUNE, since),
+        gate_cases=repository.labelled(session, str(name), champion, CaseRole.GATE, since),
+        gate_cases_needed=repository.gate_cases_needed(session, str(name), champion),
+    )
+    return shortfall(facts, Limits.of(desk.settings), by_agent=True).studies or desk.settings.join.batch_size
 
 
 def order_rollback(desk: Desk, args: RollbackArguments) -> Answer:
@@ -86,8 +91,11 @@ def _propose(
         if isinstance(name, Problem):
             return name
         champion = registry.model(session, name).champion
+        behind = desk.cause.evaluation_id or repository.behind_orders(session, name, champion)
     reason = plain(args.reason, 800) or f"asked for by {desk.cause.actor}"
     proposal = Proposal(kind=kind, model=name, version=champion, remedy=remedy, settings=settings, reason=reason)
+    if kind == OrderKind.REMEDY:
+        proposal = proposal.model_copy(update={"evaluation_id": behind})
     return Recorded(recorded=desk.propose(proposal))
 
 

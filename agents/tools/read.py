@@ -1,5 +1,7 @@
 """Tools that read. None of them changes anything."""
 
+from datetime import datetime
+
 from sqlmodel import Session
 
 from agents import repository
@@ -8,7 +10,6 @@ from agents.redaction import plain
 from agents.tools.answers import (
     Answer,
     Comparison,
-    Explanation,
     Help,
     History,
     ModelLine,
@@ -25,7 +26,7 @@ from agents.tools.answers import (
 from agents.tools.arguments import CompareArguments, HistoryArguments, ListArguments, NoArguments, OneModel, OrdersArguments
 from agents.tools.desk import Desk, evaluation_facts, resolve
 from schemas.tables import ModelVersion, Order, RegisteredModel
-from schemas.vocabulary import CaseRole, OrderKind, OrderState, Status
+from schemas.vocabulary import CaseRole, OrderKind, OrderState, Remedy
 from services.runtime import registry
 
 HELP = """You can ask me, in your own words:
@@ -59,23 +60,24 @@ def model_status(desk: Desk, args: OneModel) -> Answer:
     """Status of a model: latest evaluation with metrics and intervals, cases at hand, orders under way."""
     with desk.database.read() as session:
         name = resolve(session, args.model)
-        return name if isinstance(name, Problem) else _status(session, registry.model(session, name))
+        return name if isinstance(name, Problem) else _status(session, registry.model(session, name), desk)
 
 
-def _status(session: Session, row: RegisteredModel) -> ModelStatus:
+def _status(session: Session, row: RegisteredModel, desk: Desk) -> ModelStatus:
     if row.champion is None:
         return ModelStatus(model=row.name, champion=None, serving=row.serving, evaluation=None)
     newest = repository.latest(session, row.name, row.champion)
     active = repository.orders(session, row.name, repository.ACTIVE)
+    tune, gate, _ = _cases(session, row, desk)
     return ModelStatus(
         model=row.name,
         champion=row.champion,
         serving=row.serving,
         evaluation=evaluation_facts(newest) if newest else None,
-        tune_cases=repository.labelled(session, row.name, row.champion, CaseRole.TUNE),
-        gate_cases=repository.labelled(session, row.name, row.champion, CaseRole.GATE),
+        tune_cases=tune,
+        gate_cases=gate,
         unlabelled=repository.unlabelled(session, row.name, row.champion),
-        active_orders=tuple(_order_line(session, order).say() for order in active),
+        active_orders=tuple(order_line(session, order).say() for order in active),
     )
 
 
@@ -87,24 +89,6 @@ def metric_history(desk: Desk, args: HistoryArguments) -> Answer:
             return name
         rows = repository.evaluations(session, name, limit=args.last)
         return History(model=name, evaluations=tuple(evaluation_facts(row, detail=False) for row in rows))
-
-
-def explain_decline(desk: Desk, args: OneModel) -> Answer:
-    """Why a model has its status: diagnosis, evidence, the metrics that fell most."""
-    with desk.database.read() as session:
-        name = resolve(session, args.model)
-        if isinstance(name, Problem):
-            return name
-        newest = repository.latest(session, name, registry.model(session, name).champion)
-        well = newest is None or newest.status == Status.HEALTHY
-        decline = repository.last_decline(session, name) if well else None
-        since = decline.evaluated_at if decline else newest.evaluated_at if newest else None
-        return Explanation(
-            model=name,
-            evaluation=evaluation_facts(newest) if newest else None,
-            decline=evaluation_facts(decline) if decline else None,
-            remedies=tuple(_order_line(session, row).say() for row in repository.remedies_since(session, name, since)),
-        )
 
 
 def compare_versions(desk: Desk, args: CompareArguments) -> Answer:
@@ -174,10 +158,11 @@ def list_orders(desk: Desk, args: OrdersArguments) -> Answer:
             return name
         states = (OrderState.AWAITING_APPROVAL,) if args.waiting else ()
         rows = repository.orders(session, name, states, args.last)
-        return Orders(orders=tuple(_order_line(session, row) for row in rows), waiting=args.waiting)
+        return Orders(orders=tuple(order_line(session, row) for row in rows), waiting=args.waiting)
 
 
-def _order_line(session: Session, row: Order) -> OrderLine:
+def order_line(session: Session, row: Order) -> OrderLine:
+    """One order with its progress."""
     return OrderLine(
         order_id=row.order_id,
         kind=row.kind,
@@ -187,11 +172,12 @@ def _order_line(session: Session, row: Order) -> OrderLine:
         actor=plain(row.actor, 60),
         reason=plain(row.reason, 300),
         explanation=plain(row.explanation, 300),
-        progress=_progress(session, row),
+        progress=progress(session, row),
     )
 
 
-def _progress(session: Session, row: Order) -> str:
+def progress(session: Session, row: Order) -> str:
+    """How far a remedy is, empty when it has no job."""
     job = repository.job_of(session, row.order_id) if row.kind == OrderKind.REMEDY else None
     if job is None:
         return ""
@@ -232,21 +218,32 @@ def remedy_options(desk: Desk, args: OneModel) -> Answer:
 def _options(session: Session, row: RegisteredModel, desk: Desk) -> RemedyOptions:
     champion, limits = row.champion or 0, desk.settings.remediation
     newest = repository.latest(session, row.name, row.champion)
-    tune = repository.labelled(session, row.name, champion, CaseRole.TUNE)
-    tried = repository.tried_remedies(session, row.name, champion)
-    rejected = repository.rejected_challengers(session, row.name, champion)
-    rung = next_rung(tune, limits.min_tune_cases, rejected, tried)
+    tune, gate, since = _cases(session, row, desk)
+    rejected = [Remedy(order.remedy) for order in repository.rejected_remedies(session, row.name, champion) if order.remedy]
+    rung = next_rung(tune, limits.min_tune_cases, rejected)
     return RemedyOptions(
         model=row.name,
         champion=row.champion,
         status=newest.status if newest else "not evaluated yet",
         diagnosis=newest.diagnosis if newest else "none",
         tune_cases=tune,
-        gate_cases=repository.labelled(session, row.name, champion, CaseRole.GATE),
+        gate_cases=gate,
         min_tune_cases=limits.min_tune_cases,
         min_gate_cases=limits.min_gate_cases,
-        rejected_challengers=rejected,
-        tried=tuple(sorted(tried)),
+        rejected_challengers=len(rejected),
+        tried=tuple(sorted(set(rejected))),
+        since=since.isoformat() if since else "",
         active_remedy=repository.open_order(session, row.name, OrderKind.REMEDY),
         suggestion=rung,
     )
+
+
+def _cases(session: Session, row: RegisteredModel, desk: Desk) -> tuple[int, int, datetime | None]:
+    """Labelled cases that a repair would learn from and be judged on, and since when they count."""
+    champion = row.champion or 0
+    behind = desk.cause.evaluation_id or repository.behind_orders(session, row.name, champion)
+    since, most = repository.began(session, behind), desk.settings.remediation.max_cases
+    tune, gate = (
+        min(repository.labelled(session, row.name, champion, role, since), most) for role in (CaseRole.TUNE, CaseRole.GATE)
+    )
+    return tune, gate, since

@@ -7,8 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.guardrails import APPROVERS, ROLE_KINDS, Accepted, Actor, Facts, Limits, NeedsApproval, Refused, check, may_decide
-from agents.ladder import ADVICE, EXECUTABLE, next_rung
+from agents.guardrails import (
+    APPROVERS,
+    ROLE_KINDS,
+    Accepted,
+    Actor,
+    Facts,
+    Limits,
+    NeedsApproval,
+    Refused,
+    Situation,
+    check,
+    may_decide,
+)
+from agents.ladder import ADVICE, EXECUTABLE, above, next_rung
 from agents.proposals import Proposal
 from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole
 
@@ -26,6 +38,8 @@ READY = Facts(
 )
 AGENT = Actor(name="agent:orchestrator", cause_model="brain")
 OWNER = Actor(name="user:o", role=UserRole.ML_OWNER)
+REPORT = Proposal(kind=OrderKind.REPORT, model="brain", version=2)
+DEGRADED = Situation(version=2, status=Status.DEGRADED, diagnosis=Diagnosis.COVARIATE)
 REMEDY = Proposal(kind=OrderKind.REMEDY, model="brain", version=2, remedy=Remedy.PARTIAL)
 
 proposals = st.builds(
@@ -62,6 +76,12 @@ facts = st.builds(
     gate_cases=st.integers(0, 100),
     active_remedy=st.one_of(st.none(), st.just("ord-1")),
     last_remedy_at=st.one_of(st.none(), st.integers(0, 10_000).map(lambda s: NOW - timedelta(seconds=s))),
+    last_remedy=st.one_of(st.none(), st.sampled_from(EXECUTABLE)),
+    last_remedy_rejected=st.booleans(),
+    gate_cases_needed=st.integers(0, 100),
+    situation=st.one_of(st.none(), st.just(DEGRADED)),
+    reported=st.one_of(st.none(), st.just(DEGRADED)),
+    reported_at=st.one_of(st.none(), st.integers(0, 1_000_000).map(lambda s: NOW - timedelta(seconds=s))),
     remedies_last_day=st.integers(0, 8),
     open_label_request=st.one_of(st.none(), st.just("ord-2")),
 )
@@ -88,7 +108,8 @@ def test_whatever_is_accepted_meets_every_condition(proposal, actor, world, poli
         assert world.gate_cases >= policy.min_gate_cases
         assert world.active_remedy is None
         assert world.remedies_last_day < policy.max_remedies_per_day
-        assert world.last_remedy_at is None or (NOW - world.last_remedy_at).total_seconds() >= policy.cool_down_s
+        cooled = world.last_remedy_at is None or (NOW - world.last_remedy_at).total_seconds() >= policy.cool_down_s
+        assert cooled or (world.last_remedy_rejected and above(proposal.remedy, world.last_remedy))
         assert actor.role is not None or actor.approved or not policy.approve_remedies
 
 
@@ -136,11 +157,68 @@ def test_the_agents_remedy_is_refused_with_its_reason(change, word):
     assert word in verdict.reason
 
 
-def test_too_few_cases_become_a_label_request_with_the_number_needed():
-    verdict = check(REMEDY, AGENT, READY.model_copy(update={"tune_cases": 25, "gate_cases": 31}), LIMITS)
+@pytest.mark.parametrize(
+    ("tune", "gate", "waiting", "needed"),
+    [
+        (25, 31, 0, {"cases": 43, "tune_cases": 15, "gate_cases": 0}),
+        (40, 20, 0, {"cases": 40, "tune_cases": 0, "gate_cases": 10}),
+        (25, 20, 0, {"cases": 43, "tune_cases": 15, "gate_cases": 10}),
+        (80, 60, 75, {"cases": 60, "tune_cases": 0, "gate_cases": 15}),
+    ],
+)
+def test_too_few_cases_become_a_label_request_with_the_studies_that_must_arrive(tune, gate, waiting, needed):
+    began = datetime(2026, 4, 3, tzinfo=UTC)
+    world = READY.model_copy(update={"tune_cases": tune, "gate_cases": gate, "gate_cases_needed": waiting, "since": began})
+    verdict = check(REMEDY, AGENT, world, LIMITS)
     assert isinstance(verdict, Refused)
     assert verdict.instead is not None
-    assert verdict.instead.settings == {"cases": 15, "tune_cases": 15, "gate_cases": 0}
+    assert verdict.instead.settings == needed
+    for told in (f"About {needed['cases']} more labelled studies", "35% of the patients", "since the decline began (2026-04-03)"):
+        assert told in verdict.instead.reason
+
+
+def test_a_person_may_repair_before_the_gate_has_all_the_cases_it_asked_for():
+    world = READY.model_copy(update={"gate_cases_needed": 500})
+    assert isinstance(check(REMEDY, AGENT, world, LIMITS), Refused)
+    assert check(REMEDY, OWNER, world, LIMITS) == Accepted()
+
+
+def reported(age, **change):
+    told = DEGRADED.model_copy(update=change)
+    return READY.model_copy(update={"situation": DEGRADED, "reported": told, "reported_at": NOW - age})
+
+
+def test_an_unchanged_situation_is_reported_once_per_interval():
+    verdict = check(REPORT, AGENT, reported(timedelta(days=6)), LIMITS)
+    assert isinstance(verdict, Refused)
+    for told in ("2026-04-25", "from 2026-05-02 on", "a person can order one"):
+        assert told in verdict.reason
+    assert check(REPORT, AGENT, reported(timedelta(days=7)), LIMITS) == Accepted()
+    assert check(REPORT, AGENT, reported(timedelta(hours=1)), Limits(report_interval_s=3600)) == Accepted()
+
+
+@pytest.mark.parametrize("change", [{"status": Status.WATCH}, {"diagnosis": Diagnosis.PIPELINE}, {"version": 1}])
+def test_a_change_is_reported_at_once(change):
+    assert check(REPORT, AGENT, reported(timedelta(seconds=1), **change), LIMITS) == Accepted()
+
+
+def test_people_order_reports_at_any_time():
+    assert check(REPORT, OWNER, reported(timedelta(seconds=1)), LIMITS) == Accepted()
+
+
+@pytest.mark.parametrize(
+    ("rejected", "last", "remedies_today", "accepted"),
+    [
+        (True, Remedy.HEAD_ONLY, 1, True),
+        (True, Remedy.PARTIAL, 1, False),
+        (True, Remedy.FULL, 1, False),
+        (False, Remedy.HEAD_ONLY, 1, False),
+        (True, Remedy.HEAD_ONLY, 4, False),
+    ],
+)
+def test_the_cool_down_does_not_hold_up_the_next_rung_but_the_budget_does(rejected, last, remedies_today, accepted):
+    change = {"last_remedy_at": NOW, "last_remedy": last, "last_remedy_rejected": rejected, "remedies_last_day": remedies_today}
+    assert isinstance(check(REMEDY, AGENT, READY.model_copy(update=change), LIMITS), Accepted) is accepted
 
 
 def test_an_owner_may_repair_a_model_that_is_not_degraded_but_not_without_cases():
@@ -209,14 +287,15 @@ def test_who_may_approve(role, kind, may):
 
 
 @pytest.mark.parametrize(
-    ("cases", "rejected", "tried", "rung"),
+    ("cases", "rejected", "rung"),
     [
-        (40, 0, (), Remedy.HEAD_ONLY),
-        (50, 0, (), Remedy.PARTIAL),
-        (50, 1, (Remedy.PARTIAL,), Remedy.FULL),
-        (50, 0, (Remedy.PARTIAL,), Remedy.PARTIAL),
-        (50, 2, (Remedy.PARTIAL, Remedy.FULL), None),
+        (40, (), Remedy.HEAD_ONLY),
+        (50, (), Remedy.PARTIAL),
+        (50, (Remedy.HEAD_ONLY,), Remedy.PARTIAL),
+        (40, (Remedy.HEAD_ONLY, Remedy.PARTIAL), Remedy.FULL),
+        (50, (Remedy.PARTIAL,), Remedy.FULL),
+        (50, (Remedy.FULL, Remedy.HEAD_ONLY), None),
     ],
 )
-def test_the_ladder_is_climbed_only_after_the_gate_has_said_no(cases, rejected, tried, rung):
-    assert next_rung(cases, 40, rejected, tried) == rung
+def test_the_ladder_is_climbed_rung_by_rung(cases, rejected, rung):
+    assert next_rung(cases, 40, rejected) == rung

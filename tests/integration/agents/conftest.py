@@ -14,11 +14,11 @@ from sqlmodel import col, select
 
 from agents.handlers import AgentsConsumer
 from agents.runner import Runner
-from schemas.events import AgentCommand, AgentReply, EvaluationCompleted, MaintenanceOrder, MetricValue
+from schemas.events import AgentCommand, AgentReply, EvaluationCompleted, MaintenanceOrder, MaintenancePromotion, MetricValue
 from schemas.settings import LlmSettings, PolicySettings, Settings
-from schemas.tables import AgentRun, BaselineCase, Case, Evaluation, ModelVersion, Order, Outbox, RegisteredModel
-from schemas.topics import AGENT_COMMAND, AGENT_REPLY, EVALUATION_COMPLETED, ORDER, Topic
-from schemas.vocabulary import Diagnosis, Status, UserRole
+from schemas.tables import AgentRun, BaselineCase, Case, Evaluation, Job, ModelVersion, Order, Outbox, RegisteredModel
+from schemas.topics import AGENT_COMMAND, AGENT_REPLY, EVALUATION_COMPLETED, ORDER, PROMOTION, Topic
+from schemas.vocabulary import Diagnosis, Status, UserRole, Verdict
 from services.runtime.consumer import process
 from services.runtime.database import Database
 from services.runtime.messages import Record, headers_of
@@ -64,6 +64,7 @@ class Hospital:
         model: str = "brain_mri",
         version: int = 1,
         identity: str | None = None,
+        **evidence: Any,
     ) -> Record:
         """Store an evaluation as its service does, and return its event."""
         self.clock.advance(60)
@@ -81,9 +82,10 @@ class Hospital:
             "summary": "Accuracy fell from 0.91 to 0.71.",
             "evaluated_at": self.clock.now(),
         }
+        evidence = evidence or {"e_value": 55.1}
         with self.database.transaction() as tx:
-            tx.session.add(Evaluation(**shared, metrics=[METRIC], evidence={"e_value": 55.1, "facet": "Manufacturer=ACME"}))
-        data = EvaluationCompleted(**shared, task="tumour", metrics=(MetricValue(**METRIC),), evidence={"e_value": 55.1})
+            tx.session.add(Evaluation(**shared, metrics=[METRIC], evidence=evidence))
+        data = EvaluationCompleted(**shared, task="tumour", metrics=(MetricValue(**METRIC),), evidence=evidence)
         return self.record(EVALUATION_COMPLETED, identity, data)
 
     def orders(self) -> list[Order]:
@@ -100,6 +102,35 @@ class Hospital:
         with self.database.read() as session:
             return list(session.exec(select(Outbox).where(Outbox.topic == topic.name).order_by(col(Outbox.id))))
 
+    def verdict(self, verdict: Verdict, **numbers: float) -> Record:
+        """Conclude the remedy that is under way as remediation does, and return the gate's event."""
+        self.clock.advance(60)
+        now = self.clock.now()
+        with self.database.transaction() as tx:
+            order = next(row for row in tx.session.exec(select(Order)) if row.kind == "remedy" and row.state == "accepted")
+            order.state = "done"
+            number = len(tx.session.exec(select(ModelVersion).where(ModelVersion.model == order.model)).all()) + 1
+            result = {"verdict": verdict, "challenger": number, "numbers": numbers, "reasons": ["It forgets too much."]}
+            shared = {"model": order.model, "created_at": now}
+            states = {Verdict.PROMOTE: "champion", Verdict.REJECT: "rejected", Verdict.NEED_LABELS: "challenger"}
+            made = {"parent": order.version, "origin": order.order_id, "metrics": numbers}
+            job = {"order_id": order.order_id, "remedy": order.remedy, "state": "succeeded", "result": result, "updated_at": now}
+            tx.session.add(Job(job_id=order.order_id, **job, **shared))
+            tx.session.add(ModelVersion(version=number, state=states[verdict], bundle="x", sha256="1" * 64, **made, **shared))
+            serves = number if verdict == Verdict.PROMOTE else order.version
+            tx.session.get_one(RegisteredModel, order.model).champion = serves
+            data = MaintenancePromotion(
+                model=order.model,
+                challenger=number,
+                champion_before=order.version,
+                champion_after=serves,
+                verdict=verdict,
+                reasons=("It forgets too much.",),
+                order_id=order.order_id,
+                actor="service:remediation",
+            )
+        return self.record(PROMOTION, f"promotion-{order.order_id}", data)
+
     def finish(self, state: str) -> None:
         """Let every order end in this state, and the cool-down pass."""
         self.clock.advance(2 * 86_400)
@@ -108,12 +139,13 @@ class Hospital:
                 order.state = state
                 tx.session.add(order)
 
-    def cases(self, tune: int, gate: int, model: str = "brain_mri", waiting: int = 0) -> None:
+    def cases(self, tune: int, gate: int, model: str = "brain_mri", waiting: int = 0, patients: str = "0") -> None:
+        """Scored studies, one a patient; `patients` is a hexadecimal digit that keeps two groups apart."""
         roles = ["tune"] * tune + ["gate"] * gate + ["trigger"] * waiting
         now = self.clock.now()
         with self.database.transaction() as tx:
             for number, role in enumerate(roles):
-                key, truth = f"{number + 1:032x}", None if role == "trigger" else "b"
+                key, truth = f"{patients}{number + 1:031x}", None if role == "trigger" else "b"
                 tx.session.add(
                     Case(
                         study_key=key,
@@ -128,6 +160,7 @@ class Hospital:
                         truth=truth,
                         acquired_at=now,
                         scored_at=now,
+                        joined_at=now if truth else None,
                     )
                 )
 

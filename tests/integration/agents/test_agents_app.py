@@ -15,4 +15,8 @@ def test_the_service_is_one_consumer_that_takes_one_event_at_a_time(sqlite_conte
     (consumer,) = service.consumers
     assert isinstance(consumer, AgentsConsumer)
     assert consumer.max_records == 1
-    assert {topic.name for topic in consumer.topics} == {"evaluation.completed.v1", "agent.command.v1"}
+    assert {topic.name for topic in consumer.topics} == {
+        "evaluation.completed.v1",
+        "maintenance.promotion.v1",
+        "agent.command.v1",
+    }

@@ -66,7 +66,7 @@ def test_new_weights_are_not_ordered_where_they_would_not_help(hospital, diagnos
     (order,) = hospital.sent()
     assert order.kind == OrderKind.REPORT
     assert order.remedy == (Remedy.FIX_FEED if diagnosis == Diagnosis.PIPELINE else Remedy.RETHRESHOLD)
-    assert "Do not fine-tune" in order.reason
+    assert "do not fine-tune" in order.reason
 
 
 def test_too_few_cases_become_one_label_request(hospital):
@@ -74,26 +74,8 @@ def test_too_few_cases_become_one_label_request(hospital):
     hospital.handle(hospital.evaluation())
     assert kinds(hospital) == [("label_request", "accepted"), ("remedy", "refused"), ("report", "accepted")]
     request = next(order for order in hospital.sent() if order.kind == OrderKind.LABEL_REQUEST)
-    assert request.settings["cases"] == 28
+    assert request.settings == {"cases": 80, "tune_cases": 28, "gate_cases": 0}
     hospital.handle(hospital.evaluation())
-    assert [order.kind for order in hospital.sent()].count(OrderKind.LABEL_REQUEST) == 1
-
-
-def test_the_next_rung_after_a_rejected_repair_is_full_and_then_labels(hospital):
-    hospital.cases(tune=60, gate=40)
-    for expected in (Remedy.PARTIAL, Remedy.FULL, None):
-        hospital.handle(hospital.evaluation())
-        newest = [order.remedy for order in hospital.sent() if order.kind == OrderKind.REMEDY]
-        assert newest[-1] == expected if expected else len(newest) == 2
-        hospital.finish(OrderState.DONE)
-        with hospital.database.transaction() as tx:
-            version = 2 + len(newest) if expected else 9
-            now = hospital.clock.now()
-            tx.session.add(
-                ModelVersion(
-                    model="brain_mri", version=version, state="rejected", bundle="x", sha256="1" * 64, parent=1, created_at=now
-                )
-            )
     assert [order.kind for order in hospital.sent()].count(OrderKind.LABEL_REQUEST) == 1
 
 
@@ -123,27 +105,9 @@ def test_an_evaluation_of_a_version_out_of_service_causes_nothing(hospital):
 def test_a_question_is_answered_with_numbers_and_intervals(hospital):
     hospital.handle(hospital.evaluation())
     run = hospital.say("how is the brain model doing?")
-    assert "0.710 (0.620 to 0.790), baseline 0.910" in run.reply
+    assert "accuracy 0.71 (between 0.62 and 0.79; on the test set 0.91)" in run.reply
     (reply,) = hospital.replies()
     assert reply.text == run.reply
-
-
-def test_a_model_that_recovered_is_explained_by_its_decline_and_what_was_done(hospital):
-    hospital.cases(tune=60, gate=40)
-    hospital.handle(hospital.evaluation())
-    hospital.finish(OrderState.DONE)
-    with hospital.database.transaction() as tx:
-        now = hospital.clock.now()
-        tx.session.add(ModelVersion(model="brain_mri", version=2, state="champion", bundle="x", sha256="1" * 64, created_at=now))
-        row = tx.session.get(RegisteredModel, "brain_mri")
-        row.champion = 2
-        tx.session.add(row)
-    hospital.handle(hospital.evaluation(Status.HEALTHY, Diagnosis.NONE, version=2))
-    reply = hospital.say("What happened to the brain model, and is it healthy now?").reply
-    assert "version 2, is healthy" in reply
-    assert "version 1 was degraded" in reply
-    assert "The images have changed" in reply
-    assert "remedy partial of brain_mri, done" in reply
 
 
 @pytest.mark.parametrize(
@@ -151,7 +115,7 @@ def test_a_model_that_recovered_is_explained_by_its_decline_and_what_was_done(ho
     [
         ("list models", "brain_mri (tumour): version 1 in service, degraded"),
         ("trend of brain", "1 evaluations of brain_mri"),
-        ("why did brain decline?", "The images have changed"),
+        ("why did brain decline?", "The likely cause is new images"),
         ("compare versions 1 and 2 of brain", "There is no version 2."),
         ("which orders are there", "Orders, newest first"),
         ("list reports", "There are no reports yet."),

@@ -3,7 +3,7 @@
 import pytest
 
 from schemas.settings import LlmSettings
-from schemas.vocabulary import Diagnosis, OrderKind, OrderState, Status, UserRole
+from schemas.vocabulary import Diagnosis, OrderKind, OrderState, Remedy, Status, UserRole, Verdict
 
 
 def sequence(*answers):
@@ -121,6 +121,45 @@ def test_a_remedy_against_the_diagnosis_is_refused(llm_hospital, llm_server, dia
     assert run.planner == "scripted"
     assert sent(hospital) == [("report", "brain_mri")]
     assert "Not ordered" in run.reply
+
+
+def decided(hospital, llm_server, verdict, *script):
+    """The run on the gate's verdict, with an endpoint that plays the script; the decline itself is decided by the rules."""
+    hospital.cases(tune=60, gate=40)
+    llm_server.script = sequence(500)
+    hospital.handle(hospital.evaluation())
+    llm_server.requests.clear()
+    llm_server.script = sequence(*script)
+    return hospital.handle(hospital.verdict(verdict))
+
+
+def test_an_endpoint_climbs_the_ladder(llm_hospital, llm_server):
+    hospital, call = llm_hospital, llm_server.tool
+    script = (
+        call("handoff", to_agent="fine_tuning", reason="next rung"),
+        call("order_remedy", model="brain_mri", remedy="full", reason="the gate turned the last one down"),
+        "Proposed the whole network.",
+    )
+    assert decided(hospital, llm_server, Verdict.REJECT, *script).planner == "scripted"
+    assert [order.remedy for order in hospital.sent() if order.kind == OrderKind.REMEDY] == [Remedy.PARTIAL, Remedy.FULL]
+
+
+def test_the_rules_climb_when_the_endpoint_leaves_it_at_the_gates_no(llm_hospital, llm_server):
+    run = decided(llm_hospital, llm_server, Verdict.REJECT, "What a pity.")
+    assert run.planner == "rules (after scripted)"
+    assert [order.remedy for order in llm_hospital.sent() if order.kind == OrderKind.REMEDY] == [Remedy.PARTIAL, Remedy.FULL]
+
+
+def test_no_endpoint_orders_anything_on_a_promotion(llm_hospital, llm_server):
+    call = llm_server.tool
+    script = (
+        call("handoff", to_agent="monitoring", reason="x"),
+        call("order_report", model="brain_mri"),
+        "A report is due.",
+    )
+    run = decided(llm_hospital, llm_server, Verdict.PROMOTE, *script)
+    assert run.planner == "rules (after scripted)"
+    assert run.order_ids == []
 
 
 def test_an_order_nobody_asked_for_waits_for_a_clear_yes(llm_hospital, llm_server):

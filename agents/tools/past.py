@@ -1,0 +1,98 @@
+"""The tool that tells what happened to a model: its last decline, what was done about it, how it is now."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlmodel import Session
+
+from agents import repository
+from agents.ladder import WORDS
+from agents.redaction import plain
+from agents.tools.answers import Answer, Problem
+from agents.tools.arguments import OneModel
+from agents.tools.desk import Desk, evaluation_facts, resolve
+from agents.tools.read import progress
+from agents.tools.story import Explanation, Repair
+from agents.wording import date
+from schemas.tables import Order, RegisteredModel
+from schemas.vocabulary import OrderKind, OrderState, Remedy
+from services.runtime import registry
+
+
+def explain_decline(desk: Desk, args: OneModel) -> Answer:
+    """What happened to a model and why: its last decline, what was ordered, the gate's verdict, its status now."""
+    with desk.database.read() as session:
+        name = resolve(session, args.model)
+        return name if isinstance(name, Problem) else _story(session, registry.model(session, name))
+
+
+def _story(session: Session, row: RegisteredModel) -> Explanation:
+    newest = repository.latest(session, row.name, row.champion)
+    decline = repository.last_decline(session, row.name)
+    noticed = repository.noticed_at(session, row.name, decline.version) if decline else None
+    began = noticed or (decline.evaluated_at if decline else None)
+    waiting = repository.orders(session, row.name, (OrderState.AWAITING_APPROVAL,), 1)
+    return Explanation(
+        model=row.name,
+        champion=row.champion,
+        serving=row.serving,
+        evaluation=evaluation_facts(newest) if newest else None,
+        decline=evaluation_facts(decline) if decline else None,
+        noticed_on=_day(began) if began else "",
+        repairs=tuple(_repair(session, order) for order in repository.orders_since(session, row.name, OrderKind.REMEDY, began)),
+        waiting=f"{_remedy(waiting[0])} ({waiting[0].order_id})" if waiting and decline else "",
+        labels_asked=_labels(repository.orders_since(session, row.name, OrderKind.LABEL_REQUEST, began)),
+        rolled_back=_rolled_back(repository.orders_since(session, row.name, OrderKind.ROLLBACK, began)),
+    )
+
+
+def _repair(session: Session, order: Order) -> Repair:
+    job = repository.job_of(session, order.order_id)
+    result: dict[str, Any] = job.result if job is not None else {}
+    numbers = result.get("numbers") or {}
+    reasons = result.get("reasons") or [""]
+    chance = str(reasons[0]).startswith("Not shown to be better")
+    return Repair(
+        ordered_at=_day(order.created_at),
+        by=_who(order),
+        remedy=_remedy(order),
+        state=order.state,
+        progress=progress(session, order),
+        verdict=str(result.get("verdict") or ""),
+        challenger=result.get("challenger"),
+        gate_cases=int(numbers.get("gate_cases") or 0),
+        wins=int(numbers.get("mcnemar_wins") or 0),
+        losses=int(numbers.get("mcnemar_losses") or 0),
+        objection="that is not enough to rule out chance" if chance else _inside(plain(str(reasons[-1]), 300)),
+    )
+
+
+def _inside(sentence: str) -> str:
+    """A sentence as a part of another one."""
+    return sentence[:1].lower() + sentence[1:].rstrip(".")
+
+
+def _labels(requests: Sequence[Order]) -> str:
+    if not requests:
+        return ""
+    newest = requests[-1]
+    return f"On {_day(newest.created_at)} about {newest.settings.get('cases', 'some')} more labelled studies were asked for."
+
+
+def _rolled_back(orders: Sequence[Order]) -> str:
+    if not orders:
+        return ""
+    return f"On {_day(orders[-1].created_at)} {_who(orders[-1])} ordered to go back to the version before."
+
+
+def _who(order: Order) -> str:
+    return "the agents" if order.actor.startswith("agent:") else plain(order.actor.removeprefix("user:"), 60)
+
+
+def _remedy(order: Order) -> str:
+    return WORDS.get(Remedy(order.remedy), order.remedy) if order.remedy else order.kind.replace("_", " ")
+
+
+def _day(at: datetime) -> str:
+    return date(at.isoformat())
