@@ -36,9 +36,8 @@ def show_evaluation(evaluation_id: Annotated[str, typer.Argument(help="Id, as `l
         row = session.get(Evaluation, evaluation_id)
     if row is None:
         raise InvalidInput(f"there is no evaluation {evaluation_id!r}; ask `reclaim evaluations list`")
-    console.print(
-        f"{row.model} version {row.version}, batch {row.batch_id}: [{STYLES[row.status]}]{row.status}[/], {row.diagnosis}\n{row.summary}"
-    )
+    status = f"[{STYLES[row.status]}]{row.status}[/], {row.diagnosis}"
+    console.print(f"{row.model} version {row.version}, batch {row.batch_id}: {status}\n{row.summary}")
     table = Table("metric", "value", "95 % interval", "baseline", "cases")
     for metric in row.metrics:
         interval = "-" if metric["low"] is None else f"{metric['low']:.3f} to {metric['high']:.3f}"

@@ -54,9 +54,8 @@ def machine() -> dict[str, Any]:
 def finish(name: str, rows: list[dict[str, Any]], targets: list[Target], path: Path | None, note: str = "") -> None:
     """Print the tables and write the JSON of DESIGN §9."""
     facts = machine()
-    print(
-        f"## {name}\n\n{facts['cores']} cores, Python {facts['python']}, torch {facts['torch']}, GPU {facts['gpu'] or 'none'}. {note}\n"
-    )
+    where = f"{facts['cores']} cores, Python {facts['python']}, torch {facts['torch']}, GPU {facts['gpu'] or 'none'}"
+    print(f"## {name}\n\n{where}. {note}\n")
     _table(rows)
     _table(
         [
