@@ -86,9 +86,9 @@ def _labels(facts: Facts, options: RemedyOptions, observed: Sequence[Observation
 def _remedy(facts: Facts, options: RemedyOptions, observed: Sequence[Observation]) -> Step:
     rung = Remedy(str(options.suggestion))
     if done(observed, "order_remedy") is None:
-        turned_down = f"the gate turned down {_repairs(options)}, so the next is to " if options.rejected_challengers else ""
+        repairs = f"the gate turned down {_repairs(options)}, so the next" if options.rejected_challengers else "the remedy"
         studies = f"{options.tune_cases} labelled studies{' made since then' if facts.get('evidence', {}).get('since') else ''}"
-        what = f"{turned_down}{WORDS[rung]} on {studies}"
+        what = f"{repairs} is to {WORDS[rung]} on {studies}"
         return Act("order_remedy", {"model": facts["model"], "remedy": str(rung), "reason": _because(facts, what)})
     return Say(f"{facts['model']} is degraded, cause: {Diagnosis(facts['diagnosis'])}. Proposed: {WORDS[rung]}.")
 

@@ -137,7 +137,7 @@ def test_a_gate_without_enough_cases_asks_for_labels_once_and_no_repair_follows_
     assert len(remedies(hospital)) == len(sent(hospital, OrderKind.LABEL_REQUEST)) == 1
     hospital.cases(tune=60, gate=30, patients="1")
     hospital.handle(hospital.evaluation())
-    assert len(remedies(hospital)) == 2
+    assert remedies(hospital) == [Remedy.PARTIAL, Remedy.PARTIAL]  # the gate has not turned it down
 
 
 def test_cases_count_as_the_repair_uses_them(database, make_hospital):
@@ -179,6 +179,10 @@ def test_cases_from_before_the_decline_train_no_repair(hospital):
 def test_the_reason_is_two_sentences_in_plain_words(hospital):
     hospital.cases(tune=60, gate=40)
     hospital.handle(hospital.evaluation(**began(hospital)))
+    (order,) = sent(hospital, OrderKind.REMEDY)
+    assert order.reason.endswith(
+        "; the remedy is to fine-tune the rear part of the network on 60 labelled studies made since then."
+    )
     for order in hospital.sent():
         assert order.reason.count(". ") == 1
         assert "worse in all classes together, most clearly in b_left: of 100 such patients it finds 7, before 91." in order.reason
@@ -218,6 +222,8 @@ def test_what_happened_is_told_as_a_story(hospital, status, now):
     assert positions == sorted(positions)
     assert ("About 9 more are needed." in reply) is (status == Status.UNDECIDED)
     assert len(reply.splitlines()) <= 15
+    assert reply.count("Version 3") == 1
+    assert "(in service)" not in reply
     assert not [word for word in JARGON if word in reply]
 
 
