@@ -433,7 +433,7 @@ class Killer:
 
 async def read_topics(bootstrap: str, topics: Sequence[str]) -> list[ConsumerRecord[bytes, bytes]]:
     """Everything on these topics now, read without a group."""
-    consumer: AIOKafkaConsumer[bytes, bytes] = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    consumer: AIOKafkaConsumer[bytes, bytes] = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     found: list[ConsumerRecord[bytes, bytes]] = []
     try:
@@ -441,7 +441,6 @@ async def read_topics(bootstrap: str, topics: Sequence[str]) -> list[ConsumerRec
         places = [TopicPartition(name, part) for name in topics if name in known for part in range(4)]
         consumer.assign(places)
         ends = await consumer.end_offsets(places)
-        await consumer.seek_to_beginning(*places)
         deadline = asyncio.get_running_loop().time() + 30
         while any([await consumer.position(place) < end for place, end in ends.items()]):
             assert asyncio.get_running_loop().time() < deadline, "the topics cannot be read to their ends"
