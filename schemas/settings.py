@@ -240,8 +240,13 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - signature of pydantic-settings
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order of precedence: arguments, environment, TOML file."""
-        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("RECLAIM_CONFIG", "reclaim.toml")))
+        toml = TomlConfigSettingsSource(settings_cls, settings_file())
         return init_settings, env_settings, toml
+
+
+def settings_file() -> Path:
+    """The TOML file in use, whether it is there or not."""
+    return Path(os.environ.get("RECLAIM_CONFIG", "reclaim.toml"))
 
 
 def load_settings() -> Settings:

@@ -1,12 +1,15 @@
 """`reclaim`: the entry point. Sub-commands live in their own modules and import what they need when they run."""
 
 import sys
+from tomllib import TOMLDecodeError
 
 import typer
 from pydantic import ValidationError
 
 from listeners.cli import dead_letters, inspect, labels, models, orders, run, studies, talk
 from listeners.cli.context import console
+from models.errors import ModelError
+from schemas.settings import settings_file
 from services.runtime.errors import InvalidInput, Transient
 
 app = typer.Typer(
@@ -39,7 +42,9 @@ def main() -> None:
         app()
     except ValidationError as error:
         _fail(f"settings: {_first_faults(error)}", 78)
-    except (InvalidInput, FileNotFoundError, NotADirectoryError) as error:
+    except (TOMLDecodeError, UnicodeDecodeError) as error:
+        _fail(f"settings: {settings_file()} is not TOML: {error}", 78)
+    except (InvalidInput, ModelError, FileNotFoundError, NotADirectoryError) as error:
         _fail(str(error), 2)
     except Transient as error:
         _fail(f"{error}; try again, or ask `reclaim doctor`", 75)

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlmodel import Session
 
 from schemas.settings import Settings
 from services.runtime.clock import Clock, SystemClock
-from services.runtime.errors import Transient
+from services.runtime.errors import InvalidInput, Transient
 from services.runtime.transaction import Transaction
 
 READ_ONLY = "reclaim_read_only"
@@ -55,17 +55,23 @@ class Database:
 
     @contextmanager
     def _session(self, **options: Any) -> Iterator[Session]:
-        try:
-            with Session(self.engine.execution_options(**options), expire_on_commit=False) as session:
-                yield session
-        except DBAPIError as error:
-            if is_transient(error):
-                raise Transient(f"the database is away ({type(error.orig).__name__})") from error
-            raise
+        with outages_as_transient(), Session(self.engine.execution_options(**options), expire_on_commit=False) as session:
+            yield session
 
     def close(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
+
+
+@contextmanager
+def outages_as_transient() -> Iterator[None]:
+    """Raise Transient for what may pass: a database that is away, locked or shutting down."""
+    try:
+        yield
+    except DBAPIError as error:
+        if is_transient(error):
+            raise Transient(f"the database is away ({type(error.orig).__name__})") from error
+        raise
 
 
 def is_transient(error: DBAPIError) -> bool:
@@ -80,7 +86,7 @@ def is_transient(error: DBAPIError) -> bool:
 
 
 def _make_engine(url: str, pool_size: int) -> Engine:
-    parsed = make_url(url)
+    parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +95,18 @@ def _make_engine(url: str, pool_size: int) -> Engine:
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     return create_engine(parsed, pool_size=pool_size, pool_pre_ping=True)
+
+
+def _parsed(url: str) -> URL:
+    """The address; InvalidInput, which does not repeat it, when it is none or names a driver that is not installed."""
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect().import_dbapi()
+    except (ArgumentError, ImportError, ValueError):
+        raise InvalidInput(
+            "database.url is no SQLAlchemy address with an installed driver, such as postgresql+psycopg://user:secret@host/reclaim"
+        ) from None
+    return parsed
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, text
 
-from services.runtime.database import Database
+from services.runtime.database import Database, outages_as_transient
 
 FOLDER = Path(__file__).parent
 ADVISORY_LOCK = 0x7265636C61696D
@@ -21,8 +21,11 @@ ADVISORY_LOCK = 0x7265636C61696D
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Bring the tables to a revision (default: the newest). Idempotent; concurrent callers wait for each other."""
-    with _alone(database.engine), database.engine.begin() as connection:
+    """Bring the tables to a revision (default: the newest). Idempotent; concurrent callers wait for each other.
+
+    Raises Transient while the database is away.
+    """
+    with _alone(database.engine), outages_as_transient(), database.engine.begin() as connection:
         if database.dialect == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         command.upgrade(configuration(connection), revision)
