@@ -25,6 +25,7 @@ class TrainingRequest:
     task: str
     modalities: tuple[str, ...]
     body_parts: tuple[str, ...] = ()
+    description: str | None = None
     network: str = "small"
     size: int = 96
     epochs: int = 12
@@ -44,7 +45,7 @@ def train_and_register(context: Context, request: TrainingRequest, on_epoch: Cal
     train_set, valid_set = (_tensors(studies, split, spec) for split in SPLITS[:2])
     result = train(module, spec, train_set, valid_set, settings, on_epoch=on_epoch)
     record = {"settings": settings.model_dump(mode="json"), "history": [row.model_dump() for row in result.history]}
-    rule = SelectionRule(modalities=request.modalities, body_parts=request.body_parts)
+    rule = SelectionRule(modalities=request.modalities, body_parts=request.body_parts, description_regex=request.description)
     with TemporaryDirectory() as draft:
         folder = Path(draft) / "bundle"
         save_bundle(folder, spec, module, record | {"best_epoch": result.best_epoch}, now=context.clock.now())

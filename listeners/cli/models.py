@@ -41,12 +41,13 @@ def train(
     task: Annotated[str, typer.Option(help="Task that the labels belong to")],
     modality: Annotated[list[str], typer.Option(help="Modality the model scores; may be given several times")],
     body_part: Annotated[list[str], typer.Option(help="BodyPartExamined it scores; none: any")] = [],  # noqa: B006 - typer copies it
+    description: Annotated[str | None, typer.Option(help="Only series whose description matches this regular expression")] = None,
     network: Annotated[
         str, typer.Option(help="small, resnet50, inception_v3, efficientnet_b0, efficientnet_v2_s, vgg16, densenet121 …")
     ] = "small",
     size: Annotated[int, typer.Option(min=16, max=1024, help="Edge of the image in pixels")] = 96,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train a model on a labelled data set, baseline it on the test split and register it."""
     from listeners.training import TrainingRequest, train_and_register
@@ -58,6 +59,7 @@ def train(
         task=task,
         modalities=tuple(modality),
         body_parts=tuple(body_part),
+        description=description,
         network=network,
         size=size,
         epochs=epochs,

@@ -17,6 +17,7 @@ from listeners.cli.context import open_context
 from listeners.dicom.echo import echo
 from schemas.settings import Settings
 from schemas.tables import Batch, Case, Evaluation, GroundTruth, Job, Order, Report
+from services.runtime.parenthood import die_with_parent
 from services.runtime.service import Context
 
 T = TypeVar("T")
@@ -54,7 +55,9 @@ class Stage:
         """Start the service and return when its listener answers C-ECHO."""
         with self._log.open("wb") as log:
             command = [sys.executable, "-m", "listeners.cli", "up"]
-            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603, PLW1509 - our own interpreter; no other thread runs yet
+                command, env=self._environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
+            )
         self.wait("the listener to answer", timeout, lambda _: echo("127.0.0.1", self.dicom_port, called_ae="RECLAIM") or None)
 
     def wait(self, what: str, timeout: float, look: Callable[[Session], T | None], on_look: Callable[[], None] | None = None) -> T:
