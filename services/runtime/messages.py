@@ -15,6 +15,7 @@ from schemas.topics import BY_NAME, Topic
 from services.runtime.errors import InvalidInput
 
 SOURCE = "/reclaim"
+MAX_ID = 64
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 
 
@@ -31,8 +32,9 @@ class Record:
 
     @property
     def event_id(self) -> str:
-        """CloudEvents id, or the position for a message that has none."""
-        return self.headers.get("ce_id") or f"{self.topic}/{self.partition}/{self.offset}"
+        """CloudEvents id, or the position for a message without a valid one: equal rubbish is not the same event."""
+        identity = self.headers.get("ce_id", "")
+        return identity if 0 < len(identity) <= MAX_ID else f"{self.topic}/{self.partition}/{self.offset}"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def decode(record: Record) -> Received[Event]:
         raise InvalidInput(f"{record.topic} is not a topic of this service")
     if not record.headers.get("ce_id"):
         raise InvalidInput("the CloudEvents header ce_id is missing")
-    if len(record.headers["ce_id"]) > 64:
-        raise InvalidInput("the CloudEvents header ce_id is longer than 64 characters")
+    if len(record.headers["ce_id"]) > MAX_ID:
+        raise InvalidInput(f"the CloudEvents header ce_id is longer than {MAX_ID} characters")
     try:
         data = topic.model.model_validate_json(record.body)
     except ValidationError as error:
