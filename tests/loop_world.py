@@ -299,7 +299,9 @@ class Loop:
     def storescu(self, files: Sequence[Path]) -> set[Path]:
         """Push files with DCMTK; returns those that were acknowledged with success."""
         command = [str(STORESCU), "-v", "-aec", "RECLAIM", "-aet", "DCMTK", "-to", "20", "127.0.0.1", str(self.dicom_port)]
-        done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            [*command, *map(str, files)], capture_output=True, text=True, errors="replace", timeout=120, check=False
+        )
         return acknowledged(done.stdout + done.stderr)
 
     def query(self, statement: str, **values: Any) -> list[Any]:
