@@ -55,8 +55,13 @@ class Stage:
         """Start the service and return when its listener answers C-ECHO."""
         with self._log.open("wb") as log:
             command = [sys.executable, "-m", "listeners.cli", "up"]
-            self._process = subprocess.Popen(  # noqa: S603, PLW1509 - our own interpreter; no other thread runs yet
-                command, env=self._environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                command,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - a system call
             )
         self.wait("the listener to answer", timeout, lambda _: echo("127.0.0.1", self.dicom_port, called_ae="RECLAIM") or None)
 
