@@ -184,7 +184,7 @@ class MaintenanceReport(Event):
     report_id: str
     model: str
     version: int
-    kind: str = Field(description="monitoring, remedy or routine")
+    kind: str = Field(description="monitoring, routine, remedy or label_request")
     status: Status
     title: str
     summary: str = Field(description="Two sentences")

@@ -4,6 +4,7 @@ Built once per process with `load_settings()` and handed down; nothing reads the
 """
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ class KafkaSettings(Group):
 
     bootstrap: str = Field("", description="Comma-separated host:port of the brokers; empty starts the embedded broker")
     embedded: bool = Field(False, description="True when bootstrap names an embedded broker (set by `reclaim up`)")
+    embedded_port: int = Field(0, ge=0, le=65535, description="Loopback port of the embedded broker; 0 takes a free one")
     incarnation: str = Field("", description="Identity of the embedded broker's current life (set by `reclaim up`)")
     partitions: int = Field(4, ge=1)
     replication: int = Field(1, ge=1)
@@ -255,4 +257,39 @@ def load_settings() -> Settings:
     if named and not Path(named).is_file():
         msg = f"RECLAIM_CONFIG names {named}, which is not a file"
         raise FileNotFoundError(msg)
-    return Settings()
+    loaded = Settings()
+    unknown = unknown_names()
+    if unknown:
+        msg = f"there is no setting {', '.join(unknown)}; `reclaim settings` prints all"
+        raise UnknownSetting(msg)
+    return loaded
+
+
+class UnknownSetting(ValueError):  # noqa: N818
+    """A name in the environment or the TOML file that is no setting: a typo that would otherwise go unseen."""
+
+
+def unknown_names() -> list[str]:
+    """Top-level names of the TOML file and RECLAIM_ variables that match no setting."""
+    fields = set(Settings.model_fields)
+    file = settings_file()
+    in_file = [
+        f"{name} in {file}" for name in (tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}) if name not in fields
+    ]
+    ours = (name for name in os.environ if name.startswith("RECLAIM_") and not name.startswith(NOT_SETTINGS))
+    return in_file + sorted(name for name in ours if not _is_setting(name.removeprefix("RECLAIM_").lower(), fields))
+
+
+NOT_SETTINGS = ("RECLAIM_CONFIG", "RECLAIM_TEST_", "RECLAIM_KAFKA_DEV_PORT")
+
+
+def _is_setting(name: str, fields: set[str]) -> bool:
+    """`state_dir` itself, or a group with one of its members: `kafka_bootstrap`."""
+    if name in fields:
+        return True
+    for field in fields:
+        annotation = Settings.model_fields[field].annotation
+        inside = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Group) else {}
+        if name.startswith(f"{field}_") and name.removeprefix(f"{field}_") in inside:
+            return True
+    return False

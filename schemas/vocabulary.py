@@ -73,7 +73,7 @@ class OrderKind(StrEnum):
 
 
 class Remedy(StrEnum):
-    """Rungs of the ladder, cheapest first (DESIGN §6)."""
+    """Rungs of the ladder of remedies, cheapest first."""
 
     NONE = "none"
     FIX_FEED = "fix_feed"

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from listeners.cli import dead_letters, inspect, labels, models, orders, run, studies, talk
 from listeners.cli.context import console
 from models.errors import ModelError
-from schemas.settings import settings_file
+from schemas.settings import UnknownSetting, settings_file
 from services.runtime.errors import InvalidInput, Transient
 
 app = typer.Typer(
@@ -42,9 +42,11 @@ def main() -> None:
         app()
     except ValidationError as error:
         _fail(f"settings: {_first_faults(error)}", 78)
+    except UnknownSetting as error:
+        _fail(f"settings: {error}", 78)
     except (TOMLDecodeError, UnicodeDecodeError) as error:
         _fail(f"settings: {settings_file()} is not TOML: {error}", 78)
-    except (InvalidInput, ModelError, FileNotFoundError, NotADirectoryError) as error:
+    except (InvalidInput, ModelError, FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError) as error:
         _fail(str(error), 2)
     except Transient as error:
         _fail(f"{error}; try again, or ask `reclaim doctor`", 75)

@@ -8,6 +8,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from listeners.cli.context import console, open_context
+from schemas.vocabulary import Modality
 from services.runtime import registry
 
 app = typer.Typer(help="Models, their versions, and which one serves.", no_args_is_help=True)
@@ -39,7 +40,7 @@ def train(
     manifest: Annotated[Path, typer.Argument(help="CSV with columns path,label,patient,split; DICOM files or folders")],
     name: Annotated[str, typer.Option(help="Name of the model")],
     task: Annotated[str, typer.Option(help="Task that the labels belong to")],
-    modality: Annotated[list[str], typer.Option(help="Modality the model scores; may be given several times")],
+    modality: Annotated[list[Modality], typer.Option(help="Modality the model scores; may be given several times")],
     body_part: Annotated[list[str], typer.Option(help="BodyPartExamined it scores; none: any")] = [],  # noqa: B006 - typer copies it
     description: Annotated[str | None, typer.Option(help="Only series whose description matches this regular expression")] = None,
     network: Annotated[
@@ -57,7 +58,7 @@ def train(
         manifest=manifest,
         name=name,
         task=task,
-        modalities=tuple(modality),
+        modalities=tuple(each.value for each in modality),
         body_parts=tuple(body_part),
         description=description,
         network=network,

@@ -65,18 +65,21 @@ class Stage:
             )
         self.wait("the listener to answer", timeout, lambda _: echo("127.0.0.1", self.dicom_port, called_ae="RECLAIM") or None)
 
-    def wait(self, what: str, timeout: float, look: Callable[[Session], T | None], on_look: Callable[[], None] | None = None) -> T:
-        """Look until there is something; DemoFailure when the service ends or time runs out."""
-        end = time.monotonic() + timeout
+    def wait(
+        self, what: str, timeout: float, look: Callable[[Session], T | None], sign: Callable[[Session], object] | None = None
+    ) -> T:
+        """Look until there is something; DemoFailure when the service ends or `timeout` s pass without a new `sign`."""
+        end, last = time.monotonic() + timeout, None
         while time.monotonic() < end:
             with self.context.database.read() as session:
                 found = look(session)
+                seen = sign(session) if sign else None
             if found is not None:
                 return found
+            if seen != last:
+                end, last = time.monotonic() + timeout, seen
             if self._process and self._process.poll() is not None:
                 raise DemoFailure(f"the service ended while waiting for {what}; see {self._log}")
-            if on_look:
-                on_look()
             time.sleep(0.2)
         raise DemoFailure(f"waited {timeout:.0f} s for {what}; see {self._log}")
 
@@ -142,3 +145,9 @@ def caught_up(session: Session, model: str, version: int) -> bool:
     distinct = func.count(col(Evaluation.batch_id).distinct())
     done = session.exec(select(distinct).where(Evaluation.model == model, Evaluation.version == version)).one()
     return batches > 0 and done >= batches
+
+
+def job_progress(session: Session, order_id: str) -> object:
+    """Changes whenever the job of an order gets on."""
+    job = job_of(session, order_id)
+    return job and (job.attempt, job.state, str(job.progress))

@@ -181,7 +181,7 @@ def _decline(play: Play, stream: Iterator[LabelledImage]) -> Evaluation:
 
 def _order(play: Play, evaluation: Evaluation) -> Order:
     play.screen.chapter("The agents order a remedy")
-    order = play.stage.wait("an order", 90, lambda session: look.remedy_order(session, MODEL))
+    order = play.stage.wait("an order", 180, lambda session: look.remedy_order(session, MODEL))
     play.screen.say(f"[bold]{order.kind} {order.remedy}[/] by {order.actor}: {order.reason}")
     play.summary["order"] = {
         "remedy": order.remedy,
@@ -195,11 +195,16 @@ def _order(play: Play, evaluation: Evaluation) -> Order:
 def _repair(play: Play, order: Order) -> Job:
     play.screen.chapter("Fine-tuning, then the gate")
     with play.screen.progress("fine-tuning", None) as advance:
-        job = play.stage.wait("the repair", 300, lambda session: _finished(look.job_of(session, order.order_id), advance))
+        job = play.stage.wait(
+            "the repair",
+            300,
+            lambda session: _finished(look.job_of(session, order.order_id), advance),
+            lambda session: look.job_progress(session, order.order_id),
+        )
     if job.state != JobState.SUCCEEDED:
         raise DemoFailure(f"the repair failed: {job.error}")
     verdict = str(job.result.get("verdict"))
-    play.screen.status("healthy" if verdict == "promote" else "watch", f"gate: {verdict}")
+    play.screen.say(f"gate: [bold]{verdict}[/]", "green" if verdict == "promote" else "yellow")
     for reason in job.result.get("reasons", []):
         play.screen.say(f"- {reason}")
     play.summary["gate"] = job.result
@@ -277,12 +282,12 @@ def _await_count(play: Play, text: str, count: Any) -> None:
             advance(completed=min(done, play.sent))
             return True if done >= play.sent else None
 
-        play.stage.wait(f"{play.sent} studies to be {text}", 180, enough)
+        play.stage.wait(f"{play.sent} studies to be {text}", 180, enough, count)
 
 
 def _evaluated(play: Play, version: int, phase: Phase) -> Evaluation:
     """The newest evaluation once the statistics have caught up with the labels."""
-    play.stage.wait("the batches to be evaluated", 90, lambda session: look.caught_up(session, MODEL, version) or None)
+    play.stage.wait("the batches to be evaluated", 180, lambda session: look.caught_up(session, MODEL, version) or None)
     return play.stage.wait(f"an evaluation of {phase.name}", 90, lambda session: look.newest_evaluation(session, MODEL, version))
 
 

@@ -110,7 +110,7 @@ class Inference(BatchConsumer[Prepared]):
     def _count_unwanted(self, count: int) -> None:
         self.unwanted += count
         if count:
-            logger.debug("%d studies are no model's (%d since the start)", count, self.unwanted)
+            logger.info("%d studies came that no serving model selects (%d since the start)", count, self.unwanted)
 
 
 def prediction_of(score: Score, now: datetime) -> Prediction:

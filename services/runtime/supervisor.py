@@ -147,7 +147,8 @@ class _Supervisor:
     def _start_broker(self) -> None:
         if not self._embeds or (self._broker is not None and self._broker.alive()):
             return
-        self._broker = EmbeddedBroker(self._settings.state_dir / "run" / "broker.log").start()
+        log_file = self._settings.state_dir / "run" / "broker.log"
+        self._broker = EmbeddedBroker(log_file, self._settings.kafka.embedded_port).start()
         logger.info("embedded broker at %s (in memory; what it loses is sent again from the outbox)", self._broker.bootstrap)
 
     def _kafka(self) -> KafkaSettings:
