@@ -1,8 +1,9 @@
 """The gate: may the challenger serve? Pure statistics over cases that neither raised the alarm nor trained the repair.
 
 Better on the gate's cases: exact one-sided McNemar test (McNemar 1947), on patients: each patient counts once, for the
-version that has more of that patient's studies right. Not worse on the baseline: upper confidence bound of the loss of
-recall within the margin, class by class. Not worse calibrated, not slower. Every number goes into the verdict.
+version that has more of that patient's studies right. Not worse on the gate's cases nor on the baseline: upper confidence
+bound of the loss of recall within the margin, class by class. Not worse calibrated, not slower. Every number goes into
+the verdict, and so does the name of every class that could not be checked.
 """
 
 import math
@@ -95,9 +96,12 @@ def judge(
         raise ValueError(msg)
     if len(gate) < rules.min_cases:
         return _too_few(len(gate), rules)
-    found = _Findings()
-    better, needed = _gain(_Arrays(gate, classes, rules), rules, found)
-    _memory(_Arrays(baseline, classes, rules), classes, rules, found)
+    found, new, old = _Findings(), _Arrays(gate, classes, rules), _Arrays(baseline, classes, rules)
+    better, needed = _gain(new, rules, found)
+    _compare(new, found)
+    _calibration(new, rules, found)
+    _spared(new, classes, rules, found)
+    _memory(old, classes, rules, found)
     _latency(latency_ratio, rules, found)
     return _verdict(found, better=better, needed=needed, cases=len(gate))
 
@@ -130,8 +134,6 @@ def _gain(cases: _Arrays, rules: Rules, found: _Findings) -> tuple[bool, int]:
         "mcnemar_losses": float(losses),
         "mcnemar_p": p_value,
     }
-    _compare(cases, found)
-    _calibration(cases, rules, found)
     counted = f"of {wins + losses} patients on whom the versions differ, {wins} are better read by the challenger"
     if p_value <= rules.alpha:
         found.support.append(f"Better on the gate's cases: {counted} (exact McNemar test, p = {p_value:.3g}).")
@@ -189,38 +191,66 @@ def _calibration(cases: _Arrays, rules: Rules, found: _Findings) -> None:
         found.objections.append(f"Its probabilities are less trustworthy: calibration error higher by at least {worse:.3f}.")
 
 
-def _memory(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings) -> None:
-    """Non-inferiority on the baseline. Losses are positive.
+def _spared(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings) -> None:
+    """No class pays on the gate's cases for the gain of the others."""
+    small, fine = _class_losses(cases, classes, rules, found, "gate")
+    if fine:
+        found.support.append(f"No class that the gate's cases show loses more recall than the tolerated {rules.margin:.1%}.")
+    _unchecked(cases, classes, rules, found, "gate", small)
 
-    A class with fewer than 3 / margin cases could not show it even without any change (rule of three; Hanley &
-    Lippman-Hand 1983): there the loss itself must stay within the margin, and the bound holds for all classes together.
-    """
+
+def _memory(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings) -> None:
+    """Non-inferiority on the baseline, of each class and of all classes together. Losses are positive."""
     loss = cases.old - cases.new
     found.numbers["baseline_cases"] = float(len(loss))
-    together = resampling.recalls(loss, cases.truth, cases.present, cases.draws)
+    bound = resampling.upper(resampling.recalls(loss, cases.truth, cases.present, cases.draws), rules.alpha)
     point = float(resampling.recalls(loss, cases.truth, cases.present, cases.once)[0])
-    bounds = [("all classes together", "macro_recall", point, resampling.upper(together, rules.alpha), len(loss))]
+    together = _tolerated("baseline", "all classes together", "macro_recall", point, bound, rules, found, bounded=True)
+    small, fine = _class_losses(cases, classes, rules, found, "baseline")
+    if together and fine:
+        found.support.append(f"The old cases are not forgotten: mean recall on the baseline falls by {max(bound, 0):.1%} at most.")
+    _unchecked(cases, classes, rules, found, "baseline", small)
+
+
+def _class_losses(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings, where: str) -> tuple[list[str], bool]:
+    """Test each class's loss of recall; returns the classes too small for a bound, and whether all losses are tolerated.
+
+    A class with fewer than 3 / margin cases could not show non-inferiority even without any change (rule of three; Hanley &
+    Lippman-Hand 1983): there the loss itself must stay within the margin.
+    """
+    loss, small, fine = cases.old - cases.new, [], True
     for label in cases.present:
         own = cases.truth == label
+        number = int(own.sum())
+        enough = number >= 3 / rules.margin
+        small += [] if enough else [f"{classes[label]} ({number})"]
         bound = resampling.upper(resampling.means(loss[own], cases.draws[:, own]), rules.alpha)
-        bounds.append((f"class {classes[label]}", f"recall:{classes[label]}", float(loss[own].mean()), bound, int(own.sum())))
-    small = []
-    for words, name, lost, bound, number in bounds:
-        found.numbers |= {f"baseline_loss:{name}": lost, f"baseline_loss_upper:{name}": bound}
-        enough = number >= 3 / rules.margin or name == "macro_recall"
-        small += [] if enough else [f"{words} ({number})"]
-        if lost > rules.margin or (enough and bound > rules.margin):
-            limits = f"{lost:.1%} recall, up to {bound:.1%}; tolerated are {rules.margin:.1%}"
-            found.objections.append(f"On the baseline it may lose too much, {words}: {limits}.")
-    _remember(found, rules, small, bounds[0][3], objected=any("baseline" in each for each in found.objections))
+        name, lost = classes[label], float(loss[own].mean())
+        fine &= _tolerated(where, f"class {name}", f"recall:{name}", lost, bound, rules, found, bounded=enough)
+    return small, fine
 
 
-def _remember(found: _Findings, rules: Rules, small: Sequence[str], bound: float, *, objected: bool) -> None:
-    if not objected:
-        found.support.append(f"The old cases are not forgotten: mean recall on the baseline falls by {max(bound, 0):.1%} at most.")
+def _tolerated(
+    where: str, words: str, name: str, lost: float, bound: float, rules: Rules, found: _Findings, *, bounded: bool
+) -> bool:
+    """Record a loss with its upper bound; object when the loss, or the bound where it is `bounded`, exceeds the margin."""
+    found.numbers |= {f"{where}_loss:{name}": lost, f"{where}_loss_upper:{name}": bound}
+    if lost <= rules.margin and (not bounded or bound <= rules.margin):
+        return True
+    limits = f"{lost:.1%} recall, up to {bound:.1%}; tolerated are {rules.margin:.1%}"
+    found.objections.append(f"On the {where} it may lose too much, {words}: {limits}.")
+    return False
+
+
+def _unchecked(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings, where: str, small: Sequence[str]) -> None:
+    """Name the classes whose loss has no bound because they have too few cases, and those that no case shows."""
+    absent = [name for index, name in enumerate(classes) if index not in cases.present]
+    found.numbers[f"{where}_classes_absent"] = float(len(absent))
     if small:
-        what = f"Too few baseline cases to bound the loss within {rules.margin:.1%}, so only the loss itself is checked"
+        what = f"Too few {where} cases to bound the loss within {rules.margin:.1%}, so only the loss itself is checked"
         found.support.append(f"{what}: {', '.join(small)}.")
+    if absent:
+        found.support.append(f"Not checked, because no {where} case shows it: {', '.join(absent)}.")
 
 
 def _latency(ratio: float | None, rules: Rules, found: _Findings) -> None:

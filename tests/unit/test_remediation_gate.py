@@ -99,7 +99,7 @@ def test_forgetting_one_class_rejects_whatever_the_gain() -> None:
     verdict = judge(simulated(120, 0.4, 0.95, 3), cases([True] * 180, forgotten), CLASSES, RULES)
     assert verdict.verdict == Verdict.REJECT
     assert verdict.numbers["baseline_loss:recall:a"] == pytest.approx(1 / 3)
-    assert any("class a" in reason for reason in verdict.reasons)
+    assert any("baseline" in reason and "class a" in reason for reason in verdict.reasons)
 
 
 def test_a_small_class_is_checked_by_its_loss_and_said_so() -> None:
@@ -108,6 +108,39 @@ def test_a_small_class_is_checked_by_its_loss_and_said_so() -> None:
     assert any("Too few baseline cases" in reason for reason in verdict.reasons)
     lost = cases([True] * 60, [index not in {0, 3} for index in range(60)])
     assert judge(simulated(120, 0.4, 0.95, 3), lost, CLASSES, RULES).verdict == Verdict.REJECT
+
+
+def outcome(truth: str, old: bool, new: bool, count: int) -> list[PairedCase]:
+    """So many cases of one class, answered right or wrong by either side."""
+    sides = [probabilities(truth if right else wrong(truth)) for right in (old, new)]
+    return [PairedCase(f"{truth}{old}{new}{index}", f"{truth}{old}{new}{index}", truth, *sides) for index in range(count)]
+
+
+GAIN_IN_TWO = (
+    outcome("a", True, True, 40) + outcome("a", False, True, 30) + outcome("b", True, True, 20) + outcome("b", False, True, 20)
+)
+
+
+@pytest.mark.parametrize(("kept", "lost", "expected"), [(3, 7, Verdict.REJECT), (70, 8, Verdict.REJECT), (10, 0, Verdict.PROMOTE)])
+def test_a_class_lost_on_the_gates_cases_rejects_whatever_the_gain_of_the_others(kept: int, lost: int, expected: Verdict) -> None:
+    gate = GAIN_IN_TWO + outcome("c", True, True, kept) + outcome("c", True, False, lost)
+    verdict = judge(gate, STEADY, CLASSES, RULES)
+    assert verdict.verdict == expected
+    assert verdict.numbers["macro_recall:challenger"] > verdict.numbers["macro_recall:champion"]
+    assert verdict.numbers["gate_loss:recall:c"] == pytest.approx(lost / (kept + lost))
+    objections = [reason for reason in verdict.reasons if "gate" in reason and "lose too much" in reason]
+    assert ["class c" in reason for reason in objections] == [True] * (expected == Verdict.REJECT)
+
+
+def test_classes_that_could_not_be_checked_are_named() -> None:
+    baseline = [each for each in STEADY if each.truth != "c"]
+    verdict = judge(GAIN_IN_TWO, baseline, CLASSES, RULES)
+    assert verdict.verdict == Verdict.PROMOTE
+    for where in ("gate", "baseline"):
+        assert verdict.numbers[f"{where}_classes_absent"] == 1.0
+        assert f"Not checked, because no {where} case shows it: c." in verdict.reasons
+    seen = judge(GAIN_IN_TWO + outcome("c", True, False, 5), baseline, CLASSES, RULES)
+    assert seen.verdict == Verdict.REJECT
 
 
 def test_many_studies_of_one_patient_count_once() -> None:
