@@ -59,7 +59,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of images and training")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end, until Ctrl-C")] = False,
 ) -> None:
-    """Watch a classifier decay and recover on studies pushed over DICOM (about four minutes)."""
+    """Watch a classifier decay and recover on studies pushed over DICOM (two to six minutes)."""
     from listeners.demo.story import DemoOptions, tell
 
     sys.exit(tell(DemoOptions(data, shifted, modality, state, network, seed, keep), console))

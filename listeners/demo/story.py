@@ -221,9 +221,10 @@ def _recovered(play: Play, stream: Iterator[LabelledImage]) -> None:
 
 
 def _outcome(play: Play, evaluation: Evaluation) -> str:
-    """Recovered: no alarm, and the interval of the macro recall lies above that of the decline."""
-    decayed, repaired = play.results[-2].macro_recall, play.results[-1].macro_recall
-    better = (repaired.low or 0.0) > (decayed.high or 0.0)
+    """Recovered: no alarm, and the interval of accuracy or of macro recall lies above that of the decline."""
+    decayed, repaired = play.results[-2], play.results[-1]
+    pairs = ((decayed.accuracy, repaired.accuracy), (decayed.macro_recall, repaired.macro_recall))
+    better = any((after.low or 0.0) > (before.high or 0.0) for before, after in pairs)
     return "recovered" if better and evaluation.status != "degraded" else "not recovered"
 
 
