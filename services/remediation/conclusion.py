@@ -119,7 +119,10 @@ def finite(numbers: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def _enter(tx: Transaction, context: Context, claim: jobs.Claim, material: Material, outcome: Outcome, number: int) -> None:
-    """The challenger with its baseline: the gate's cases, because they show what it will serve (decision 0007)."""
+    """The challenger; with its baseline once it serves: the gate's cases, because they show what it meets (decision 0007).
+
+    A baseline uses its patients up, so one that waits or is rejected has none: they go on judging.
+    """
     row = ModelVersion(
         model=claim.model,
         version=number,
@@ -132,7 +135,7 @@ def _enter(tx: Transaction, context: Context, claim: jobs.Claim, material: Mater
         metrics=finite(outcome.judgement.numbers),
         created_at=tx.clock.now(),
     )
-    kept = outcome.gate_cases if outcome.judgement.verdict != Verdict.REJECT else ()
+    kept = outcome.gate_cases if outcome.judgement.verdict == Verdict.PROMOTE else ()
     rows = [
         BaselineCase(
             model=claim.model,

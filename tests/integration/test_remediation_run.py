@@ -262,6 +262,25 @@ def test_a_healthy_model_keeps_serving(stripes: Context) -> None:
     assert "did not pass" in stored(stripes, Order, "needless").explanation
 
 
+def test_a_challenger_that_waits_keeps_no_gate_case_from_the_next_gate(stripes: Context) -> None:
+    """A gate whose power is too small to show any gain ends in a label request; what it saw stays there to be judged again."""
+    for role in (CaseRole.TUNE, CaseRole.GATE):
+        stream(stripes, role, 40)
+    strict = RemediationSettings(**(LIMITS.model_dump() | {"gate_alpha": 1e-12}))
+    impatient = Context(
+        stripes.settings.model_copy(update={"remediation": strict}), stripes.database, stripes.clock, stripes.pseudonyms
+    )
+    for number, name in enumerate(("first", "second"), start=2):
+        give(impatient, OrderKind.REMEDY, name, remedy=Remedy.FULL)
+        assert JobWorker(impatient).run_one()
+        job = stored(stripes, Job, name)
+        assert job.result["verdict"] == Verdict.NEED_LABELS, (job.error, job.result)
+        assert (len(job.settings["plan"]["tune"]), len(job.settings["plan"]["gate"])) == (40, 40)
+        assert stored(stripes, ModelVersion, ("stripes", number)).state == VersionState.CHALLENGER
+        with stripes.database.read() as session:
+            assert registry.baseline(session, "stripes", number) == []
+
+
 def test_a_shared_patient_stops_the_run(stripes: Context) -> None:
     for role in (CaseRole.TUNE, CaseRole.GATE):
         stream(stripes, role, 40)
