@@ -59,7 +59,7 @@ def conclude_too_few(context: Context, claim: jobs.Claim, few: TooFew) -> None:
     with context.database.transaction() as tx:
         champion = repository.lock_model(tx.session, claim.model).champion
         request_labels(tx, claim, cases, few.reason, champion)
-        numbers = {"tune_cases": few.tune, "gate_cases": few.gate, "labels_needed": cases}
+        numbers = {"tune_cases": few.tune, "gate_cases": few.gate, "labels_needed": cases, "labels_of_no_class": few.foreign}
         result = {"verdict": Verdict.NEED_LABELS, "reasons": [few.reason], "numbers": numbers}
         jobs.succeed(tx, claim, result, f"{few.reason} About {cases} more labels were asked for.")
 
@@ -109,6 +109,7 @@ def _evidence(claim: jobs.Claim, material: Material, outcome: Outcome) -> dict[s
         "weights_sha256": outcome.bundle.sha256,
         "seed": material.options.seed,
         "returning_patients": material.returning,
+        "labels_of_no_class": material.plan.foreign,
         "options": material.options.model_dump(),
     }
 

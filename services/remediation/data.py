@@ -42,7 +42,13 @@ def archived(session: Session, archive: Path, cases: Sequence[LabelledCase]) -> 
 def load(
     studies: Sequence[LabelledStudy], spec: ModelSpec, rule: SelectionRule | None, check: Callable[[], None] = lambda: None
 ) -> TensorSet:
-    """Decode and prepare studies exactly as serving does. `check` may raise to end early; InvalidDataset names a bad study."""
+    """Decode and prepare studies exactly as serving does. `check` may raise to end early.
+
+    InvalidDataset names a study that cannot be read or whose label is no class of the model.
+    """
+    for study in studies:
+        if study.label not in spec.classes:
+            raise InvalidDataset(f"study {study.key}: its label is no class of {spec.name}; these are {', '.join(spec.classes)}")
 
     def read(study: LabelledStudy) -> Prepared:
         check()

@@ -48,7 +48,7 @@ def prepare(context: Context, claim: jobs.Claim) -> Material | TooFew:
         champion = load_bundle(context.settings.models_dir / version.bundle)
         old = data.development(version.dataset, champion.spec.classes)
         taken = data.development_patients(old, context.pseudonyms) | repository.baseline_patients(session, owner.name)
-        plan = _plan(session, job, order, version, taken, context.settings.remediation)
+        plan = _plan(session, job, order, version, champion.spec.classes, taken, context.settings.remediation)
         if isinstance(plan, TooFew):
             return plan
         trigger = repository.trigger_patients(session, owner.name)
@@ -85,7 +85,13 @@ def _champion(session: Session, owner: RegisteredModel, order: Order) -> ModelVe
 
 
 def _plan(
-    session: Session, job: Job, order: Order, version: ModelVersion, taken: set[str], limits: RemediationSettings
+    session: Session,
+    job: Job,
+    order: Order,
+    version: ModelVersion,
+    classes: Sequence[str],
+    taken: set[str],
+    limits: RemediationSettings,
 ) -> Plan | TooFew:
     if options.PLAN in job.settings:
         return from_json(job.settings[options.PLAN])
@@ -96,6 +102,7 @@ def _plan(
         version.version,
         tune,
         gate,
+        classes=classes,
         taken=taken,
         since=start_of_decline(repository.evidence(session, order.evaluation_id)),
         min_tune=limits.min_tune_cases,

@@ -32,6 +32,8 @@ class Plan:
     tune: tuple[LabelledCase, ...]
     gate: tuple[LabelledCase, ...]
     since: datetime | None
+    foreign: int = 0
+    """Cases left out because their label is no class of the model."""
 
     @property
     def digest(self) -> str:
@@ -47,6 +49,7 @@ class TooFew:
     gate: int
     tune_needed: int
     gate_needed: int
+    foreign: int = 0
 
     @property
     def missing(self) -> dict[str, int]:
@@ -59,6 +62,7 @@ class TooFew:
         return (
             f"There are {self.tune} labelled cases to learn from and {self.gate} to judge with since the decline began; "
             f"it takes {self.tune_needed} and {self.gate_needed}."
+            + (f" Labels that are no class of the model and were left out: {self.foreign}." if self.foreign else "")
         )
 
 
@@ -67,23 +71,32 @@ def choose(
     tune: Iterable[LabelledCase],
     gate: Iterable[LabelledCase],
     *,
+    classes: Collection[str],
     taken: Collection[str],
     since: datetime | None,
     min_tune: int,
     min_gate: int,
     most: int,
 ) -> Plan | TooFew:
-    """The newest `most` cases of either role from `since` on, without the `taken` patients (development data, older gates)."""
-    chosen_tune = _newest(tune, taken, since, most)
-    chosen_gate = _newest(gate, taken, since, most)
+    """The newest `most` cases of either role from `since` on, without the `taken` patients (development data, older gates).
+
+    A label that is none of the model's `classes` (the classes of a task are those of all its models) teaches and judges
+    nothing here: such cases are left out and counted.
+    """
+    eligible = [[case for case in cases if _fits(case, taken, since)] for cases in (tune, gate)]
+    foreign = sum(case.truth not in classes for cases in eligible for case in cases)
+    chosen_tune, chosen_gate = (_newest([case for case in cases if case.truth in classes], most) for cases in eligible)
     if len(chosen_tune) < min_tune or len(chosen_gate) < min_gate:
-        return TooFew(len(chosen_tune), len(chosen_gate), min_tune, min_gate)
-    return Plan(champion, chosen_tune, chosen_gate, since)
+        return TooFew(len(chosen_tune), len(chosen_gate), min_tune, min_gate, foreign)
+    return Plan(champion, chosen_tune, chosen_gate, since, foreign)
 
 
-def _newest(cases: Iterable[LabelledCase], taken: Collection[str], since: datetime | None, most: int) -> tuple[LabelledCase, ...]:
-    fit = [case for case in cases if case.patient_key not in taken and (since is None or case.acquired_at >= since)]
-    newest = sorted(fit, key=lambda case: (case.acquired_at, case.study_key), reverse=True)[:most]
+def _fits(case: LabelledCase, taken: Collection[str], since: datetime | None) -> bool:
+    return case.patient_key not in taken and (since is None or case.acquired_at >= since)
+
+
+def _newest(cases: Iterable[LabelledCase], most: int) -> tuple[LabelledCase, ...]:
+    newest = sorted(cases, key=lambda case: (case.acquired_at, case.study_key), reverse=True)[:most]
     return tuple(sorted(newest, key=lambda case: case.study_key))
 
 
@@ -115,13 +128,15 @@ def labels_for(missing: int, share: float) -> int:
 def to_json(plan: Plan) -> dict[str, Any]:
     """The plan as a JSON document."""
     cases = {name: [asdict(case) | {"acquired_at": case.acquired_at.isoformat()} for case in getattr(plan, name)] for name in ROLES}
-    return cases | {"champion": plan.champion, "since": plan.since.isoformat() if plan.since else None}
+    since = plan.since.isoformat() if plan.since else None
+    return cases | {"champion": plan.champion, "since": since, "foreign": plan.foreign}
 
 
 def from_json(document: Mapping[str, Any]) -> Plan:
     """The plan that `to_json` wrote."""
     since = datetime.fromisoformat(document["since"]) if document["since"] else None
-    return Plan(int(document["champion"]), _cases(document["tune"]), _cases(document["gate"]), since)
+    foreign = int(document.get("foreign", 0))
+    return Plan(int(document["champion"]), _cases(document["tune"]), _cases(document["gate"]), since, foreign)
 
 
 def _cases(rows: Sequence[Mapping[str, Any]]) -> tuple[LabelledCase, ...]:

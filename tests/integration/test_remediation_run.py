@@ -281,6 +281,21 @@ def test_a_challenger_that_waits_keeps_no_gate_case_from_the_next_gate(stripes: 
             assert registry.baseline(session, "stripes", number) == []
 
 
+def test_labels_that_are_no_class_of_the_model_are_left_out_and_counted(stripes: Context) -> None:
+    for role in (CaseRole.TUNE, CaseRole.GATE):
+        stream(stripes, role, 40)
+    with stripes.database.transaction() as tx:
+        for case in tx.session.exec(select(Case).where(Case.role != CaseRole.TRIGGER).order_by(col(Case.study_key)).limit(5)):
+            case.truth = "diagonal"
+            tx.session.add(case)
+    give(stripes, OrderKind.REMEDY, "mixed", remedy=Remedy.HEAD_ONLY, settings={"epochs": 1})
+    assert JobWorker(stripes).run_one()
+    job = stored(stripes, Job, "mixed")
+    assert job.state == JobState.SUCCEEDED, job.error
+    assert job.result["labels_of_no_class"] == 5
+    assert len(job.settings["plan"]["tune"]) + len(job.settings["plan"]["gate"]) == 75
+
+
 def test_a_shared_patient_stops_the_run(stripes: Context) -> None:
     for role in (CaseRole.TUNE, CaseRole.GATE):
         stream(stripes, role, 40)

@@ -1,5 +1,6 @@
 """Which cases a run uses, what an order may set, and what may follow what in a job's life."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.data import LabelledStudy
+from models.errors import InvalidDataset
+from models.spec import ModelSpec, PreprocessingSpec
 from schemas.settings import Settings
 from schemas.vocabulary import JobState, Remedy
 from services.remediation import data
@@ -35,7 +38,7 @@ def case(number: int, patient: str | None = None, day: int | None = None) -> Lab
 
 
 def chosen(tune: list[LabelledCase], gate: list[LabelledCase], **changes: object) -> Plan | TooFew:
-    options: dict = {"taken": set(), "since": None, "min_tune": 2, "min_gate": 2, "most": 100} | changes
+    options: dict = {"classes": ("a", "b"), "taken": set(), "since": None, "min_tune": 2, "min_gate": 2, "most": 100} | changes
     return choose(3, tune, gate, **options)
 
 
@@ -61,6 +64,25 @@ def test_too_few_cases_say_how_many_are_missing() -> None:
     assert "40" in few.reason
 
 
+def test_labels_of_no_class_are_left_out_and_counted_where_a_repair_would_have_used_them() -> None:
+    strange = [replace(case(n), truth="meningioma") for n in range(4, 7)]
+    tune, gate = [case(n) for n in range(4)] + strange, [case(n) for n in range(20, 24)]
+    plan = chosen(tune, gate, taken={"patient5"})
+    assert isinstance(plan, Plan)
+    assert ({each.truth for each in plan.tune}, plan.foreign) == ({"a"}, 2)
+    few = chosen(strange, gate)
+    assert isinstance(few, TooFew)
+    assert (few.tune, few.foreign) == (0, 3)
+    assert "no class of the model and were left out: 3." in few.reason
+    assert "left out" not in chosen([], gate).reason
+
+
+def test_a_study_whose_label_is_no_class_is_named_not_trained_on() -> None:
+    spec = ModelSpec(name="tumour", task="tumour", classes=("none", "glioma"), preprocessing=PreprocessingSpec(), modality="MR")
+    with pytest.raises(InvalidDataset, match="study s1: its label is no class of tumour; these are none, glioma"):
+        data.load([LabelledStudy("s1", (), "meningioma", "p1")], spec, None)
+
+
 @given(st.permutations(range(12)))
 def test_the_order_of_arrival_makes_no_difference(order: list[int]) -> None:
     tune, gate = [case(n) for n in order], [case(n + 20) for n in order]
@@ -71,7 +93,7 @@ def test_the_order_of_arrival_makes_no_difference(order: list[int]) -> None:
 
 
 def test_the_plan_survives_the_database() -> None:
-    plan = Plan(1, (case(1), case(2)), (case(3),), START)
+    plan = Plan(1, (case(1), case(2)), (case(3),), START, 7)
     assert from_json(to_json(plan)) == plan
     assert from_json(to_json(Plan(1, (), (), None))) == Plan(1, (), (), None)
     assert Plan(1, (case(1),), (), None).digest != Plan(1, (case(2),), (), None).digest
