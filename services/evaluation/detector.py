@@ -77,7 +77,8 @@ def log_bayes_factor(window: Pair, reference: Pair, priors: Floats) -> Floats:
 
     `window` and `reference` are errors and cases [R, S, K]. Under the null the window follows the beta-binomial predictive
     of the reference (Jeffreys prior); under the alternative one with the priors [R, D, 2, K]; the drops are averaged. All
-    classes together: the product of the classes' factors at the same drop.
+    classes together: the product of the classes' factors at the same drop. A class whose error rate in the window is not
+    above the reference's has a factor of at most 1: a reference spoilt by bad batches must not make a recovery look bad.
     """
     (errors, cases), (reference_errors, reference_cases) = window, reference
     a, b = priors[:, None, :, 0], priors[:, None, :, 1]
@@ -87,6 +88,8 @@ def log_bayes_factor(window: Pair, reference: Pair, priors: Floats) -> Floats:
     b0 = np.asarray(reference_cases - reference_errors + 0.5, np.float64)
     null = _log_beta(a0 + errors, b0 + cases - errors) - _log_beta(a0, b0)
     factors: Floats = alternative - null[:, :, None]
+    worse = errors * reference_cases > reference_errors * cases
+    factors = np.where((worse | (reference_cases == 0))[:, :, None], factors, np.minimum(factors, 0.0))
     factors = np.concatenate([factors, factors.sum(-1, keepdims=True)], -1)
     return _log_mean(factors, 2, len(A_DROPS))
 

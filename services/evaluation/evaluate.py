@@ -84,6 +84,12 @@ def _explain(material: Material, stream: Sequence[StreamCase], assessment: Asses
     recent = [case.truth or "" for case in stream if case.batch == material.batch]
     moved = rule.declined and mix_shift([row.truth or "" for row in material.baseline], recent) < MIX_RISK
     fall = assessment.fall if assessment else None
+    if assessment and assessment.alarm and fall:
+        # A feed that was broken when the alarm rose stays the cause while the alarm stands, also once it is repaired.
+        for end in range(max(assessment.alarm, fall.start), stream[-1].batch):
+            cause = diagnose([case for case in stream if case.batch <= end], fall, alarmed=True, mix_moved=moved)
+            if cause.kind is Diagnosis.PIPELINE:
+                return cause
     return diagnose(stream, fall, alarmed=bool(assessment and assessment.alarm), mix_moved=moved)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,8 @@ USUAL_SHARE: Final = 0.05
 """Classes rarer than this in the test set do not keep a model undecided; they are named as unproven."""
 WATCH_BATCHES: Final = 4
 WATCH_DOUBT: Final = 0.02
+LIKELY: Final = 0.5
+"""An alarm stands only where the posterior probability of a fall of 3 points or more is above this."""
 DRAWS: Final = 20_000
 _POWER: Final = 1.645 + 0.842
 """Normal quantiles of a one-sided 5 % level and 80 % power."""
@@ -42,7 +44,7 @@ class Fall:
 
 @dataclass(frozen=True)
 class Assessment:
-    """The detector's verdict on a stream. `alarm` is the number of the first batch that raised it."""
+    """The detector's verdict on a stream. `alarm` is the batch that raised the alarm which still stands, None without one."""
 
     status: Status
     a: float
@@ -58,13 +60,12 @@ class Assessment:
 
 
 def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch_size: int, seed: int) -> Assessment:
-    """Judge one stream (R = 1) after its last batch. The alarm stays for as long as the version's counts bear it out."""
-    # No independent case yet: the logarithm of no evidence at all is not a number that can be stored.
-    found = np.maximum(statistics(counts, batch_size)[0], -LOG_CAP)
-    alarms = np.flatnonzero((found[:, 0] >= thresholds.a) | (found[:, 1] >= thresholds.b))
-    alarm = int(alarms[0]) + 1 if len(alarms) else None
+    """Judge one stream (R = 1) after its last batch. An alarm stands until the recall is back (see `_recovered`)."""
     generator = np.random.default_rng(seed)
-    watched = alarm is None and _watch(counts, generator)
+    first, alarm, found = _episode(counts, classes, thresholds, batch_size, generator)
+    fall = _located(counts, first, classes, generator) if alarm or _watch(counts, generator) else None
+    fall = fall if fall and fall.drop > 0 else None
+    watched = alarm is None and fall is not None
     missing = _missing(counts, classes)
     share = _shares(counts)
     blocking = {name: need for name, need in missing.items() if share[classes.index(name)] >= USUAL_SHARE}
@@ -74,11 +75,72 @@ def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch
         b=float(found[-1, 1]),
         thresholds=thresholds,
         alarm=alarm,
-        fall=locate(counts, classes, generator) if alarm or watched else None,
+        fall=fall,
         more_cases=_more(blocking),
         unproven=tuple(missing),
         smallest_fall=smallest_fall(counts, thresholds, batch_size),
     )
+
+
+def _episode(
+    counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch_size: int, generator: np.random.Generator
+) -> tuple[int, int | None, Floats]:
+    """Where the detector's clock started (batches before it), the alarm that stands, and the statistics since that start.
+
+    An alarm without a fall that its own counts bear out is none. After a recovery the clock starts anew, compared with
+    the baseline alone, so that the bad batches neither hold the alarm nor count as usual.
+    """
+    first, judged, batches = 0, 0, counts.errors.shape[1]
+    while True:
+        # No independent case yet: the logarithm of no evidence at all is not a number that can be stored.
+        found = np.maximum(statistics(_part(counts, first, batches), batch_size)[0], -LOG_CAP)
+        fired = first + np.flatnonzero((found[:, 0] >= thresholds.a) | (found[:, 1] >= thresholds.b)) + 1
+        falls = ((int(end), _located(_part(counts, 0, int(end)), first, classes, generator)) for end in fired if end > judged)
+        alarm, fall = next(((end, fall) for end, fall in falls if _supported(fall)), (None, None))
+        if alarm is None or fall is None:
+            return first, None, found
+        ends = range(alarm + 1, batches + 1)
+        closed = next((end for end in ends if _recovered(counts, first, end, alarm, fall, classes, generator)), None)
+        if closed is None:
+            return first, alarm, found
+        first, judged = max(first, closed - WATCH_BATCHES), closed
+
+
+def _part(counts: Counts, first: int, end: int) -> Counts:
+    return Counts(counts.baseline_errors, counts.baseline_cases, counts.errors[:, first:end], counts.cases[:, first:end])
+
+
+def _supported(fall: Fall) -> bool:
+    """Whether the counts make a fall of 3 points or more likelier than not."""
+    return fall.drop > 0 and fall.probability > LIKELY
+
+
+def _recovered(
+    counts: Counts, first: int, end: int, alarm: int, fall: Fall, classes: Sequence[str], generator: np.random.Generator
+) -> bool:
+    """Whether after batch `end` nothing speaks for the fall any more, or not the last batches, all made after the alarm."""
+    seen = _part(counts, 0, end)
+    if not _supported(_located(seen, first, classes, generator)):
+        return True
+    if end - alarm < WATCH_BATCHES:
+        return False
+    label = classes.index(fall.label)
+    now = _sums(counts, label, end - WATCH_BATCHES, end)
+    errors, cases = _sums(counts, label, first, fall.start - 1)
+    then = (int(counts.baseline_errors[0, label]) + errors, int(counts.baseline_cases[0, label]) + cases)
+    drops = _posterior(now, generator) - _posterior(then, generator)
+    return bool((drops >= MEANINGFUL_FALL).mean() <= LIKELY) and not _watch(seen, generator)
+
+
+def _sums(counts: Counts, label: int, first: int, end: int) -> tuple[int, int]:
+    """Errors and cases of a class in batches `first` + 1 to `end`."""
+    return int(counts.errors[0, first:end, label].sum()), int(counts.cases[0, first:end, label].sum())
+
+
+def _located(counts: Counts, first: int, classes: Sequence[str], generator: np.random.Generator) -> Fall:
+    """The fall in the batches after the first `first` ones, numbered as in the whole stream."""
+    fall = locate(_part(counts, first, counts.errors.shape[1]), classes, generator)
+    return replace(fall, start=fall.start + first, start_low=fall.start_low + first, start_high=fall.start_high + first)
 
 
 def _status(alarm: bool, watched: bool, blocked: bool) -> Status:

@@ -10,7 +10,7 @@ from scipy.stats import beta
 from schemas.vocabulary import Status
 from services.evaluation import calibration
 from services.evaluation.calibration import balance, bound, calibrate, fingerprint
-from services.evaluation.detector import A_DROPS, B_DROPS, WINDOWS, Counts, Thresholds, statistics
+from services.evaluation.detector import A_DROPS, B_DROPS, WINDOWS, Counts, Thresholds, log_bayes_factor, priors_of, statistics
 from services.evaluation.reclaim_rule import apply_rule
 from services.evaluation.verdict import assess, cases_for_fall
 
@@ -52,6 +52,8 @@ def slow_a(stream):
                 a0, b0 = ref_e + 0.5, ref_m - ref_e + 0.5
                 each[d] = betaln(a + window_e, b + window_m - window_e) - betaln(a, b)
                 each[d] -= betaln(a0 + window_e, b0 + window_m - window_e) - betaln(a0, b0)
+                better = (window_e * ref_m <= ref_e * window_m) & (ref_m > 0)
+                each[d] = np.where(better, np.minimum(each[d], 0), each[d])
             streams[:k, earlier] += np.exp(each).mean(0)
             streams[k, earlier] += np.exp(each.sum(1)).mean()
     return math.log(streams.mean())
@@ -161,10 +163,44 @@ def test_the_evidence_names_class_fall_and_start(thresholds):
     assert fall.probability > 0.99
 
 
-def test_an_alarm_stays_after_the_recall_came_back(thresholds):
-    rates = np.vstack([np.full((5, 2), [0.10, 0.03]), np.full((3, 2), [0.60, 0.03]), np.full((9, 2), [0.05, 0.02])])
-    verdict = assess(counts(*simulate(np.random.default_rng(2), rates)), CLASSES, thresholds, 100, 0)
-    assert (verdict.status, verdict.alarm) == (Status.DEGRADED, 6)
+def test_an_alarm_stays_while_the_fall_lasts_and_ends_with_it(thresholds):
+    rates = np.vstack([np.full((6, 2), [0.10, 0.03]), np.full((4, 2), [0.50, 0.30]), np.full((30, 2), [0.10, 0.03])])
+    errors, cases = simulate(np.random.default_rng(2), rates)
+    verdicts = [assess(counts(errors[:end], cases[:end]), CLASSES, thresholds, 100, 0) for end in (10, 11, 20, 40)]
+    assert [verdict.status for verdict in verdicts] == [Status.DEGRADED, Status.DEGRADED, Status.HEALTHY, Status.HEALTHY]
+    assert [verdict.alarm for verdict in verdicts] == [7, 7, None, None]
+    assert verdicts[-1].fall is None
+
+
+def test_a_second_fall_after_a_recovery_is_found_as_its_own(thresholds):
+    good, bad = np.full((12, 2), [0.10, 0.03]), np.full((4, 2), [0.50, 0.03])
+    stream = counts(*simulate(np.random.default_rng(3), np.vstack([good, bad, good, bad])))
+    verdict = assess(stream, CLASSES, thresholds, 100, 0)
+    assert verdict.status is Status.DEGRADED
+    assert verdict.alarm in {29, 30}
+    assert abs(verdict.fall.start - 29) <= 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_degraded_is_only_said_of_a_likely_fall(seed):
+    """Whatever raises the alarm (here: any statistic at all), a fall that the counts do not bear out is not called one."""
+    eager = Thresholds(-1e3, -1e3, "bound")
+    stream = counts(*simulate(np.random.default_rng(seed), np.full((12, 2), [0.08, 0.02])))
+    verdict = assess(stream, CLASSES, eager, 100, 0)
+    if verdict.status is Status.DEGRADED:
+        assert verdict.fall.drop > 0
+        assert verdict.fall.probability > 0.5
+    better = counts(*simulate(np.random.default_rng(seed), np.full((12, 2), [0.02, 0.005])))
+    assert assess(better, CLASSES, eager, 100, 0).status is Status.HEALTHY
+
+
+def test_a_recovery_is_no_evidence_of_a_fall():
+    """Statistic A after bad batches have spoilt its reference: windows better than it must not speak for a fall."""
+    bad, good = [[20, 20]] * 8, [[6, 4]] * 3
+    spoilt = counts(bad + good, [[40, 60]] * 11, np.array([2, 2]), np.array([40, 60]))
+    window = (np.array([[[18, 12]]]), np.array([[[120, 180]]]))
+    reference = (np.array([[[162, 162]]]), np.array([[[360, 540]]]))
+    assert (log_bayes_factor(window, reference, priors_of(spoilt)) <= 0).all()
 
 
 def test_few_cases_leave_it_undecided_and_say_how_many_more(thresholds):
