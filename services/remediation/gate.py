@@ -36,7 +36,11 @@ class PairedCase:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Acceptance criteria, fixed before the run."""
+    """Acceptance criteria, fixed before the run.
+
+    `looks` counts the earlier judgements on cases of the same patients. `alpha` is what all of them may spend together on
+    the test for better.
+    """
 
     alpha: float = 0.05
     margin: float = 0.05
@@ -44,6 +48,12 @@ class Rules:
     draws: int = 1000
     seed: int = 0
     max_latency_ratio: float = 2.0
+    looks: int = 0
+
+    @property
+    def level(self) -> float:
+        """Level of this judgement's test for better: alpha / 2, alpha / 4, ..., which sum to alpha (Bonferroni)."""
+        return float(self.alpha / 2 ** (self.looks + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +143,17 @@ def _gain(cases: _Arrays, rules: Rules, found: _Findings) -> tuple[bool, int]:
         "mcnemar_wins": float(wins),
         "mcnemar_losses": float(losses),
         "mcnemar_p": p_value,
+        "gate_judgement": float(rules.looks + 1),
+        "gate_level": rules.level,
     }
     counted = f"of {wins + losses} patients on whom the versions differ, {wins} are better read by the challenger"
-    if p_value <= rules.alpha:
-        found.support.append(f"Better on the gate's cases: {counted} (exact McNemar test, p = {p_value:.3g}).")
+    limit = f"p = {p_value:.3g}; judgement {rules.looks + 1} on these patients, so at most {rules.level:.3g}"
+    if p_value <= rules.level:
+        found.support.append(f"Better on the gate's cases: {counted} (exact McNemar test, {limit}).")
         return True, 0
-    found.support.append(f"Not shown to be better: {counted} (exact McNemar test, p = {p_value:.3g}, at most {rules.alpha:g}).")
-    return False, cases_needed(wins, losses, len(cases.truth), rules.alpha)
+    found.support.append(f"Not shown to be better: {counted} (exact McNemar test, {limit}).")
+    # More labels are followed by one more judgement on these patients, at half this level.
+    return False, cases_needed(wins, losses, len(cases.truth), rules.level / 2)
 
 
 def _discordant(cases: _Arrays) -> tuple[int, int]:

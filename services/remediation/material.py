@@ -4,7 +4,7 @@ The choice of cases is frozen into the job, so that a later attempt uses the sam
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlmodel import Session
 
@@ -15,17 +15,21 @@ from schemas.settings import RemediationSettings
 from schemas.tables import Job, ModelVersion, Order, RegisteredModel
 from schemas.vocabulary import CaseRole
 from services.remediation import data, jobs, options, repository
-from services.remediation.plan import Plan, TooFew, choose, from_json, require_disjoint, start_of_decline, to_json
+from services.remediation.plan import Plan, TooFew, choose, from_json, looks, require_disjoint, start_of_decline, to_json
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
+
+LOOKS = "looks"
+"""Where a frozen plan keeps how many earlier gates are tied to its gate."""
 
 
 @dataclass(frozen=True)
 class Material:
     """Everything a run starts from. `old` are the studies of the development manifest.
 
-    `returning` counts patients of the development data who came back and raise alarms.
+    `returning` counts patients of the development data who came back and raise alarms, `looks` the earlier judgements on the
+    gate's patients; it is known once the plan is frozen.
     """
 
     champion: LoadedModel
@@ -37,6 +41,7 @@ class Material:
     tune: Sequence[LabelledStudy]
     gate: Sequence[LabelledStudy]
     returning: int
+    looks: int = 0
 
 
 def prepare(context: Context, claim: jobs.Claim) -> Material | TooFew:
@@ -67,15 +72,20 @@ def prepare(context: Context, claim: jobs.Claim) -> Material | TooFew:
         )
 
 
-def freeze(context: Context, claim: jobs.Claim, material: Material) -> None:
-    """Keep the plan with the job and say how many cases there are."""
+def freeze(context: Context, claim: jobs.Claim, material: Material) -> Material:
+    """Keep the plan with the job, count the gates tied to it under the model's lock, and say how many cases there are."""
     with context.database.transaction() as tx:
         job = jobs.held(tx, claim)
-        if options.PLAN not in job.settings:
-            job.settings = job.settings | {options.PLAN: to_json(material.plan)}
+        repository.lock_model(tx.session, claim.model)
+        plan = job.settings.get(options.PLAN) or to_json(material.plan)
+        if LOOKS not in plan:
+            gate = {case.patient_key for case in material.plan.gate}
+            plan = plan | {LOOKS: looks(gate, repository.gates_before(tx.session, job, material.plan.champion))}
+            job.settings = job.settings | {options.PLAN: plan}
             tx.session.add(job)
         words = f"training on {len(material.plan.tune)} new cases, {len(material.plan.gate)} wait for the gate"
         jobs.report(tx, claim, words, epochs=material.options.epochs)
+    return replace(material, looks=int(plan[LOOKS]))
 
 
 def _champion(session: Session, owner: RegisteredModel, order: Order) -> ModelVersion:

@@ -100,6 +100,20 @@ def _newest(cases: Iterable[LabelledCase], most: int) -> tuple[LabelledCase, ...
     return tuple(sorted(newest, key=lambda case: case.study_key))
 
 
+def looks(gate: Iterable[str], earlier: Iterable[Collection[str]]) -> int:
+    """How many earlier gates are tied to this one by shared patients, directly or through one another.
+
+    Following the ties makes the levels alpha / 2^(looks + 1) sum to at most alpha for each gate of wholly fresh patients,
+    whatever gates are joined by later ones.
+    """
+    tied, rest = set(gate), [set(each) for each in earlier]
+    number = len(rest)
+    while joined := [each for each in rest if each & tied]:
+        rest = [each for each in rest if not each & tied]
+        tied = tied.union(*joined)
+    return number - len(rest)
+
+
 def require_disjoint(groups: Mapping[str, Collection[str]]) -> None:
     """Raise SharedPatient when two of the named groups of patients overlap; the message names groups and number, no patient."""
     for (first, patients), (second, others) in combinations(groups.items(), 2):

@@ -10,6 +10,7 @@ from sqlmodel import Session, col, select
 from schemas.events import MaintenanceOrder
 from schemas.tables import BaselineCase, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel
 from schemas.vocabulary import CaseRole, JobState, OrderState
+from services.remediation.options import PLAN
 from services.remediation.plan import LabelledCase
 from services.runtime.transaction import Transaction
 
@@ -101,6 +102,13 @@ def labelled_cases(session: Session, model: str, version: int, role: CaseRole) -
         Case.model == model, Case.version == version, Case.role == role, col(Case.truth).is_not(None)
     )
     return [LabelledCase(*row) for row in session.exec(query)]
+
+
+def gates_before(session: Session, job: Job, champion: int) -> list[set[str]]:
+    """Patients of the gates of this champion's other runs that have judged or are under way; a run that failed judged nothing."""
+    query = select(Job.settings).where(Job.model == job.model, Job.job_id != job.job_id, Job.state != JobState.FAILED)
+    plans = [settings[PLAN] for settings in session.exec(query) if PLAN in settings]
+    return [{case["patient_key"] for case in plan["gate"]} for plan in plans if plan["champion"] == champion]
 
 
 def trigger_patients(session: Session, model: str) -> set[str]:

@@ -49,15 +49,16 @@ def execute(context: Context, claim: jobs.Claim, material: Material, keeper: job
     challenger = load_bundle(bundle.folder)
     gate, gate_cases, ratio = _compare(context, material, challenger, material.gate, material.rule, keeper)
     baseline, _, _ = _compare(context, material, challenger, data.split_of(material.old, TEST), None, keeper)
-    judgement = judge(gate, baseline, material.champion.spec.classes, rules_of(context, material.options), ratio)
+    judgement = judge(gate, baseline, material.champion.spec.classes, rules_of(context, material), ratio)
     return Outcome(bundle, judgement, gate_cases, tuned)
 
 
-def rules_of(context: Context, chosen: options.RunOptions) -> Rules:
+def rules_of(context: Context, material: Material) -> Rules:
     """The gate's criteria as the settings state them."""
     limits = context.settings.remediation
     draws = context.settings.evaluation.bootstrap_draws
-    return Rules(limits.gate_alpha, limits.gate_margin, limits.min_gate_cases, draws, chosen.seed)
+    seed = material.options.seed
+    return Rules(limits.gate_alpha, limits.gate_margin, limits.min_gate_cases, draws, seed, looks=material.looks)
 
 
 def checkpoints(context: Context, claim: jobs.Claim) -> Path:

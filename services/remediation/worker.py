@@ -77,7 +77,7 @@ class JobWorker:
         if isinstance(material, TooFew):
             conclude_too_few(self._context, claim, material)
             return
-        freeze(self._context, claim, material)
+        material = freeze(self._context, claim, material)
         outcome = run.execute(self._context, claim, material, keeper)
         keeper.check()
         verdict = conclude(self._context, claim, material, outcome)

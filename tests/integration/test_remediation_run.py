@@ -277,6 +277,8 @@ def test_a_challenger_that_waits_keeps_no_gate_case_from_the_next_gate(stripes: 
         assert job.result["verdict"] == Verdict.NEED_LABELS, (job.error, job.result)
         assert (len(job.settings["plan"]["tune"]), len(job.settings["plan"]["gate"])) == (40, 40)
         assert stored(stripes, ModelVersion, ("stripes", number)).state == VersionState.CHALLENGER
+        assert job.result["numbers"]["gate_judgement"] == number - 1
+        assert job.result["numbers"]["gate_level"] == 1e-12 / 2 ** (number - 1)
         with stripes.database.read() as session:
             assert registry.baseline(session, "stripes", number) == []
 

@@ -67,6 +67,39 @@ def test_chance_alone_is_promoted_no_more_often_than_stated() -> None:
     assert binomtest(promoted, 200, RULES.alpha, alternative="greater").pvalue > 0.05
 
 
+def test_several_challengers_on_the_same_cases_get_no_more_than_the_stated_chance_between_them() -> None:
+    rounds = 4
+    promoted, uncorrected = 0, 0
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        champion = random.random(200) < 0.7
+        gates = []
+        for _ in range(rounds):
+            challenger = np.where(champion, random.random(200) < 0.85, random.random(200) < 0.35)
+            gates.append(cases(champion.tolist(), challenger.tolist()))
+        spent = [judge(gate, STEADY, CLASSES, Rules(draws=50, looks=look)) for look, gate in enumerate(gates)]
+        promoted += any(each.verdict == Verdict.PROMOTE for each in spent)
+        uncorrected += any((each.numbers["mcnemar_p"] or 0) <= RULES.alpha for each in spent)
+    assert promoted <= 200 * RULES.alpha
+    assert uncorrected > 200 * RULES.alpha * 1.5, "the same cases without correction exceed the stated chance"
+
+
+def test_each_further_judgement_on_the_same_patients_has_half_the_level_of_the_one_before() -> None:
+    levels = [Rules(looks=looks).level for looks in range(40)]
+    assert levels[:3] == [0.025, 0.0125, 0.00625]
+    assert sum(levels) <= RULES.alpha
+    gate = cases([False] * 7 + [True] * 53, [True] * 60, confidence=0.95)
+    verdicts = [judge(gate, STEADY, CLASSES, Rules(draws=100, looks=looks)) for looks in range(4)]
+    assert (
+        [each.verdict == Verdict.PROMOTE for each in verdicts]
+        == [level >= 1 / 2**7 for level in levels[:4]]
+        == [True, True, False, False]
+    )
+    assert [each.numbers["gate_judgement"] for each in verdicts] == [1, 2, 3, 4]
+    assert verdicts[1].numbers["gate_level"] == 0.0125
+    assert any("judgement 2" in reason and "0.0125" in reason for reason in verdicts[1].reasons)
+
+
 def test_a_real_gain_of_twenty_points_is_usually_seen() -> None:
     promoted = sum(
         judge(simulated(120, 0.65, 0.85, seed), STEADY, CLASSES, Rules(draws=100)).verdict == Verdict.PROMOTE for seed in range(50)

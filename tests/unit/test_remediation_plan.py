@@ -14,6 +14,7 @@ from models.spec import ModelSpec, PreprocessingSpec
 from schemas.settings import Settings
 from schemas.vocabulary import JobState, Remedy
 from services.remediation import data
+from services.remediation.gate import Rules
 from services.remediation.options import PLAN, options_of, strategy_of, training_settings
 from services.remediation.plan import (
     LabelledCase,
@@ -22,6 +23,7 @@ from services.remediation.plan import (
     TooFew,
     choose,
     from_json,
+    looks,
     require_disjoint,
     start_of_decline,
     to_json,
@@ -104,6 +106,25 @@ def test_a_shared_patient_is_refused_without_naming_the_patient() -> None:
     with pytest.raises(SharedPatient, match=r"gate and baseline share 1 patient") as caught:
         require_disjoint({"tune": {"p1"}, "gate": {"p2"}, "baseline": {"p2"}})
     assert "p2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gate", "earlier", "expected"),
+    [
+        ({"p1"}, [], 0),
+        ({"p1"}, [{"p2"}, {"p3"}], 0),
+        ({"p1", "p2"}, [{"p2"}, {"p3"}], 1),
+        ({"p4"}, [{"p1", "p2"}, {"p3", "p4"}, {"p2", "p3"}, {"p9"}], 3),
+    ],
+)
+def test_earlier_judgements_count_as_far_as_shared_patients_lead(gate: set[str], earlier: list[set[str]], expected: int) -> None:
+    assert looks(gate, earlier) == expected
+
+
+@given(st.lists(st.frozensets(st.integers(0, 12), min_size=1, max_size=3), max_size=12))
+def test_the_spent_levels_never_exceed_one_alpha_for_each_gate_of_fresh_patients(gates: list[frozenset[int]]) -> None:
+    seen = [looks(map(str, gate), [set(map(str, each)) for each in gates[:place]]) for place, gate in enumerate(gates)]
+    assert sum(Rules(looks=each).level for each in seen) <= Rules().alpha * seen.count(0)
 
 
 @pytest.mark.parametrize(
