@@ -1,5 +1,8 @@
 """The HTTP endpoint: one aiohttp application for labels and chat, behind one bearer token.
 
+A page that a local user's browser shows must not speak for that user: bodies are JSON (a foreign page would need leave
+for that), an Origin must be the endpoint's own, and without a token the Host must name this machine (DNS rebinding).
+
 Add an API by appending its route factory to `ROUTE_FACTORIES`.
 """
 
@@ -12,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -44,8 +48,8 @@ def build(context: Context) -> Service:
 
 def create_app(context: Context) -> web.Application:
     """The application with all routes."""
-    token = context.settings.http.token.get_secret_value()
-    app = web.Application(client_max_size=context.settings.http.max_body_bytes, middlewares=[_errors_as_json, _guard(token)])
+    settings = context.settings.http
+    app = web.Application(client_max_size=settings.max_body_bytes, middlewares=[_errors_as_json, _guard(settings)])
     app.add_routes([web.get("/health", _health(context))])
     for factory in ROUTE_FACTORIES:
         app.add_routes(factory(context))
@@ -71,17 +75,39 @@ def _health(context: Context) -> Handler:
     return health
 
 
-def _guard(token: str) -> Middleware:
+def _guard(settings: HttpSettings) -> Middleware:
+    token = settings.token.get_secret_value()
     expected = f"Bearer {token}".encode()
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if token and request.path.startswith("/api/") and not hmac.compare_digest(given, expected):
-            raise web.HTTPUnauthorized(text="a valid bearer token is required", headers={"WWW-Authenticate": "Bearer"})
+        if request.path.startswith("/api/"):
+            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+            if token and not hmac.compare_digest(given, expected):
+                raise web.HTTPUnauthorized(text="a valid bearer token is required", headers={"WWW-Authenticate": "Bearer"})
+            _refuse_foreign(request, settings)
         return await handler(request)
 
     return guard
+
+
+def _refuse_foreign(request: web.Request, settings: HttpSettings) -> None:
+    host = request.headers.get("Host", "")
+    name = _host_name(f"//{host}")
+    if not settings.token.get_secret_value() and not (_is_loopback(name) or name == settings.host.lower()):
+        raise web.HTTPForbidden(text="the Host header does not name this machine")
+    origin = request.headers.get("Origin")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        raise web.HTTPForbidden(text="requests of another origin's pages are refused")
+    if request.method == "POST" and request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="the body must be application/json")
+
+
+def _host_name(address: str) -> str:
+    try:
+        return (urlsplit(address).hostname or "").lower()
+    except ValueError:
+        return ""
 
 
 @web.middleware
@@ -102,11 +128,19 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return web.json_response({"error": "internal error"}, status=500)
 
 
+async def _listen(runner: web.AppRunner, settings: HttpSettings) -> None:
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+    except OSError as error:
+        reason = f"cannot listen on {settings.host} port {settings.port} ({os.strerror(error.errno or 0)})"
+        raise Transient(f"{reason}: end what holds it, or set RECLAIM_HTTP_PORT") from None
+
+
 async def _serve(app: web.Application, settings: HttpSettings, note: Path, stop: StopSignal) -> None:
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
+        await _listen(runner, settings)
         port = int(runner.addresses[0][1])
         _write_address(note, settings.host, port)
         logger.info("http: listening on %s:%d", settings.host, port)

@@ -1,6 +1,9 @@
-"""`POST /api/chat` and `GET /api/chat/{command_id}`. The application that takes these routes checks the bearer token.
+"""`POST /api/chat` and `GET /api/chat/{command_id}`.
 
-The token is the trust: whoever holds it is a front end that says which user speaks. Roles come from `settings.chat`.
+Access control and the shape of errors are the application's (`listeners.http`).
+
+The token is the trust: whoever holds it is a front end that says which user speaks. Roles come from `settings.chat`;
+without a token nobody's word counts and every user has the default role.
 """
 
 import asyncio
@@ -12,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from listeners.chat.conversation import ask, await_reply_async, reply_to, role_of
 from schemas.events import AgentReply
-from services.runtime.errors import InvalidInput, Transient
+from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
 MAX_WAIT_S: Final = 120.0
@@ -46,30 +49,23 @@ async def _post(context: Context, request: web.Request) -> web.Response:
     try:
         body = ChatRequest.model_validate_json(await request.read())
     except ValidationError as error:
-        return _problem(
-            400, "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors()[:5])
-        )
+        faults = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors()[:5])
+        raise web.HTTPBadRequest(text=faults) from None
     role = role_of(context.settings, body.user)
     try:
         command_id = await asyncio.to_thread(
             ask, context, body.text, body.user, role, f"http:{body.user}:{body.thread}"[:128], "http"
         )
-        reply = await await_reply_async(context, command_id, body.wait_s)
     except InvalidInput as error:
-        return _problem(400, error.reason)
-    except Transient:
-        return _problem(503, "the database is away; try again")
-    return _answer(command_id, body.thread, reply)
+        raise web.HTTPBadRequest(text=error.reason) from None
+    return _answer(command_id, body.thread, await await_reply_async(context, command_id, body.wait_s))
 
 
 async def _get(context: Context, request: web.Request) -> web.Response:
     command_id = request.match_info["command_id"]
     if not _COMMAND_ID.fullmatch(command_id):
-        return _problem(404, "there is no such command")
-    try:
-        reply = await asyncio.to_thread(reply_to, context, command_id)
-    except Transient:
-        return _problem(503, "the database is away; try again")
+        raise web.HTTPNotFound(text="there is no such command")
+    reply = await asyncio.to_thread(reply_to, context, command_id)
     return _answer(command_id, reply.thread.rpartition(":")[2] if reply else "", reply)
 
 
@@ -78,7 +74,3 @@ def _answer(command_id: str, thread: str, reply: AgentReply | None) -> web.Respo
     if reply is None:
         return web.json_response({"command_id": command_id, "thread": thread}, status=202)
     return web.json_response({"command_id": command_id, "thread": thread, "reply": reply.text, "order_ids": list(reply.order_ids)})
-
-
-def _problem(status: int, detail: str) -> web.Response:
-    return web.json_response({"status": status, "detail": detail}, status=status, content_type="application/problem+json")

@@ -4,11 +4,12 @@ import asyncio
 import time
 
 import pytest
-from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from pydantic import SecretStr
 
-from listeners.chat.http import routes
-from schemas.settings import ChatSettings
+from listeners import http
+from listeners.chat.conversation import role_of
+from schemas.settings import ChatSettings, HttpSettings
 from schemas.tables import Outbox
 from schemas.topics import AGENT_COMMAND
 from schemas.vocabulary import UserRole
@@ -16,6 +17,8 @@ from services.runtime.consumer import process
 from services.runtime.identity import Pseudonyms
 from services.runtime.messages import Record
 from services.runtime.service import Context
+
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -26,9 +29,7 @@ def chat_hospital(sqlite_database, make_hospital):
 @pytest.fixture
 async def client(chat_hospital):
     context = Context(chat_hospital.settings, chat_hospital.database, chat_hospital.clock, Pseudonyms(b"k" * 32))
-    app = web.Application()
-    app.add_routes(routes(context))
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(TestServer(http.create_app(context))) as client:
         yield client
 
 
@@ -83,10 +84,36 @@ async def test_the_answer_can_be_fetched_later(client, chat_hospital):
     ],
 )
 async def test_a_wrong_body_is_refused_and_nothing_is_sent(client, chat_hospital, body):
-    response = await client.post("/api/chat", data=body)
+    response = await client.post("/api/chat", data=body, headers=JSON)
     assert response.status == 400
+    assert (await response.json()).keys() == {"error"}
     assert chat_hospital.outbox(AGENT_COMMAND) == []
 
 
 async def test_an_unknown_command_is_not_found(client):
     assert (await client.get("/api/chat/..%2Fetc")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        (JSON | {"Origin": "https://evil.example"}, 403),
+        (JSON | {"Origin": "null"}, 403),
+        (JSON | {"Host": "evil.example"}, 403),
+        (JSON | {"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+        (JSON | {"Host": "[broken"}, 403),
+        (JSON | {"Host": "localhost:8080", "Origin": "http://localhost:8080"}, 202),
+        (JSON | {"Host": "[::1]:8080"}, 202),
+    ],
+)
+async def test_a_foreign_page_cannot_speak_for_a_local_user(client, chat_hospital, headers, status):
+    response = await client.post("/api/chat", data=b'{"text": "list models", "wait_s": 0}', headers=headers)
+    assert response.status == status
+    assert len(chat_hospital.outbox(AGENT_COMMAND)) == (status == 202)
+
+
+def test_without_a_token_nobody_is_who_he_says(chat_hospital):
+    assert role_of(chat_hospital.settings, "ada") is UserRole.VIEWER
+    trusted = chat_hospital.settings.model_copy(update={"http": HttpSettings(token=SecretStr("secret"))})
+    assert role_of(trusted, "ada") is UserRole.ADMIN
