@@ -16,6 +16,7 @@ from opentelemetry import trace
 from schemas.settings import Settings
 
 QUIET: Final = {
+    "aiohttp.server": logging.CRITICAL,  # quotes malformed requests at length; the client hears 400
     "aiokafka": logging.ERROR,  # repeats every failed reconnection; ours are logged once
     "alembic": logging.WARNING,
     "asyncio": logging.WARNING,
@@ -34,10 +35,13 @@ QUIET: Final = {
     "urllib3": logging.WARNING,
 }
 _UID = re.compile(r"(?<![\w.])(?!1\.2\.840\.10008\.)[0-2](?:\.(?:0|[1-9]\d*)){4,}\b")
-_NAME = re.compile(r"[^\W\d_][\w'.-]*\^+[^\W\d_][\w'. ^=-]*")
+_NAME = re.compile(r"(?<!\w)[^\W\d_][\w'.-]{0,64}\^{1,4}[^\W\d_][\w'. ^=-]{0,320}")
 _KEYWORD = r"(?i)\b(Patient'?s?[ _]?(?:Name|ID|Birth[ _]?Date)|OtherPatientIDs|AccessionNumber)\b"
 _ELEMENT = re.compile(_KEYWORD + r"(['\"]?\s*[:=]\s*)('[^']*'|\"[^\"]*\"|[^\s,;)}\]]+)")
 _TAG = re.compile(r"\((0010|0008),\s?(0010|0020|0030|1000|1001|0050)\)[^\n]*")
+
+MOST_CHARACTERS: Final = 4096
+"""Of a message or a traceback: what a peer sends must not decide how long a line is."""
 
 
 def setup(settings: Settings, service: str) -> None:
@@ -57,7 +61,17 @@ def redact(text: str) -> str:
     """Mask what looks like an identity: instance UIDs, person names (PS3.5 6.2.1), patient elements. Registered UIDs stay."""
     text = _TAG.sub(r"(\1,\2) [removed]", text)
     text = _ELEMENT.sub(r"\1\2[removed]", text)
-    return _NAME.sub("[name]", _UID.sub("[uid]", text))
+    text = _UID.sub("[uid]", text)
+    return _NAME.sub("[name]", text) if "^" in text else text
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " [cut]"
+
+
+def _cut_traceback(text: str) -> str:
+    """Its end says what happened and where."""
+    return text if len(text) <= MOST_CHARACTERS else "[cut] " + text[-MOST_CHARACTERS:]
 
 
 class TextLines(logging.Formatter):
@@ -71,11 +85,13 @@ class TextLines(logging.Formatter):
         """One line, and the traceback's lines after it."""
         at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         trace_id = _trace_id()
-        line = f"{at} {record.levelname:<7} {self._service:<12} {record.getMessage()}" + (f" trace={trace_id}" if trace_id else "")
+        line = f"{at} {record.levelname:<7} {self._service:<12} {_cut(record.getMessage())}" + (
+            f" trace={trace_id}" if trace_id else ""
+        )
         return redact("\n".join([line, *self._traceback(record)]))
 
     def _traceback(self, record: logging.LogRecord) -> list[str]:
-        return [self.formatException(record.exc_info)] if record.exc_info else []
+        return [_cut_traceback(self.formatException(record.exc_info))] if record.exc_info else []
 
 
 class JsonLines(logging.Formatter):
@@ -92,9 +108,9 @@ class JsonLines(logging.Formatter):
             "level": record.levelname,
             "service": self._service,
             "logger": record.name,
-            "message": redact(record.getMessage()),
+            "message": redact(_cut(record.getMessage())),
             "trace_id": _trace_id(),
-            "exception": redact(self.formatException(record.exc_info)) if record.exc_info else "",
+            "exception": redact(_cut_traceback(self.formatException(record.exc_info))) if record.exc_info else "",
         }
         return json.dumps({name: value for name, value in fields.items() if value}, ensure_ascii=False)
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_harmless_text_stays(line: str) -> None:
 def test_redaction_never_fails_and_is_stable(line: str) -> None:
     once = logs.redact(line)
     assert logs.redact(once) == once
+
+
+@pytest.mark.parametrize("unit", ["a", "a.", "a^", "1.1.1.1.", "^", "a'^", "'"])
+def test_a_long_hostile_line_costs_little(unit: str) -> None:
+    started = time.process_time()
+    logs.redact(unit * (32_000 // len(unit)))
+    assert time.process_time() - started < 0.5
+
+
+def test_a_long_message_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.setup(Settings(state_dir=tmp_path), "http")
+    logging.getLogger("services.x").warning("%s", "x" * 100_000)
+    logging.getLogger("aiohttp.server").error("Error handling request %s", "y" * 8000)
+    out = capsys.readouterr().err
+    assert len(out) < logs.MOST_CHARACTERS + 200
+    assert "[cut]" in out
+    assert "y" not in out
 
 
 def test_text_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
