@@ -1,5 +1,6 @@
 """`reclaim`: the entry point. Sub-commands live in their own modules and import what they need when they run."""
 
+import os
 import sys
 from tomllib import TOMLDecodeError
 
@@ -37,7 +38,11 @@ app.add_typer(dead_letters.app, name="dead-letters")
 
 
 def main() -> None:
-    """Run the command line; expected faults are one readable line and an exit code, bugs a traceback."""
+    """Run the command line; expected faults are one readable line and an exit code, bugs a traceback.
+
+    Archive, database and traces hold patients' data: what this process and its children write is its own user's only.
+    """
+    os.umask(0o077)
     try:
         app()
     except ValidationError as error:
