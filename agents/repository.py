@@ -20,6 +20,8 @@ def evaluations(session: Session, model: str, version: int | None = None, limit:
     query = select(Evaluation).where(Evaluation.model == model)
     if version is not None:
         query = query.where(Evaluation.version == version)
+        # Of one version the evaluation of the longest stream is the newest, whenever it was made.
+        query = query.order_by(col(Evaluation.stream_cases).desc())
     return session.exec(query.order_by(col(Evaluation.evaluated_at).desc(), col(Evaluation.evaluation_id)).limit(limit)).all()
 
 

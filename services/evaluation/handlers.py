@@ -70,8 +70,8 @@ class Evaluate(BatchConsumer[Prepared]):
             found = repository.batch(session, data.batch_id)
             if found is None:
                 raise InvalidInput("there is no batch of this id")
-            # A correction may reach batches behind this one: then the whole stream is judged anew.
-            last = repository.last_number(session, found.model, found.version) if data.corrected else found.number
+            # A correction or a late delivery may concern an old batch: the judgement is always of the whole stream.
+            last = repository.last_number(session, found.model, found.version)
             stream = repository.stream(session, found.model, found.version, last)
             baseline = list(registry.baseline(session, found.model, found.version))
             classes = repository.classes(session, found.model) or _classes_in(stream)

@@ -8,8 +8,8 @@ from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, Registe
 from services.evaluation.detector import Thresholds
 from services.evaluation.stream import StreamCase
 
-_NEWEST_FIRST = (col(Evaluation.evaluated_at).desc(), col(Evaluation.stream_cases).desc(), col(Evaluation.evaluation_id))
-"""Batches that are evaluated together may carry the same time: the longer stream is the newer one."""
+_NEWEST_FIRST = (col(Evaluation.stream_cases).desc(), col(Evaluation.evaluated_at).desc(), col(Evaluation.evaluation_id))
+"""Of one version the evaluation of the longest stream is the newest, whenever it was made."""
 
 
 def latest(session: Session, model: str, version: int | None = None) -> Evaluation | None:
@@ -17,13 +17,17 @@ def latest(session: Session, model: str, version: int | None = None) -> Evaluati
     query = select(Evaluation).where(Evaluation.model == model)
     if version is not None:
         query = query.where(Evaluation.version == version)
+    else:
+        newest = select(Evaluation.version).where(Evaluation.model == model)
+        query = query.where(Evaluation.version == newest.order_by(col(Evaluation.evaluated_at).desc()).limit(1).scalar_subquery())
     return session.exec(query.order_by(*_NEWEST_FIRST).limit(1)).first()
 
 
 def history(session: Session, model: str, limit: int = 50) -> Sequence[Evaluation]:
     """Evaluations of a model over all versions, newest first."""
     query = select(Evaluation).where(Evaluation.model == model)
-    return session.exec(query.order_by(*_NEWEST_FIRST).limit(limit)).all()
+    order = (col(Evaluation.evaluated_at).desc(), *_NEWEST_FIRST)
+    return session.exec(query.order_by(*order).limit(limit)).all()
 
 
 def evaluation(session: Session, evaluation_id: str) -> Evaluation | None:

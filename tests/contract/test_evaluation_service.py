@@ -239,3 +239,19 @@ def test_the_same_cases_give_the_same_numbers(site):
     assert process(site.database, site.consumer, [again]) == 0
     first, second = site.rows(Evaluation)
     assert (first.metrics, first.evidence, first.summary) == (second.metrics, second.evidence, second.summary)
+
+
+def test_a_batch_that_is_delivered_again_late_does_not_change_the_status(site):
+    site.register()
+    site.score_and_label(100)
+    site.score_and_label(100, error=0.7)
+    site.evaluate()
+    assert site.latest().status == "degraded"
+    with site.database.read() as session:
+        first = session.exec(select(Outbox).where(Outbox.topic == topics.BATCH_READY.name).order_by(col(Outbox.id))).first()
+    site.context.clock.advance(60)
+    again = Record(first.topic, 0, 9, first.key, {**first.headers, "ce_id": "late"}, first.body)
+    assert process(site.database, site.consumer, [again]) == 0
+    late = max(site.rows(Evaluation), key=lambda row: row.evaluated_at)
+    assert (late.status, late.stream_cases) == ("degraded", 200)
+    assert (site.latest().status, site.latest(version=1).status) == ("degraded", "degraded")
