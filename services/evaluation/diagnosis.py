@@ -52,11 +52,11 @@ def diagnose(stream: Sequence[StreamCase], fall: Fall | None, *, alarmed: bool, 
 
 
 def root_cause(cause: Cause, fall: Fall | None, since: datetime | None) -> str:
-    """One plain line, e.g. "since 12 March, StationName CT2; recall of glioma 0.71, was 0.90"; empty when nothing fell."""
+    """One plain line, e.g. "since 12 March 2026, StationName CT2; recall of glioma 0.71, was 0.90"; empty when nothing fell."""
     if fall is None or since is None:
         return cause.what
     changed = f", {cause.what}" if cause.what else ""
-    return f"since {since.day} {since:%B}{changed}; recall of {fall.label} {fall.recall:.2f}, was {fall.before:.2f}"
+    return f"since {since.day} {since:%B} {since.year}{changed}; recall of {fall.label} {fall.recall:.2f}, was {fall.before:.2f}"
 
 
 def mix_shift(baseline: Sequence[str], recent: Sequence[str]) -> float:

@@ -94,10 +94,19 @@ def _explain(material: Material, stream: Sequence[StreamCase], assessment: Asses
 
 
 def _since(stream: Sequence[StreamCase], assessment: Assessment | None) -> datetime | None:
-    """When the first case of the first shifted batch was acquired."""
+    """When the first case of the first shifted batch was acquired, old studies with a late label aside.
+
+    A case older than the median of the batch before is such a study; in the first batch, one of the oldest twentieth is.
+    """
     if assessment is None or assessment.fall is None:
         return None
-    return min(case.acquired_at for case in stream if case.batch == assessment.fall.start)
+    times = sorted(case.acquired_at for case in stream if case.batch == assessment.fall.start)
+    earlier = [case for case in stream if case.batch < assessment.fall.start]
+    if not earlier:
+        return times[len(times) // 20]
+    before = sorted(case.acquired_at for case in earlier if case.batch == earlier[-1].batch)
+    limit = before[len(before) // 2]
+    return next((time for time in times if time >= limit), limit)
 
 
 def _values(metrics: MetricSet, baseline: MetricSet) -> tuple[MetricValue, ...]:

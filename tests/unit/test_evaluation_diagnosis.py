@@ -57,7 +57,7 @@ def test_a_broken_feed_from_the_first_day_is_seen_without_a_stable_part():
 def test_another_scanner_is_a_covariate_shift_and_is_named():
     cause = found(stream(lambda _: {"facets": {"StationName": "CT2", "Manufacturer": "A"}}))
     assert (cause.kind, cause.what) == (Diagnosis.COVARIATE, "StationName CT2")
-    assert root_cause(cause, FALL, START) == "since 12 March, StationName CT2; recall of glioma 0.71, was 0.90"
+    assert root_cause(cause, FALL, START) == "since 12 March 2026, StationName CT2; recall of glioma 0.71, was 0.90"
 
 
 def test_one_odd_study_is_no_cause():

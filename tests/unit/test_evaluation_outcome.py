@@ -1,7 +1,7 @@
 """Whatever cases a batch holds, its evaluation can be stored and announced."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -77,3 +77,23 @@ def test_cases_of_unknown_classes_are_counted_and_left_out(foreign):
     outcome = judged(stream, [])
     assert outcome.evidence.get("cases_of_unknown_classes", 0) == foreign
     assert next(metric.cases for metric in outcome.metrics if metric.name == "accuracy") == 1
+
+
+@pytest.mark.parametrize("changed", [1, 3])
+def test_a_late_label_of_an_old_study_does_not_move_the_start(changed):
+    def case(batch, number):
+        wrong = batch >= changed and number % 2 == 0
+        said = "b" if wrong else "a"
+        at = NOW + timedelta(days=batch, minutes=number)
+        return StreamCase(batch, f"q{batch}-{number}", "a", said, probabilities(said), at, {}, ())
+
+    stream = [case(batch, number) for batch in (1, 2, 3, 4) for number in range(40)]
+    old = StreamCase(changed, "late", "a", "b", probabilities("b"), datetime(2019, 5, 1, tzinfo=UTC), {}, ())
+    known = {"truth": "a", "predicted": "a", "probabilities": probabilities("a")}
+    baseline = [BaselineCase(model="m", version=1, case_key=f"k{n}", patient_key=f"k{n}", **known) for n in range(100)]
+    ordered = sorted([*stream, old], key=lambda each: (each.batch, each.acquired_at))
+    outcome = evaluate(Material("m", ("a", "b", "c"), 4, 40, baseline, ordered, Thresholds(5.0, 3.0, "bound"), 100, 0))
+    assert outcome.evidence["since_batch"] == changed
+    since = datetime.fromisoformat(outcome.evidence["since"])
+    assert timedelta(0) <= since - (NOW + timedelta(days=changed)) <= timedelta(minutes=2)
+    assert f" {since.year}" in outcome.evidence["root_cause"]
