@@ -97,9 +97,11 @@ def rollback(name: Annotated[str, typer.Argument(help="Model")]) -> None:
     from schemas.events import MaintenancePromotion
     from schemas.topics import PROMOTION
     from schemas.vocabulary import Verdict
+    from services.remediation.repository import lock_known_model
 
     context, actor = open_context(), f"user:{getuser()}"
     with context.database.transaction() as tx:
+        lock_known_model(tx.session, name)
         taken_out, serves = registry.roll_back(tx, name, actor=actor)
         event = MaintenancePromotion(
             model=name,
