@@ -34,6 +34,7 @@ QUIET: Final = {
     "pynetdicom": logging.ERROR,  # logs identifiers of the peer's data sets below that
     "urllib3": logging.WARNING,
 }
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _UID = re.compile(r"(?<![\w.])(?!1\.2\.840\.10008\.)[0-2](?:\.(?:0|[1-9]\d*)){4,}\b")
 _NAME = re.compile(r"(?<!\w)[^\W\d_][\w'.-]{0,64}\^{1,4}[^\W\d_][\w'. ^=-]{0,320}")
 _KEYWORD = r"(?i)\b(Patient'?s?[ _]?(?:Name|ID|Birth[ _]?Date)|OtherPatientIDs|AccessionNumber)\b"
@@ -65,6 +66,15 @@ def redact(text: str) -> str:
     return _NAME.sub("[name]", text) if "^" in text else text
 
 
+def _escape(text: str) -> str:
+    """Control characters and line separators as backslash escapes: no forged lines, no commands to a terminal."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def _escape_line_wise(text: str) -> str:
+    return "\n".join(map(_escape, text.split("\n")))
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " [cut]"
 
@@ -85,10 +95,9 @@ class TextLines(logging.Formatter):
         """One line, and the traceback's lines after it."""
         at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         trace_id = _trace_id()
-        line = f"{at} {record.levelname:<7} {self._service:<12} {_cut(record.getMessage())}" + (
-            f" trace={trace_id}" if trace_id else ""
-        )
-        return redact("\n".join([line, *self._traceback(record)]))
+        head = f"{at} {record.levelname:<7} {self._service:<12}"
+        line = f"{head} {_escape(_cut(record.getMessage()))}" + (f" trace={trace_id}" if trace_id else "")
+        return redact("\n".join([line, *map(_escape_line_wise, self._traceback(record))]))
 
     def _traceback(self, record: logging.LogRecord) -> list[str]:
         return [_cut_traceback(self.formatException(record.exc_info))] if record.exc_info else []

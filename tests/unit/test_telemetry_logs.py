@@ -86,6 +86,19 @@ def test_text_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ValueError" in out
 
 
+def test_a_message_cannot_forge_lines_or_command_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.setup(Settings(state_dir=tmp_path), "inference")
+    logging.getLogger("services.x").warning("%s", "one\n08:00:00 INFO two\r\x1b[2J\x9b\u2028")
+    try:
+        b"a".decode("\x1b[2J")
+    except LookupError:
+        logging.getLogger("services.x").exception("failed")
+    out = capsys.readouterr().err
+    assert out.splitlines()[0].endswith("one\\n08:00:00 INFO two\\r\\x1b[2J\\x9b\\u2028")
+    assert "\x1b" not in out
+    assert "Traceback (most recent call last):\n" in out
+
+
 def test_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logs.setup(Settings(state_dir=tmp_path, log_format="json"), "inference")
     provider = telemetry.tracer_provider(Settings(state_dir=tmp_path, telemetry=TelemetrySettings(file=False)), "t", Resource({}))
