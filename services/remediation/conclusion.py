@@ -104,7 +104,7 @@ def _evidence(claim: jobs.Claim, material: Material, outcome: Outcome) -> dict[s
         "reasons": list(outcome.judgement.reasons),
         "numbers": finite(outcome.judgement.numbers),
         "best_epoch": outcome.tuned.result.best_epoch,
-        "data_sha256": material.plan.digest,
+        "data_sha256": material.data_sha256,
         "code_sha256": code_digest(),
         "weights_sha256": outcome.bundle.sha256,
         "seed": material.options.seed,

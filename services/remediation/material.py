@@ -5,6 +5,7 @@ The choice of cases is frozen into the job, so that a later attempt uses the sam
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sqlmodel import Session
 
@@ -16,6 +17,7 @@ from schemas.tables import Job, ModelVersion, Order, RegisteredModel
 from schemas.vocabulary import CaseRole
 from services.remediation import data, jobs, options, repository
 from services.remediation.plan import Plan, TooFew, choose, from_json, looks, require_disjoint, start_of_decline, to_json
+from services.remediation.provenance import data_digest
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
@@ -29,7 +31,7 @@ class Material:
     """Everything a run starts from. `old` are the studies of the development manifest.
 
     `returning` counts patients of the development data who came back and raise alarms, `looks` the earlier judgements on the
-    gate's patients; it is known once the plan is frozen.
+    gate's patients; it is known once the plan is frozen. `data_sha256` covers the new and the development data.
     """
 
     champion: LoadedModel
@@ -41,6 +43,7 @@ class Material:
     tune: Sequence[LabelledStudy]
     gate: Sequence[LabelledStudy]
     returning: int
+    data_sha256: str
     looks: int = 0
 
 
@@ -69,6 +72,7 @@ def prepare(context: Context, claim: jobs.Claim) -> Material | TooFew:
             tune=data.archived(session, archive, plan.tune),
             gate=data.archived(session, archive, plan.gate),
             returning=len(trigger & taken),
+            data_sha256=data_digest(plan.digest, Path(version.dataset), old),
         )
 
 

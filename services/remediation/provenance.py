@@ -1,11 +1,13 @@
 """Hashes that say with which code and data a verdict was reached (DESIGN promise 8)."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import models
 import services.remediation
+from models.data import LabelledStudy
 
 
 @cache
@@ -17,6 +19,15 @@ def code_digest() -> str:
         for path in sorted(folder.rglob("*.py")):
             digest.update(f"{folder.name}/{path.relative_to(folder)}\x1f".encode())
             digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def data_digest(plan_digest: str, manifest: Path, studies: Iterable[LabelledStudy]) -> str:
+    """SHA-256 over the chosen new cases, the development manifest, and name and content of each file that it names."""
+    paths = sorted({path for study in studies for path in study.paths})
+    digest = hashlib.sha256(f"{plan_digest}\x1f{file_digest(manifest)}".encode())
+    for path in paths:
+        digest.update(f"\x1f{path.resolve().relative_to(manifest.resolve().parent)}\x1f{file_digest(path)}".encode())
     return digest.hexdigest()
 
 

@@ -116,7 +116,7 @@ def _save(context: Context, claim: jobs.Claim, material: Material, tuned: FineTu
         "parent": material.champion.info.sha256,
         "remedy": str(claim.remedy),
         "run": claim.job_id,
-        "data_sha256": material.plan.digest,
+        "data_sha256": material.data_sha256,
         "options": material.options.model_dump(),
         "best_epoch": tuned.result.best_epoch,
         "history": [record.model_dump(exclude={"seconds"}) for record in tuned.result.history],

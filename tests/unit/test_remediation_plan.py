@@ -28,6 +28,7 @@ from services.remediation.plan import (
     start_of_decline,
     to_json,
 )
+from services.remediation.provenance import data_digest
 from services.remediation.states import TRANSITIONS, ImpossibleTransition, JobEvent, after
 from services.runtime.errors import InvalidInput
 
@@ -99,6 +100,20 @@ def test_the_plan_survives_the_database() -> None:
     assert from_json(to_json(plan)) == plan
     assert from_json(to_json(Plan(1, (), (), None))) == Plan(1, (), (), None)
     assert Plan(1, (case(1),), (), None).digest != Plan(1, (case(2),), (), None).digest
+
+
+def test_the_data_digest_covers_manifest_files_and_chosen_cases(tmp_path: Path) -> None:
+    manifest, image = tmp_path / "manifest.csv", tmp_path / "image.dcm"
+    manifest.write_text("path,label,patient,split\nimage.dcm,a,p,test\n")
+    image.write_bytes(b"pixels")
+    studies = [LabelledStudy("s", (image,), "a", "p", "test")]
+    seen = [data_digest("plan", manifest, studies), data_digest("other plan", manifest, studies)]
+    assert data_digest("plan", manifest, studies) == seen[0]
+    image.write_bytes(b"PIXELS")
+    seen.append(data_digest("plan", manifest, studies))
+    manifest.write_text("path,label,patient,split\nimage.dcm,b,p,test\n")
+    seen.append(data_digest("plan", manifest, studies))
+    assert len(set(seen)) == 4
 
 
 def test_a_shared_patient_is_refused_without_naming_the_patient() -> None:
