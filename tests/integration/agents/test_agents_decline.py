@@ -157,7 +157,8 @@ def test_cases_count_as_the_repair_uses_them(database, make_hospital):
     with database.read() as session:
         pools = [remediation.labelled_cases(session, "brain_mri", 1, role) for role in (CaseRole.TUNE, CaseRole.GATE)]
         taken = remediation.baseline_patients(session, "brain_mri")
-    plan = choose(1, *pools, taken=taken, since=start_of_decline(evidence), min_tune=1, min_gate=1, most=2000)
+    settings = {"classes": ("a", "b"), "min_tune": 1, "min_gate": 1, "most": 2000}
+    plan = choose(1, *pools, taken=taken, since=start_of_decline(evidence), **settings)
     assert isinstance(plan, Plan)
     (order,) = sent(hospital, OrderKind.REMEDY)
     assert f"on {len(plan.tune)} labelled studies made since then" in order.reason
