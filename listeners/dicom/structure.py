@@ -12,7 +12,7 @@ IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
-MOST_INFLATED_BYTES: Final = 1 << 30
+MOST_INFLATED_BYTES: Final = 1 << 28
 DEEPEST_NESTING: Final = 64
 LONGEST_TRAILER: Final = 9
 """After a deflated data set: a padding byte (PS3.5 §A.5), and the eight bytes of a gzip trailer that some writers leave."""
