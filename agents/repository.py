@@ -83,13 +83,14 @@ def job_of(session: Session, order_id: str) -> Job | None:
 
 
 def labelled(session: Session, model: str, version: int, role: CaseRole, since: datetime | None = None) -> int:
-    """Labelled cases of a version that a repair may use in this role: made since the decline began, patients of no baseline."""
+    """Cases that a repair may use in this role: since the decline began, of a class of the model, patients of no baseline."""
+    registered = session.get(RegisteredModel, model)
     baseline = select(BaselineCase.patient_key).where(BaselineCase.model == model)
     query = select(func.count()).where(
         Case.model == model,
         Case.version == version,
         Case.role == role,
-        col(Case.truth).is_not(None),
+        col(Case.truth).in_(registered.classes if registered else ()),
         col(Case.patient_key).not_in(baseline),
     )
     return int(session.exec(query.where(col(Case.acquired_at) >= since) if since else query).one())
