@@ -252,11 +252,11 @@ def _rollback_supported(proposal: Proposal, _actor: Actor, facts: Facts) -> Verd
 
 
 def _stop_supported(proposal: Proposal, _actor: Actor, facts: Facts) -> Verdict | None:
-    return None if facts.serving else Refused(reason=f"{proposal.model} does not serve already.")
+    return None if facts.serving else Refused(reason=f"{proposal.model} does not serve already; there is nothing to stop.")
 
 
 def _resume_supported(proposal: Proposal, _actor: Actor, facts: Facts) -> Verdict | None:
-    return Refused(reason=f"{proposal.model} serves already.") if facts.serving else None
+    return Refused(reason=f"{proposal.model} serves already; there is nothing to resume.") if facts.serving else None
 
 
 _STATUS_RULES: Final[dict[OrderKind, Callable[[Proposal, Actor, Facts], Verdict | None]]] = {
