@@ -29,7 +29,7 @@ from schemas.vocabulary import JobState, UserRole
 
 MODEL = "demo"
 GATE_MARGIN = "0.15"
-"""Tolerated loss of recall per class: the default of 0.05 needs several times as many gate patients as a short demonstration has."""
+"""Tolerated loss of recall per class: the default of 0.05 needs more gate patients than a short demonstration has."""
 QUESTION = "What happened to the demo model, and is it healthy now?"
 
 
