@@ -56,6 +56,8 @@ kafka-stop:
 	deploy/kafka/run.sh stop
 
 test-kafka: install
+	deploy/kafka/run.sh stop
+	rm -rf deploy/kafka/data # messages of an earlier run would be read again
 	deploy/kafka/run.sh start
 	RECLAIM_TEST_KAFKA_BOOTSTRAP=$$(deploy/kafka/run.sh address) $(BIN)/python -m pytest tests/integration -m 'not postgres' -k bus; \
 	status=$$?; deploy/kafka/run.sh stop; exit $$status
