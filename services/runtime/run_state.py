@@ -38,6 +38,7 @@ def lock(state_dir: Path) -> Iterator[None]:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise AlreadyRunning(f"reclaim runs already in {state_dir} (process {owner}): stop it, or set RECLAIM_STATE_DIR")
+        remove_state(state_dir)  # of one that was killed
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))
@@ -49,6 +50,11 @@ def running(state_dir: Path) -> bool:
     """Whether a supervisor holds the state folder."""
     with _lock_file(state_dir).open("a+") as file:
         return not _taken(file, fcntl.LOCK_SH)
+
+
+def _owner(state_dir: Path) -> str:
+    """The process that took the lock last."""
+    return _lock_file(state_dir).read_text().strip()
 
 
 def _taken(file: IO[str], kind: int) -> bool:
@@ -81,7 +87,8 @@ def read_state(state_dir: Path) -> RunState | None:
         state = RunState.model_validate_json(_path(state_dir).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-    return state if running(state_dir) else None
+    # A successor of a killed one holds the lock for a moment before it writes its own state.
+    return state if running(state_dir) and _owner(state_dir) == str(state.pid) else None
 
 
 def _folder(state_dir: Path) -> Path:
