@@ -227,6 +227,11 @@ class Settings(BaseSettings):
         return self.state_dir / "reports"
 
     @property
+    def bells_dir(self) -> Path:
+        """Where processes of this machine wake one another."""
+        return self.state_dir / "run" / "bells"
+
+    @property
     def database_url(self) -> str:
         """SQLAlchemy address in use, the embedded SQLite file when none is set."""
         configured = self.database.url.get_secret_value()

@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlmodel import Session
 
 from schemas.settings import Settings
+from services.runtime.bells import Bells
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.transaction import Transaction
@@ -25,15 +26,16 @@ READ_ONLY = "reclaim_read_only"
 class Database:
     """Opens transactions. Thread-safe; one per process."""
 
-    def __init__(self, url: str, clock: Clock | None = None, pool_size: int = 5) -> None:
+    def __init__(self, url: str, clock: Clock | None = None, pool_size: int = 5, bells: Bells | None = None) -> None:
         self.engine = _make_engine(url, pool_size)
         self.clock = clock or SystemClock()
+        self._bells = bells
 
     @classmethod
     def from_settings(cls, settings: Settings, clock: Clock | None = None) -> "Database":
         """The configured database; makes the state folder for SQLite."""
         settings.state_dir.mkdir(parents=True, exist_ok=True)
-        return cls(settings.database_url, clock, settings.database.pool_size)
+        return cls(settings.database_url, clock, settings.database.pool_size, Bells(settings.bells_dir))
 
     @property
     def dialect(self) -> str:
@@ -44,8 +46,12 @@ class Database:
     def transaction(self) -> Iterator[Transaction]:
         """One writing transaction: commits at the end, rolls back on any exception; raises Transient when the database is away."""
         with self._session() as session:
-            yield Transaction(session, self.clock)
+            transaction = Transaction(session, self.clock)
+            yield transaction
             session.commit()
+        if self._bells is not None:
+            for bell in transaction.rings:
+                self._bells.ring(bell)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -4,7 +4,6 @@ Codes follow sysexits.h, so that a supervisor or a container's restart policy ca
 """
 
 import asyncio
-import contextlib
 import logging
 from typing import Final
 
@@ -36,7 +35,16 @@ class Health:
         self.exit_code = self.exit_code or exit_code
         self.stop.set()
 
-    async def pause(self, seconds: float) -> None:
-        """Wait, but not longer than the process lives."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.stop.wait(), seconds)
+    async def pause(self, seconds: float, awake: asyncio.Event | None = None) -> None:
+        """Wait, but not longer than the process lives, nor than until `awake` is set."""
+        await pause(self.stop, seconds, awake)
+
+
+async def pause(stop: StopSignal, seconds: float, awake: asyncio.Event | None = None) -> None:
+    """Wait until `stop` or `awake` is set, but not longer than `seconds`."""
+    waits = [asyncio.ensure_future(event.wait()) for event in (stop, awake) if event is not None]
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -14,6 +14,7 @@ from faststream.kafka import KafkaBroker
 
 from schemas.settings import KafkaSettings
 from services.runtime import lease
+from services.runtime.bells import Bells
 from services.runtime.bus import backoff, make_broker, subscribe
 from services.runtime.errors import Transient
 from services.runtime.health import EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, Health
@@ -145,9 +146,16 @@ async def _work(worker: Worker, health: Health) -> None:
 
 
 async def _tick(ticker: Ticker, context: Context, health: Health) -> None:
+    awake = asyncio.Event()
+    with Bells(context.settings.bells_dir).listen(ticker.bell, awake) if ticker.bell else contextlib.nullcontext():
+        await _tick_until_stopped(ticker, context, health, awake)
+
+
+async def _tick_until_stopped(ticker: Ticker, context: Context, health: Health, awake: asyncio.Event) -> None:
     owner = lease.new_owner()
     failures = 0
     while not health.stop.is_set:
+        awake.clear()
         delay = ticker.interval_s
         try:
             await asyncio.to_thread(_tick_once, ticker, context, owner)
@@ -159,7 +167,7 @@ async def _tick(ticker: Ticker, context: Context, health: Health) -> None:
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the process loudly
             health.fail(EX_SOFTWARE, f"ticker {ticker.name} has a bug", error)
             return
-        await health.pause(delay)
+        await health.pause(delay, awake)
     with contextlib.suppress(Transient):
         await asyncio.to_thread(_give_back, ticker, context, owner)
 

@@ -15,12 +15,15 @@ from faststream.kafka import KafkaBroker
 
 from schemas.settings import KafkaSettings
 from services.runtime import lease, outbox
+from services.runtime.bells import Bells
 from services.runtime.bus import backoff, make_broker
 from services.runtime.database import Database
 from services.runtime.errors import Transient
+from services.runtime.health import pause
 from services.runtime.outbox import RELAY, Unsent
 from services.runtime.service import Context, Service, StopSignal, Worker
 from services.runtime.topics_admin import cluster_id, ensure_topics
+from services.runtime.transaction import RELAY_BELL
 
 logger = logging.getLogger(__name__)
 IDLE_FIRST_S = 0.05
@@ -40,7 +43,7 @@ class LeaseLost(Exception):  # noqa: N818 - says what happened
 
 
 class Relay:
-    """One relay. `wake` cuts a pause short; it may be called from the event loop's thread after a commit."""
+    """One relay. Every commit that puts events out rings for it; without a ring it looks after `IDLE_MAX_S` at the latest."""
 
     def __init__(self, context: Context) -> None:
         self._database: Database = context.database
@@ -53,10 +56,6 @@ class Relay:
         self._next_renewal = 0.0
         self._failures = 0
 
-    def wake(self) -> None:
-        """There may be something to send: look at once."""
-        self._awake.set()
-
     async def run(self, stop: StopSignal) -> None:
         """Relay until `stop` is set; database and broker may come and go."""
         while not stop.is_set:
@@ -66,7 +65,7 @@ class Relay:
                 delay = backoff(self._failures)
                 self._failures += 1
                 logger.warning("relay: %s; trying again in %.1f s", error or type(error).__doc__, delay)
-                await self._pause(stop, delay)
+                await pause(stop, delay)
 
     async def _serve(self, stop: StopSignal) -> None:
         if not await self._become_the_one(stop):
@@ -77,7 +76,8 @@ class Relay:
         async with _connected(kafka) as broker:
             try:
                 await self._prepare()
-                await self._loop(stop, broker)
+                with Bells(self._settings.bells_dir).listen(RELAY_BELL, self._awake):
+                    await self._loop(stop, broker)
             finally:
                 with contextlib.suppress(Transient):
                     await asyncio.to_thread(self._release)
@@ -90,7 +90,7 @@ class Relay:
             if not told:
                 logger.info("relay: another relay is at work; waiting until it is gone")
                 told = True
-            await self._pause(stop, STANDBY_S)
+            await pause(stop, STANDBY_S)
         return False
 
     async def _prepare(self) -> None:
@@ -108,7 +108,7 @@ class Relay:
             await self._keep_lease()
             await self._keep_house()
             if not sent:
-                await self._pause(stop, idle)
+                await pause(stop, idle, self._awake)
 
     async def step(self, broker: KafkaBroker) -> int:
         """Send one batch; returns how many events it had. Raises Transient when one could not be sent, LeaseLost."""
@@ -138,14 +138,6 @@ class Relay:
         again = await asyncio.to_thread(self._tidy)
         if again:
             logger.warning("relay: %d events were not read in time and are sent once more", again)
-
-    async def _pause(self, stop: StopSignal, seconds: float) -> None:
-        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._awake.wait())]
-        try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
     def _hold(self) -> bool:
         with self._database.transaction() as tx:

@@ -26,11 +26,15 @@ class Context:
 
 @dataclass(frozen=True)
 class Ticker:
-    """Work that time triggers: `run` is called every `interval_s` in one transaction, by one process at a time (lease)."""
+    """Work that time triggers: `run` is called every `interval_s` in one transaction, by one process at a time (lease).
+
+    A ring of `bell` (see `services.runtime.bells`) has it called at once.
+    """
 
     name: str
     interval_s: float
     run: Callable[[Transaction], None]
+    bell: str = ""
 
 
 @dataclass(frozen=True)

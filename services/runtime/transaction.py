@@ -5,7 +5,7 @@ DESIGN promises 2, 3, 8 and 10.
 
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import trace
 from sqlalchemy import Table, update
@@ -18,17 +18,20 @@ from schemas.topics import Topic
 from services.runtime.clock import Clock
 from services.runtime.messages import Received, Record, headers_of
 
+RELAY_BELL: Final = "relay"
+
 
 class Transaction:
     """What a handler may do with the database while its batch is open. `session` is a plain SQLModel session.
 
-    `rejected` counts the messages that went to the dead letters in it.
+    `rejected` counts the messages that went to the dead letters in it; `rings` names the bells to ring once it is committed.
     """
 
     def __init__(self, session: Session, clock: Clock) -> None:
         self.session = session
         self.clock = clock
         self.rejected = 0
+        self.rings: set[str] = set()
 
     def emit(self, topic: Topic, data: Event, *, event_id: str | None = None, cause: Received[Event] | str | None = None) -> str:
         """Put an event into the outbox and return its id.
@@ -47,7 +50,7 @@ class Transaction:
             body=data.model_dump_json().encode(),
             created_at=now,
         )
-        self.insert_new(Outbox, [row], returning="event_id")
+        self._put_out(row)
         return identity
 
     def claim(self, consumer: str, event_ids: Iterable[str]) -> set[str]:
@@ -104,7 +107,15 @@ class Transaction:
             body=record.body,
             created_at=self.clock.now(),
         )
+        self._put_out(row)
+
+    def ring(self, bell: str) -> None:
+        """Wake who listens to `bell` on this machine, after the commit (see `services.runtime.bells`)."""
+        self.rings.add(bell)
+
+    def _put_out(self, row: Outbox) -> None:
         self.insert_new(Outbox, [row], returning="event_id")
+        self.ring(RELAY_BELL)
 
     def audit(self, actor: str, action: str, subject: str, **detail: Any) -> None:
         """Append a decision to the audit record; `detail` holds ids, hashes, seeds, evidence, never identities."""
