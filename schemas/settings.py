@@ -6,7 +6,7 @@ Built once per process with `load_settings()` and handed down; nothing reads the
 import os
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -70,6 +70,19 @@ class DeadLetterSettings(Group):
     max_ratio: float = Field(0.5, gt=0, le=1, description="Stop when this share of the last 1,000 messages was rejected")
 
 
+class PeerSettings(Group):
+    """A DICOM system that we call: a PACS, an archive, a workstation."""
+
+    ae_title: str = Field(min_length=1, max_length=16)
+    host: str = Field(min_length=1)
+    port: int = Field(104, ge=1, le=65535)
+    tls: bool = False
+    ca_file: Path | None = Field(None, description="Certificates that may have signed the peer's; default: the system's")
+    certificate_file: Path | None = Field(None, description="Our certificate, for a peer that asks for one")
+    key_file: Path | None = None
+    check_hostname: bool = Field(True, description="False where the peer's certificate does not carry its host name")
+
+
 class DicomSettings(Group):
     """The C-STORE listener."""
 
@@ -77,6 +90,17 @@ class DicomSettings(Group):
     port: int = Field(11112, ge=0, le=65535)
     ae_title: str = Field("RECLAIM", min_length=1, max_length=16)
     quiet_period_s: float = Field(30.0, gt=0, description="A study without new instances for this long is complete")
+    quiet_periods: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="The same by Modality (0008,0060); a study with several waits for the longest"
+    )
+    longest_open_s: float = Field(7200.0, gt=0, description="A study that is open for this long is announced as it is")
+    completion_signals: tuple[Literal["mpps", "storage_commitment", "instance_count"], ...] = Field(
+        ("mpps", "storage_commitment", "instance_count"),
+        description="What completes a study before its quiet period; leave out what the site's modalities get wrong",
+    )
+    commitment_wait_s: float = Field(10.0, ge=0, description="How long a commitment report waits for instances that are under way")
+    commitment_retry_s: float = Field(30.0, gt=0, description="Pause before a report is tried again; doubles up to an hour")
+    commitment_give_up_s: float = Field(86_400.0, gt=0, description="A report that could not be delivered for this long is given up")
     max_associations: int = Field(50, ge=1)
     max_pdu: int = Field(131_072, ge=0)
     network_timeout_s: float = Field(60.0, gt=0)
@@ -84,6 +108,7 @@ class DicomSettings(Group):
     sop_classes: tuple[str, ...] = Field(
         (), description="SOP Class UIDs of further storage classes to accept, e.g. Secondary Capture"
     )
+    peers: dict[str, PeerSettings] = Field(default_factory=dict, description="Name to DICOM system that we may call, e.g. pacs")
 
 
 class HttpSettings(Group):
@@ -158,6 +183,18 @@ class PolicySettings(Group):
     )
 
 
+class ResultsSettings(Group):
+    """Results back to the PACS. Nothing is sent unless a destination is set."""
+
+    destination: str = Field("", description="Name of one of dicom.peers that gets every champion's result; empty: none")
+    structured_report: bool = Field(True, description="Send a DICOM SR (TID 1500)")
+    secondary_capture: bool = Field(True, description="Send an image of the result, for viewers that show no SR")
+    first_delay_s: float = Field(30.0, gt=0, description="Wait after the first failure; doubles each time")
+    longest_delay_s: float = Field(3600.0, gt=0)
+    max_attempts: int = Field(16, ge=1, description="Then it is a dead letter; with the default delays after about 9 hours")
+    lease_s: float = Field(300.0, ge=10, description="An attempt that has not been heard of for this long is made anew")
+
+
 class LlmSettings(Group):
     """Any OpenAI-compatible endpoint. Empty base_url means the built-in rule planner."""
 
@@ -207,6 +244,7 @@ class Settings(BaseSettings):
     evaluation: EvaluationSettings = EvaluationSettings()
     remediation: RemediationSettings = RemediationSettings()
     policy: PolicySettings = PolicySettings()
+    results: ResultsSettings = ResultsSettings()
     llm: LlmSettings = LlmSettings()
     chat: ChatSettings = ChatSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

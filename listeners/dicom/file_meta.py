@@ -3,8 +3,10 @@
 import struct
 from typing import Final
 
-IMPLEMENTATION_CLASS_UID: Final = "2.25.289719925082001582583020525647827915901"
-IMPLEMENTATION_VERSION_NAME: Final = "RECLAIM_0_1"
+from services.runtime import implementation
+
+IMPLEMENTATION_CLASS_UID: Final = implementation.IMPLEMENTATION_CLASS_UID
+IMPLEMENTATION_VERSION_NAME: Final = implementation.IMPLEMENTATION_VERSION_NAME
 _PREAMBLE: Final = b"\x00" * 128 + b"DICM"
 
 
