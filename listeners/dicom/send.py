@@ -1,10 +1,13 @@
-"""C-STORE SCU: pushes a folder of DICOM files as they are stored, without decoding or re-encoding them."""
+"""C-STORE SCU: pushes a folder of DICOM files as they are stored, without decoding or re-encoding them.
 
-import logging
+Every file that was found ends in the tally, whatever the receiver does: a lost association is opened again for the rest, what
+failed for a reason that may pass is tried again on a new one, and what remains counts as not answered.
+"""
+
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +15,23 @@ from typing import Any, Final
 
 import pynetdicom
 from pydicom.filereader import read_file_meta_info
-from pynetdicom import AE
+from pydicom.uid import UID
 from pynetdicom.presentation import build_context
 
-from listeners.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from services.assembly.headers import is_valid_uid
 from services.runtime.errors import InvalidInput, Transient
+from services.runtime.scu import Peer, PeerAcceptsNothing, PeerBusy, PeerRefuses, accepted_pairs, open_association, printable
 
 MOST_CONTEXTS: Final = 128
 RETRY_DELAYS_S: Final = (1.0, 2.0, 5.0, 10.0)
-ASSOCIATION_ATTEMPTS: Final = 3
-TIMEOUT_S: Final = 60.0
+RECONNECT_DELAYS_S: Final = (1.0, 2.0, 5.0)
+FILE_ATTEMPTS: Final = 2
 NO_ANSWER: Final = "no answer"
 NOT_ACCEPTED: Final = "type not accepted by the receiver"
+UNREADABLE: Final = "file cannot be read any more"
+MAY_PASS: Final = (0xA7, 0x01)
+"""First byte of statuses worth another try: out of resources (A7xx), processing failure (0110)."""
+NOT_WORTH_IT: Final = (0x0111, 0x0117, 0x0122, 0x0124)
 
 Progress = Callable[[int, int], None]
 Pair = tuple[str, str]
@@ -80,19 +87,29 @@ def send_folder(
     associations: int = 1,
     on_progress: Progress | None = None,
 ) -> SendSummary:
+    """Send to an address; as `send_to`."""
+    peer = Peer(f"{host}:{port}", called_ae, host, port)
+    return send_to(peer, folder, calling_ae=calling_ae, associations=associations, on_progress=on_progress)
+
+
+def send_to(
+    peer: Peer, folder: Path, *, calling_ae: str, associations: int = 1, on_progress: Progress | None = None
+) -> SendSummary:
     """Send every DICOM file under `folder` (or one file) over `associations` parallel associations.
 
     Raises FileNotFoundError for a missing folder, InvalidInput when nothing is DICOM or the peer refuses us, Transient when
-    nobody answers. A lost association or a refused file is no exception but part of the summary.
+    nobody answers. Once the peer was reached nothing is raised: a lost association or a refused file is part of the summary.
     """
     summary = SendSummary()
     items = list(find_items(folder, summary.skipped))
     if not items:
         raise InvalidInput(f"{folder} holds no DICOM files (files with a DICM prefix and file meta information)")
     summary.total = len(items)
-    sender = _Sender(host, port, calling_ae, called_ae, summary, on_progress or (lambda _done, _total: None))
+    sender = _Sender(peer, calling_ae, associations == 1, summary, on_progress or (lambda _done, _total: None))
     with ThreadPoolExecutor(max_workers=associations) as pool:
         list(pool.map(sender.send, partition(items, associations)))
+    if sender.fault is not None and not sender.reached:
+        raise sender.fault
     return summary
 
 
@@ -137,77 +154,118 @@ def _pair_of(path: Path) -> Pair:
 
 
 @dataclass
+class _Pending:
+    """A file and how often its association was lost, or its status asked for another try."""
+
+    item: Item
+    attempts: int = 0
+
+
+@dataclass
 class _Sender:
     """Sends shares of files, one association at a time per thread, and keeps the common summary."""
 
-    host: str
-    port: int
+    peer: Peer
     calling_ae: str
-    called_ae: str
+    alone: bool
     summary: SendSummary
     on_progress: Progress
+    reached: bool = False
+    fault: Exception | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, share: Sequence[Item]) -> None:
-        """Send a share; an association that is lost on the way is opened again for the rest."""
-        rest = list(share)
-        for _ in range(ASSOCIATION_ATTEMPTS):
-            rest = self._over_one_association(rest)
-            if not rest:
+        """Send a share over as many associations as it takes; what cannot be sent is noted, nothing is raised."""
+        rest = deque(_Pending(item) for item in share)
+        failures = 0
+        while rest:
+            noted = self._noted()
+            try:
+                association = self._associate(rest)
+                self._over(association, rest)
+            except (Transient, InvalidInput) as error:
+                if isinstance(error, PeerRefuses) or not self._may_reconnect(error, failures):
+                    self._give_up(rest, error)
+                    return
+            failures = 0 if self._noted() > noted else failures + 1
+            if rest and failures > len(RECONNECT_DELAYS_S):
+                self._give_up(rest, Transient("the receiver ended the association again and again"))
                 return
-        for _ in rest:
-            self._note(NO_ANSWER, "the receiver ended the association")
+            if rest:
+                time.sleep(RECONNECT_DELAYS_S[max(failures - 1, 0)])
 
-    def _over_one_association(self, items: Sequence[Item]) -> list[Item]:
-        association = self._associate({item.pair for item in items})
-        accepted = {(str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts}
-        for number, item in enumerate(items):
-            if item.pair not in accepted:
-                self._note(NOT_ACCEPTED)
-            elif not self._send_one(association, item, number + 1):
+    def _may_reconnect(self, error: Exception, failures: int) -> bool:
+        """A receiver that nobody has reached yet is not waited for, unless our own other associations may keep it busy."""
+        worth_waiting = self.reached or (isinstance(error, PeerBusy) and not self.alone)
+        return worth_waiting and failures < len(RECONNECT_DELAYS_S)
+
+    def _associate(self, rest: Sequence[_Pending]) -> Any:
+        pairs = sorted({pending.item.pair for pending in rest})
+        contexts = [build_context(sop_class, syntax) for sop_class, syntax in pairs]
+        association = open_association(self.peer, contexts, calling_ae=self.calling_ae)
+        self.reached = True
+        return association
+
+    def _over(self, association: Any, rest: deque[_Pending]) -> None:
+        """Send what is in `rest` now; what is still there afterwards needs another association."""
+        accepted = accepted_pairs(association)
+        for number in range(len(rest)):
+            pending = rest.popleft()
+            if pending.item.pair not in accepted:
+                self._note(NOT_ACCEPTED, _words(pending.item.pair))
+                continue
+            response = self._send_one(association, pending.item, number + 1)
+            if response is None:
+                continue
+            if "Status" not in response:
+                self._try_again(rest, pending, NO_ANSWER, "the receiver ended the association")
                 association.abort()
-                return list(items[number:])
+                return
+            outcome, comment = f"{response.Status:04X}", printable(str(response.get("ErrorComment", "") or ""))
+            if _may_pass(response.Status):
+                self._try_again(rest, pending, outcome, comment)
+            else:
+                self._note(outcome, comment)
         association.release()
-        return []
 
-    def _send_one(self, association: Any, item: Item, number: int) -> bool:
-        """Send one file, again while the receiver is out of resources (A7xx). False when the association is lost."""
+    def _send_one(self, association: Any, item: Item, number: int) -> Any:
+        """The response, an empty one when the association is lost, None when the file is gone.
+
+        While the receiver is out of resources (A7xx) it is asked again after a delay.
+        """
         for delay in (*RETRY_DELAYS_S, None):
             try:
                 response = association.send_c_store(item.path, msg_id=number % 65535 + 1)
             except RuntimeError:
-                return False
-            if "Status" not in response:
-                return False
-            if response.Status >> 8 != 0xA7 or delay is None:
+                return {}
+            except (OSError, ValueError, AttributeError) as error:
+                self._note(UNREADABLE, f"{item.path.name}: {type(error).__name__}")
+                return None
+            if "Status" not in response or response.Status >> 8 != 0xA7 or delay is None:
                 break
             time.sleep(delay)
-        self._note(f"{response.Status:04X}", str(response.get("ErrorComment", "") or ""))
-        return True
+        return response
 
-    def _associate(self, pairs: Iterable[Pair]) -> Any:
-        ae = AE(self.calling_ae)
-        ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-        ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        ae.connection_timeout = ae.acse_timeout = 10.0
-        ae.dimse_timeout = ae.network_timeout = TIMEOUT_S
-        contexts = [build_context(sop_class, syntax) for sop_class, syntax in sorted(pairs)]
-        association = ae.associate(self.host, self.port, contexts=contexts, ae_title=self.called_ae)
-        if association.is_established:
-            return association
-        raise self._why_not(association)
+    def _try_again(self, rest: deque[_Pending], pending: _Pending, outcome: str, comment: str) -> None:
+        """Put a file behind the others for the next association, so that one bad file never keeps the others back."""
+        pending.attempts += 1
+        if pending.attempts < FILE_ATTEMPTS:
+            rest.append(pending)
+        else:
+            self._note(outcome, comment)
 
-    def _why_not(self, association: Any) -> Exception:
-        peer = f"{self.host}:{self.port}"
-        if association.is_rejected:
-            answer = association.acceptor.primitive
-            reason = f"{answer.source_str}: {answer.reason_str}" if answer else "no reason given"
-            if answer is not None and answer.result == 0x02:
-                return Transient(f"{peer} is busy and refuses associations for now ({reason})")
-            return InvalidInput(f"{peer} refuses the association of {self.calling_ae} to {self.called_ae} ({reason})")
-        if association.is_aborted and association.acceptor.primitive is not None:
-            return InvalidInput(f"{peer} accepts none of the files' types, or aborted the association")
-        return Transient(f"nobody who speaks DICOM answers at {peer}: is the receiver running?")
+    def _give_up(self, rest: Sequence[_Pending], error: Exception) -> None:
+        with self._lock:
+            self.fault = self.fault or error
+        for pending in rest:
+            if isinstance(error, PeerAcceptsNothing):
+                self._note(NOT_ACCEPTED, _words(pending.item.pair))
+            else:
+                self._note(NO_ANSWER, str(error))
+
+    def _noted(self) -> int:
+        with self._lock:
+            return sum(self.summary.outcomes.values())
 
     def _note(self, outcome: str, comment: str = "") -> None:
         with self._lock:
@@ -217,5 +275,12 @@ class _Sender:
             self.on_progress(sum(self.summary.outcomes.values()), self.summary.total)
 
 
+def _may_pass(status: int) -> bool:
+    return status >> 8 in MAY_PASS and status not in NOT_WORTH_IT
+
+
+def _words(pair: Pair) -> str:
+    return f"{UID(pair[0]).name}, {UID(pair[1]).name}"
+
+
 pynetdicom._config.STORE_SEND_CHUNKED_DATASET = True  # noqa: SLF001 - how the library is told to send files without decoding them
-logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # its lines quote UIDs

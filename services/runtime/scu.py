@@ -39,6 +39,10 @@ class PeerRefuses(InvalidInput):
     """The peer rejects or aborts the association and will do so again until somebody changes a setting."""
 
 
+class PeerAcceptsNothing(PeerRefuses):
+    """The peer accepts the association, but none of the proposed SOP classes in a proposed transfer syntax."""
+
+
 @dataclass(frozen=True)
 class Timeouts:
     """Limits in seconds: of connecting and negotiating, and of each answer and each byte after that."""
@@ -195,7 +199,7 @@ def _why_not(made: Any, peer: Peer, calling_ae: str) -> Exception:
             "enter our AE title at the peer, or correct its title here"
         )
     if made.is_aborted and made.acceptor.primitive is not None:
-        return PeerRefuses(f"{peer.address} accepts none of the proposed types, or aborted the association")
+        return PeerAcceptsNothing(f"{peer.address} accepts none of the proposed types, or aborted the association")
     with_tls = " with TLS" if peer.tls else ""
     return PeerAway(f"nobody who speaks DICOM answers at {peer.address}{with_tls}: is the peer running?")
 
