@@ -68,8 +68,9 @@ class Situation(_Frozen):
 class Facts(_Frozen):
     """What the database says about the model, read in the same transaction that writes the order.
 
-    `situation` is that of the evaluation behind the proposal, `reported` that of the agents' last report. Cases count as
-    a repair uses them: `since` the decline began. `last_remedy_rejected`: the gate turned the last remedy of this decline down.
+    `served` are the versions that may come back, `situation` is that of the evaluation behind the proposal, `reported` that
+    of the agents' last report. Cases count as a repair uses them: `since` the decline began. `last_remedy_rejected`: the
+    gate turned the last remedy of this decline down.
     """
 
     now: AwareDatetime
@@ -77,6 +78,7 @@ class Facts(_Frozen):
     versions: tuple[int, ...] = ()
     champion: int | None = None
     champion_before: int | None = None
+    served: tuple[int, ...] = ()
     serving: bool = True
     status: Status | None = None
     diagnosis: Diagnosis = Diagnosis.NONE
@@ -244,11 +246,16 @@ def _remedy_supported(proposal: Proposal, actor: Actor, facts: Facts) -> Verdict
 
 
 def _rollback_supported(proposal: Proposal, _actor: Actor, facts: Facts) -> Verdict | None:
-    if facts.champion_before is None:
-        return Refused(reason=f"{proposal.model} has no earlier champion to go back to.")
-    if proposal.settings.get("to_version", facts.champion_before) == facts.champion_before:
+    """The last champion comes back, or any version that has served, when it is named."""
+    named, choice = proposal.settings.get("to_version"), ", ".join(map(str, facts.served))
+    if named == facts.champion:
+        return Refused(reason=f"Version {named} of {proposal.model} serves already.")
+    if named in facts.served or (named is None and facts.champion_before is not None):
         return None
-    return Refused(reason=f"A rollback of {proposal.model} goes to version {facts.champion_before}, the last that served.")
+    may = f" Versions that may come back: {choice}." if choice else ""
+    if named is None:
+        return Refused(reason=f"{proposal.model} has no earlier champion to go back to.{may}")
+    return Refused(reason=f"Version {named} of {proposal.model} has not served before, so a rollback cannot go to it.{may}")
 
 
 def _stop_supported(proposal: Proposal, _actor: Actor, facts: Facts) -> Verdict | None:

@@ -158,7 +158,6 @@ def facts(
     row = session.exec(select(RegisteredModel).where(RegisteredModel.name == model).with_for_update()).first()
     if row is None or row.champion is None:
         return Facts(now=now, models=known)
-    champion = session.get_one(ModelVersion, (model, row.champion))
     newest, since = latest(session, model, row.champion), began(session, evaluation_id)
     reported, reported_at = _reported(session, model)
     last = _last_remedy(session, model)
@@ -168,7 +167,8 @@ def facts(
         models=known,
         versions=tuple(version.version for version in registry.versions(session, model)),
         champion=row.champion,
-        champion_before=champion.champion_before,
+        champion_before=registry.last_champion(session, model),
+        served=tuple(registry.served_versions(session, model)),
         serving=row.serving,
         status=Status(newest.status) if newest else None,
         diagnosis=Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE,

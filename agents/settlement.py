@@ -206,9 +206,10 @@ def describe(row: Order) -> str:
         return f"{WORDS.get(Remedy(row.remedy), row.remedy)} of {row.model}" + (f", {settings}" if settings else "")
     if row.kind == OrderKind.LABEL_REQUEST:
         return f"{row.settings.get('cases', 'more')} more labels for {row.model}"
+    target = row.settings.get("to_version")
     return {
         OrderKind.REPORT: f"a report on {row.model}",
-        OrderKind.ROLLBACK: f"roll {row.model} back to its last version",
+        OrderKind.ROLLBACK: f"roll {row.model} back to {f'version {target}' if target else 'its last version'}",
         OrderKind.STOP_SERVING: f"stop serving {row.model}",
         OrderKind.RESUME_SERVING: f"resume serving {row.model}",
     }.get(OrderKind(row.kind), f"{row.kind} of {row.model}")

@@ -9,8 +9,10 @@ from models.bundle import network_of, save_bundle
 from models.data import LabelledStudy, TensorSet, load_tensors, read_manifest
 from models.spec import DicomWindow, ModelSpec, PreprocessingSpec, SelectionRule
 from models.training import EpochRecord, TrainingSettings, train
+from schemas.tables import ModelVersion
+from services.runtime import registry
 from services.runtime.errors import InvalidInput
-from services.runtime.registration import register_bundle
+from services.runtime.registration import Accept, refuse, register_bundle
 from services.runtime.service import Context
 
 SPLITS = ("train", "valid", "test")
@@ -32,14 +34,19 @@ class TrainingRequest:
     seed: int = 0
 
 
-def train_and_register(context: Context, request: TrainingRequest, on_epoch: Callable[[EpochRecord], None]) -> int:
-    """Train on split train, stop early on split valid, baseline on split test; returns the registered version's number.
+def train_and_register(
+    context: Context, request: TrainingRequest, on_epoch: Callable[[EpochRecord], None], accept: Accept = refuse
+) -> ModelVersion:
+    """Train on split train, stop early on split valid, baseline on split test; returns the registered version.
 
-    Raises InvalidInput when a split is missing, InvalidDataset for a faulty manifest or unreadable image.
+    `accept` as in `register_bundle`. Raises InvalidInput when a split is missing or the name is taken for another task,
+    InvalidDataset for a faulty manifest or unreadable image.
     """
     studies = read_manifest(request.manifest)
     _require_splits(studies, request.manifest)
     spec = _spec(request, tuple(sorted({study.label for study in studies})))
+    with context.database.read() as session:  # before the work, not after it
+        registry.require_same(session, spec.name, spec.task, spec.classes)
     settings = TrainingSettings(epochs=request.epochs, seed=request.seed)
     module = network_of(spec)
     train_set, valid_set = (_tensors(studies, split, spec) for split in SPLITS[:2])
@@ -49,7 +56,7 @@ def train_and_register(context: Context, request: TrainingRequest, on_epoch: Cal
     with TemporaryDirectory() as draft:
         folder = Path(draft) / "bundle"
         save_bundle(folder, spec, module, record | {"best_epoch": result.best_epoch}, now=context.clock.now())
-        return register_bundle(context, folder, request.manifest, actor="user:cli", selection=rule).version
+        return register_bundle(context, folder, request.manifest, actor="user:cli", selection=rule, accept=accept)
 
 
 def _require_splits(studies: list[LabelledStudy], manifest: Path) -> None:

@@ -168,14 +168,16 @@ class MaintenancePromotion(Event):
 
     model: str
     challenger: int
-    champion_before: int
+    champion_before: int = Field(description="0 where none served")
     champion_after: int
     verdict: Verdict
     reasons: tuple[str, ...]
     numbers: dict[str, float | None] = Field(default_factory=dict)
     order_id: str | None = None
     actor: str
-    origin: str = Field("gate", description="gate, or rollback when the last champion was brought back without one")
+    origin: str = Field(
+        "gate", description="gate; owner: the gate, asked by a person; rollback: a version that served was brought back without one"
+    )
 
 
 class MaintenanceReport(Event):

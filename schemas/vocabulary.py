@@ -16,13 +16,14 @@ class Modality(StrEnum):
 
 
 class VersionState(StrEnum):
-    """Life of a model version in the registry."""
+    """Life of a model version in the registry. Archived versions have served and may come back, retired ones never do."""
 
     CANDIDATE = "candidate"
     CHALLENGER = "challenger"
     CHAMPION = "champion"
     ARCHIVED = "archived"
     REJECTED = "rejected"
+    RETIRED = "retired"
 
 
 class CaseState(StrEnum):

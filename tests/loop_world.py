@@ -185,7 +185,7 @@ def train_model(context: Context, folder: Path) -> int:
     manifest = folder / "manifest.csv"
     manifest.write_text("\n".join(rows) + "\n")
     request = TrainingRequest(manifest=manifest, name=MODEL, task=TASK, modalities=("MR",), network="small", size=EDGE, epochs=12)
-    return train_and_register(context, request, lambda _: None)
+    return train_and_register(context, request, lambda _: None).version
 
 
 class Loop:

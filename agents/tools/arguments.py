@@ -85,7 +85,7 @@ class RemedyArguments(OrderArguments):
 
 
 class RollbackArguments(OrderArguments):
-    """A rollback goes to the version that served before; naming it makes sure that this one is meant."""
+    """A rollback goes to the version that served before, or to the earlier one that is named."""
 
     to_version: Annotated[int | None, Field(ge=1, description="The version to come back; left out: the last champion")] = None
 

@@ -1,10 +1,14 @@
 """What every command needs: settings read with readable errors, and the process-wide resources."""
 
+import sys
+
+import typer
 from rich.console import Console
 
 from schemas.settings import Settings, load_settings
 from services.runtime.clock import SystemClock
 from services.runtime.database import Database
+from services.runtime.errors import InvalidInput
 from services.runtime.identity import load_pseudonyms
 from services.runtime.migrations import upgrade
 from services.runtime.service import Context
@@ -20,3 +24,14 @@ def open_context(settings: Settings | None = None) -> Context:
     database = Database.from_settings(chosen, clock)
     upgrade(database)
     return Context(settings=chosen, database=database, clock=clock, pseudonyms=load_pseudonyms(chosen))
+
+
+def ask_leave(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be undone; without a terminal only `--yes` is an answer. Exits with 1 on a no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InvalidInput(f"{question} Say --yes: there is no terminal to ask at")
+    if not typer.confirm(question, default=False):
+        console.print("nothing done")
+        raise typer.Exit(1)

@@ -1,44 +1,55 @@
 """Commands about models and their versions."""
 
+import sys
+from collections.abc import Callable
+from getpass import getuser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from listeners.cli.context import console, open_context
-from schemas.vocabulary import Modality
+from listeners.cli.context import ask_leave, console, open_context
+from schemas.tables import ModelVersion
+from schemas.vocabulary import Modality, VersionState
 from services.runtime import registry
+from services.runtime.service import Context
+
+if TYPE_CHECKING:
+    from services.runtime.registration import Accept
 
 app = typer.Typer(help="Models, their versions, and which one serves.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="Model, as `reclaim models list` prints it")]
+Reason = Annotated[str, typer.Option(help="Why, for the audit record")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 
 
 @app.command("list")
 def list_models() -> None:
-    """All versions of all models."""
+    """All versions of all models.
+
+    Example: reclaim models list
+    """
     table = Table("model", "version", "state", "task", "classes", "origin", "made")
     context = open_context()
     with context.database.read() as session:
         for model in registry.models(session):
             for version in registry.versions(session, model.name):
-                state = version.state if model.serving or version.state != "champion" else "champion (stopped)"
-                table.add_row(
-                    model.name,
-                    str(version.version),
-                    state,
-                    model.task,
-                    ", ".join(model.classes),
-                    version.origin,
-                    f"{version.created_at:%F %R}",
-                )
-    console.print(table)
+                state = version.state if model.serving or version.state != VersionState.CHAMPION else "champion (stopped)"
+                cells = (model.name, str(version.version), state, model.task, ", ".join(model.classes), version.origin)
+                table.add_row(*map(escape, cells), f"{version.created_at:%F %R}")
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print("No model is registered. Begin with `reclaim models train --help`, or see `reclaim demo`.")
 
 
 @app.command()
 def train(
     manifest: Annotated[Path, typer.Argument(help="CSV with columns path,label,patient,split; DICOM files or folders")],
-    name: Annotated[str, typer.Option(help="Name of the model")],
+    name: Annotated[str, typer.Option(help="Name of the model: lower-case letters, digits, . _ -")],
     task: Annotated[str, typer.Option(help="Task that the labels belong to")],
     modality: Annotated[list[Modality], typer.Option(help="Modality the model scores; may be given several times")],
     body_part: Annotated[list[str], typer.Option(help="BodyPartExamined it scores; none: any")] = [],  # noqa: B006 - typer copies it
@@ -49,8 +60,14 @@ def train(
     size: Annotated[int, typer.Option(min=16, max=1024, help="Edge of the image in pixels")] = 96,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Let it serve even if its baseline is at chance level")] = False,
 ) -> None:
-    """Train a model on a labelled data set, baseline it on the test split and register it."""
+    """Train a model on a labelled data set, baseline it on the test split and register it.
+
+    Where no version of that name serves, the new one does; otherwise it is a candidate for `reclaim models promote`.
+
+    Example: reclaim models train data/manifest.csv --name lung --task pneumonia --modality DX --epochs 8
+    """
     from listeners.training import TrainingRequest, train_and_register
     from models.training import EpochRecord
 
@@ -66,47 +83,144 @@ def train(
         epochs=epochs,
         seed=seed,
     )
+    context = open_context()
     with Progress(console=console) as progress:
-        bar = progress.add_task("training", total=epochs)
+        bar = progress.add_task("reading images", total=epochs)
 
         def show(row: EpochRecord) -> None:
             words = f"training  loss {row.valid_loss:.3f}  macro recall {row.macro_recall:.3f}"
             progress.update(bar, completed=row.epoch, description=words)
 
-        version = train_and_register(open_context(), request, show)
-    console.print(f"registered {name} version {version}")
+        version = train_and_register(context, request, show, _accept(yes=yes, before=progress.stop))
+    _tell(context, version)
 
 
 @app.command()
 def register(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle (see docs/models.md)")],
     dataset: Annotated[Path, typer.Option(help="Manifest of the development data; its split `test` becomes the baseline")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Let it serve even if its baseline is at chance level")] = False,
 ) -> None:
-    """Register a finished bundle as a version; the first version of a model serves at once."""
+    """Register a finished bundle as a version.
+
+    Where no version of the model serves, the new one does; otherwise it is a candidate for `reclaim models promote`.
+
+    Example: reclaim models register head-ct-bundle --dataset data/manifest.csv
+    """
     from services.runtime.registration import register_bundle
 
-    version = register_bundle(open_context(), bundle, dataset, actor="user:cli")
-    console.print(f"registered {version.model} version {version.version} ({version.state})")
+    context = open_context()
+    _tell(context, register_bundle(context, bundle, dataset, actor=f"user:{getuser()}", accept=_accept(yes=yes)))
 
 
 @app.command()
-def rollback(name: Annotated[str, typer.Argument(help="Model")]) -> None:
-    """Bring the last champion back, at once."""
-    from getpass import getuser
+def promote(
+    name: Name,
+    version: Annotated[int, typer.Argument(min=1, help="Candidate that shall serve")],
+    reason: Reason,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Where none serves: even if its baseline is at chance level")] = False,
+) -> None:
+    """Have a candidate judged by the gate, and let it serve if it passes.
 
+    While a version serves, both score the gate's patients and the old test set, as after a repair. Where none serves, the
+    candidate passes by its own baseline. Nothing serves without either.
+
+    Example: reclaim models promote lung 3 --reason "trained on both scanners"
+    """
+    context, actor = open_context(), f"user:{getuser()}"
+    with context.database.read() as session:
+        champion = registry.model(session, name).champion
+        state = registry.version(session, name, version).state
+    if state == VersionState.ARCHIVED:
+        raise typer.BadParameter(f"version {version} has served before: reclaim models rollback {name} --to {version}")
+    if champion is None:
+        _begin(context, name, version, actor, reason, _accept(yes=yes))
+    else:
+        _judge(context, name, version, actor, reason)
+
+
+def _begin(context: Context, name: str, version: int, actor: str, reason: str, accept: "Accept") -> None:
+    from services.runtime.chance import standing
+
+    with context.database.read() as session:
+        found = standing(registry.baseline(session, name, version), registry.model(session, name).classes)
+    if found.at_chance and not accept(found):
+        console.print(f"{name}: version {version} does not serve")
+        raise typer.Exit(1)
+    with context.database.transaction() as tx:
+        registry.lock_model(tx.session, name)
+        registry.begin_serving(tx, name, version, actor=actor, reason=reason, baseline=found.text)
+    console.print(f"{name}: version {version} serves; it passed by its baseline ({found.text})", soft_wrap=True)
+
+
+def _judge(context: Context, name: str, version: int, actor: str, reason: str) -> None:
+    from schemas.vocabulary import Verdict
+    from services.remediation.admission import admit
+
+    with console.status("asking the gate …"):
+        judged = admit(context, name, version, actor=actor, reason=reason, tell=console.print)
+    outcome = {
+        Verdict.PROMOTE: f"version {version} passed the gate and serves; `reclaim models rollback {name}` undoes it",
+        Verdict.REJECT: f"version {version} did not pass the gate and is rejected; version {judged.champion} goes on serving",
+        Verdict.NEED_LABELS: f"the gate needs more labels; version {version} stays a candidate, {judged.champion} goes on serving",
+    }[judged.judgement.verdict]
+    console.print(f"{name}: {outcome}", soft_wrap=True)
+    for sentence in judged.judgement.reasons:
+        console.print(f"- {escape(sentence)}", soft_wrap=True)
+    raise typer.Exit(0 if judged.judgement.verdict == Verdict.PROMOTE else 1)
+
+
+@app.command()
+def retire(
+    name: Name,
+    version: Annotated[int | None, typer.Option(min=1, help="Only this version; left out: the whole model")] = None,
+    reason: Reason = "",
+    yes: Yes = False,
+) -> None:
+    """Take a version, or a whole model, out of service for good. Its cases, reports, weights and audit record stay.
+
+    Afterwards `reclaim models train` or `register` under the same name makes a new version that serves.
+
+    Example: reclaim models retire lung --reason "trained on the wrong labels"
+    """
+    context = open_context()
+    with context.database.read() as session:
+        champion = registry.model(session, name).champion
+        serves = champion is not None and version in (None, champion)
+    what = f"version {version} of {name}" if version else f"{name} with all its versions"
+    after = "nothing scores its studies then" if serves else "the serving version is not touched"
+    ask_leave(f"Retire {what}? It cannot come back; {after}.", yes=yes)
+    with context.database.transaction() as tx:
+        registry.lock_model(tx.session, name)
+        gone = registry.retire(tx, name, version, actor=f"user:{getuser()}", reason=reason)
+        left = registry.served_versions(tx.session, name)
+    console.print(f"{name}: retired version {', '.join(map(str, gone))}")
+    if serves:
+        back = f", or bring one back: reclaim models rollback {name} --to {left[0]}" if left else ""
+        console.print(f"No version of {name} serves now. The next `reclaim models train` or `register` of {name} will{back}")
+
+
+@app.command()
+def rollback(
+    name: Name,
+    to: Annotated[int | None, typer.Option(min=1, help="Version that has served before; left out: the last champion")] = None,
+) -> None:
+    """Bring the last champion back, or any version that has served, at once.
+
+    Example: reclaim models rollback lung; reclaim models rollback lung --to 2
+    """
     from schemas.events import MaintenancePromotion
     from schemas.topics import PROMOTION
     from schemas.vocabulary import Verdict
-    from services.remediation.repository import lock_known_model
 
     context, actor = open_context(), f"user:{getuser()}"
     with context.database.transaction() as tx:
-        lock_known_model(tx.session, name)
-        taken_out, serves = registry.roll_back(tx, name, actor=actor)
+        registry.lock_model(tx.session, name)
+        taken_out, serves = registry.roll_back(tx, name, to, actor=actor)
         event = MaintenancePromotion(
             model=name,
             challenger=serves,
-            champion_before=taken_out,
+            champion_before=taken_out or 0,
             champion_after=serves,
             verdict=Verdict.PROMOTE,
             reasons=("Rolled back at the command line.",),
@@ -114,23 +228,59 @@ def rollback(name: Annotated[str, typer.Argument(help="Model")]) -> None:
             origin="rollback",
         )
         tx.emit(PROMOTION, event)
-    console.print(f"{name}: version {serves} serves again, version {taken_out} is archived")
+    gone = f", version {taken_out} is archived (`--to {taken_out}` brings it back)" if taken_out else ""
+    console.print(f"{name}: version {serves} serves again{gone}", soft_wrap=True)
 
 
 @app.command()
-def stop(name: Annotated[str, typer.Argument(help="Model")]) -> None:
-    """Stop scoring with this model."""
+def stop(name: Name) -> None:
+    """Stop scoring with this model; `resume` goes on.
+
+    Example: reclaim models stop lung
+    """
     _set_serving(name, serving=False)
 
 
 @app.command()
-def resume(name: Annotated[str, typer.Argument(help="Model")]) -> None:
-    """Score with this model again."""
+def resume(name: Name) -> None:
+    """Score with this model again.
+
+    Example: reclaim models resume lung
+    """
     _set_serving(name, serving=True)
 
 
 def _set_serving(name: str, *, serving: bool) -> None:
     context = open_context()
     with context.database.transaction() as tx:
-        registry.set_serving(tx, name, serving=serving, actor="user:cli")
-    console.print(f"{name}: {'serving' if serving else 'stopped'}")
+        registry.set_serving(tx, name, serving=serving, actor=f"user:{getuser()}")
+        champion = registry.model(tx.session, name).champion
+    none = "" if champion or not serving else "; but no version of it serves: train, register or promote one"
+    console.print(f"{name}: {'serving' if serving else 'stopped'}{none}")
+
+
+def _tell(context: Context, version: ModelVersion) -> None:
+    """What became of a new version, and what to do where it does not serve."""
+    with context.database.read() as session:
+        owner = registry.model(session, version.model)
+    console.print(f"registered {version.model} version {version.version} ({version.state})")
+    if version.state == VersionState.CHAMPION:
+        serves = "It serves from the next study on." if owner.serving else f"{version.model} is stopped: reclaim models resume"
+        console.print(serves if owner.serving else f"{serves} {version.model}", soft_wrap=True)
+    else:
+        why = f"Version {owner.champion} goes on serving" if owner.champion else "No version serves"
+        console.print(f"{why}. To have this one judged: reclaim models promote {version.model} {version.version} --reason …")
+
+
+def _accept(*, yes: bool, before: Callable[[], None] = lambda: None) -> "Accept":
+    """Warn of a baseline at chance level, and ask whether the version shall serve all the same; without a terminal: no."""
+    from services.runtime.chance import Standing
+
+    def accept(found: Standing) -> bool:
+        before()
+        console.print("[bold red]WARNING: this version is no better than guessing.[/]")
+        console.print(f"On its own test cases: {escape(found.text)}.", soft_wrap=True)
+        console.print("Check labels, images and split; train longer, or give it more test cases of every class.", soft_wrap=True)
+        return yes or (sys.stdin.isatty() and typer.confirm("Let it serve all the same?", default=False))
+
+    return accept

@@ -33,7 +33,7 @@ def conclude(context: Context, claim: jobs.Claim, material: Material, outcome: O
             jobs.fail(
                 tx,
                 claim,
-                f"Version {owner.champion} began to serve during the run; the repair of {material.plan.champion} is void.",
+                f"{_now(owner.champion)} during the run; the repair of version {material.plan.champion} is void.",
             )
             return None
         verdict, number = outcome.judgement.verdict, registry.next_version(tx.session, claim.model)
@@ -50,6 +50,10 @@ def conclude(context: Context, claim: jobs.Claim, material: Material, outcome: O
         jobs.succeed(tx, claim, result, words)
     telemetry.count("reclaim.gate.verdicts", verdict=verdict)
     return verdict
+
+
+def _now(champion: int | None) -> str:
+    return "The champion was retired" if champion is None else f"Version {champion} began to serve"
 
 
 def conclude_too_few(context: Context, claim: jobs.Claim, few: TooFew) -> None:

@@ -81,11 +81,12 @@ def _roll_back(tx: Transaction, event: Received[MaintenanceOrder]) -> str:
     order = event.data
     repository.lock_known_model(tx.session, order.model)
     _require_champion(tx, order)
-    taken_out, back = registry.roll_back(tx, order.model, actor=order.actor)
+    wanted = order.settings.get("to_version")
+    taken_out, back = registry.roll_back(tx, order.model, int(wanted) if wanted else None, actor=order.actor)
     promotion = MaintenancePromotion(
         model=order.model,
         challenger=back,
-        champion_before=taken_out,
+        champion_before=taken_out or 0,
         champion_after=back,
         verdict=Verdict.PROMOTE,
         reasons=(f"Rolled back on order: {order.reason}",),
@@ -94,7 +95,7 @@ def _roll_back(tx: Transaction, event: Received[MaintenanceOrder]) -> str:
         origin="rollback",
     )
     tx.emit(PROMOTION, promotion, event_id=natural_id("rollback", order.order_id), cause=event)
-    return f"Version {back} serves again; version {taken_out} was taken out."
+    return f"Version {back} serves again" + (f"; version {taken_out} was taken out." if taken_out else ".")
 
 
 def _serving(*, serving: bool) -> Callable[[Transaction, Received[MaintenanceOrder]], str]:

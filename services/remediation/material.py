@@ -84,7 +84,7 @@ def freeze(context: Context, claim: jobs.Claim, material: Material) -> Material:
         plan = job.settings.get(options.PLAN) or to_json(material.plan)
         if LOOKS not in plan:
             gate = {case.patient_key for case in material.plan.gate}
-            plan = plan | {LOOKS: looks(gate, repository.gates_before(tx.session, job, material.plan.champion))}
+            plan = plan | {LOOKS: looks(gate, repository.gates_before(tx.session, job.model, job.job_id, material.plan.champion))}
             job.settings = job.settings | {options.PLAN: plan}
             tx.session.add(job)
         words = f"training on {len(material.plan.tune)} new cases, {len(material.plan.gate)} wait for the gate"

@@ -1,15 +1,15 @@
 """All SQL of remediation: orders, jobs and the cases that a repair uses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_
+from sqlalchemy import ColumnElement, and_, delete, or_
 from sqlmodel import Session, col, select
 
 from schemas.events import MaintenanceOrder
 from schemas.tables import BaselineCase, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel
-from schemas.vocabulary import CaseRole, JobState, OrderState
+from schemas.vocabulary import CaseRole, JobState, OrderState, Remedy
 from services.remediation.options import PLAN
 from services.remediation.plan import LabelledCase
 from services.runtime.transaction import Transaction
@@ -104,11 +104,34 @@ def labelled_cases(session: Session, model: str, version: int, role: CaseRole) -
     return [LabelledCase(*row) for row in session.exec(query)]
 
 
-def gates_before(session: Session, job: Job, champion: int) -> list[set[str]]:
+def gates_before(session: Session, model: str, job_id: str, champion: int) -> list[set[str]]:
     """Patients of the gates of this champion's other runs that have judged or are under way; a run that failed judged nothing."""
-    query = select(Job.settings).where(Job.model == job.model, Job.job_id != job.job_id, Job.state != JobState.FAILED)
+    query = select(Job.settings).where(Job.model == model, Job.job_id != job_id, Job.state != JobState.FAILED)
     plans = [settings[PLAN] for settings in session.exec(query) if PLAN in settings]
     return [{case["patient_key"] for case in plan["gate"]} for plan in plans if plan["champion"] == champion]
+
+
+def enter_judgement(tx: Transaction, run_id: str, model: str, plan: dict[str, Any]) -> None:
+    """A judgement without a repair, so that later gates on the same patients count it. No worker takes it up."""
+    now = tx.clock.now()
+    job = Job(
+        job_id=run_id, order_id=run_id, model=model, remedy=Remedy.NONE, state=JobState.SUCCEEDED, created_at=now, updated_at=now
+    )
+    job.settings = {PLAN: plan}
+    tx.session.add(job)
+
+
+def close_judgement(tx: Transaction, run_id: str, result: dict[str, Any]) -> None:
+    """What came of it."""
+    job = tx.session.get_one(Job, run_id)
+    job.result, job.updated_at = result, tx.clock.now()
+    tx.session.add(job)
+
+
+def replace_baseline(tx: Transaction, model: str, version: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A promoted version is compared with the cases that it was judged on (decision 0007)."""
+    tx.session.execute(delete(BaselineCase).where(col(BaselineCase.model) == model, col(BaselineCase.version) == version))
+    tx.session.add_all(BaselineCase(model=model, version=version, **row) for row in rows)
 
 
 def trigger_patients(session: Session, model: str) -> set[str]:

@@ -147,17 +147,18 @@ def _compare(
     return paired, after, latency_ratio(old, new, tensors)
 
 
-def latency_ratio(old: Predictor, new: Predictor, tensors: TensorSet) -> float:
+def latency_ratio(old: Predictor, new: Predictor, tensors: TensorSet, prepared_for_new: TensorSet | None = None) -> float:
     """Shortest time of the challenger over that of the champion on the same studies, measured in turns.
 
-    The shortest, because whatever else the machine does only ever adds to a time.
+    The shortest, because whatever else the machine does only ever adds to a time. `prepared_for_new` are the same studies
+    where the challenger prepares them in its own way.
     """
-    sample = tensors.studies[:TIMED]
+    samples = (tensors.studies[:TIMED], (prepared_for_new or tensors).studies[:TIMED])
     times: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(REPEATS):
         for side, predictor in enumerate((old, new)):
             started = time.perf_counter()
-            predictor.predict(sample)
+            predictor.predict(samples[side])
             if predictor.device.type == "cuda":
                 torch.cuda.synchronize(predictor.device)
             times[side].append(time.perf_counter() - started)

@@ -10,15 +10,23 @@ from models.data import load_tensors, read_manifest
 from models.predictor import Predictor
 from models.scoring import ScoredCase, score
 from models.spec import ModelSpec, SelectionRule
-from schemas.tables import BaselineCase, ModelVersion
+from schemas.tables import BaselineCase, ModelVersion, RegisteredModel
 from schemas.vocabulary import VersionState
 from services.runtime import registry
+from services.runtime.chance import Standing, standing
 from services.runtime.errors import InvalidInput
 from services.runtime.identity import Pseudonyms
 from services.runtime.service import Context
 from services.runtime.transaction import Transaction
 
 TEST_SPLIT = "test"
+Accept = Callable[[Standing], bool]
+"""Whether a version whose baseline is at chance level may serve all the same; asked before it does."""
+
+
+def refuse(_standing: Standing) -> bool:
+    """Nobody vouches for it: it stays a candidate."""
+    return False
 
 
 def register_bundle(
@@ -30,11 +38,13 @@ def register_bundle(
     selection: SelectionRule | None = None,
     challenger: bool = False,
     on_study: Callable[[int], None] | None = None,
+    accept: Accept = refuse,
 ) -> ModelVersion:
-    """Enter a bundle as the next version of its model and return the row; a model's first version serves at once.
+    """Enter a bundle as the next version of its model and return the row. Where none serves it becomes the champion.
 
-    `dataset` is the manifest of the development data; its split `test` becomes the baseline. Raises InvalidInput for a
-    data set without a test split, BrokenBundle and InvalidDataset for what they say.
+    `dataset` is the manifest of the development data; its split `test` becomes the baseline. A version whose baseline is at
+    chance level serves only when `accept` says so (decision 0009). Raises InvalidInput for a data set without a test
+    split, BrokenBundle and InvalidDataset for what they say.
     """
     loaded = load_bundle(bundle)
     spec = loaded.spec
@@ -44,12 +54,23 @@ def register_bundle(
     tensors = load_tensors(studies, spec.classes, spec.preprocessing, on_study=on_study)
     cases = score(Predictor(loaded, batch_size=context.settings.inference.batch_size), tensors)
     rule = selection or default_selection(spec)
+    serve = _vouched(context, spec, baseline_rows(spec.name, 0, cases, context.pseudonyms), accept)
     with context.database.transaction() as tx:
         registry.register_model(tx, spec.name, spec.task, list(spec.classes), rule.model_dump(mode="json"))
+        registry.lock_model(tx.session, spec.name)
         row = _version_row(tx, context, bundle, dataset, spec, loaded.info.sha256)
         row.state = VersionState.CHALLENGER if challenger else VersionState.CANDIDATE
-        registry.add_version(tx, row, baseline_rows(spec.name, row.version, cases, context.pseudonyms), actor=actor)
+        registry.add_version(tx, row, baseline_rows(spec.name, row.version, cases, context.pseudonyms), actor=actor, serve=serve)
     return row
+
+
+def _vouched(context: Context, spec: ModelSpec, rows: Sequence[BaselineCase], accept: Accept) -> bool:
+    """Whether the version may serve; `accept` is asked only where it would, and guessing is not ruled out."""
+    found = standing(rows, spec.classes)
+    with context.database.read() as session:
+        known = session.get(RegisteredModel, spec.name)
+        would_serve = known is None or known.champion is None
+    return not would_serve or not found.at_chance or accept(found)
 
 
 def default_selection(spec: ModelSpec) -> SelectionRule:

@@ -2,8 +2,12 @@
 
 Promotion and rollback are single transactions; the inference service reads the registry for every batch, so a change
 takes effect with the next batch.
+
+Which version may serve (decision 0009): one that has passed the gate, or, where none serves, one that passes by its own
+baseline. Archived versions have served and may come back; a retired one never does.
 """
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,22 +28,40 @@ def model(session: Session, name: str) -> RegisteredModel:
     """One model; InvalidInput names the known ones when there is none of that name."""
     found = session.get(RegisteredModel, name)
     if found is None:
-        known = ", ".join(item.name for item in models(session)) or "none"
-        raise InvalidInput(f"there is no model {name!r}; registered: {known}")
+        raise InvalidInput(f"there is no model {name!r}{_known(name, [item.name for item in models(session)])}")
     return found
+
+
+def _known(name: str, names: Sequence[str]) -> str:
+    """What to say after a name that was not found."""
+    close = difflib.get_close_matches(name, names, 1)
+    guess = f"; did you mean {close[0]}?" if close else ""
+    return f"{guess}; registered: {', '.join(names) or 'none'}" if not guess or len(names) > 1 else guess
+
+
+def lock_model(session: Session, name: str) -> RegisteredModel:
+    """The model's row, locked: version numbers and the champion change under this lock. InvalidInput as `model`."""
+    session.exec(select(RegisteredModel).where(RegisteredModel.name == name).with_for_update()).first()
+    return model(session, name)
 
 
 def version(session: Session, name: str, number: int) -> ModelVersion:
     """One version; InvalidInput when there is none of that number."""
     found = session.get(ModelVersion, (name, number))
     if found is None:
-        raise InvalidInput(f"model {name!r} has no version {number}")
+        listed = ", ".join(str(row.version) for row in versions(session, name)) or "none"
+        raise InvalidInput(f"model {name!r} has no version {number}; it has {listed}")
     return found
 
 
 def versions(session: Session, name: str) -> Sequence[ModelVersion]:
     """All versions of a model, oldest first."""
     return session.exec(select(ModelVersion).where(ModelVersion.model == name).order_by(col(ModelVersion.version))).all()
+
+
+def served_versions(session: Session, name: str) -> list[int]:
+    """Versions that have served before and may come back, newest first."""
+    return [row.version for row in reversed(versions(session, name)) if row.state == VersionState.ARCHIVED]
 
 
 def scoring_versions(session: Session) -> Sequence[tuple[RegisteredModel, ModelVersion]]:
@@ -61,15 +83,39 @@ def next_version(session: Session, name: str) -> int:
 
 
 def register_model(tx: Transaction, name: str, task: str, classes: list[str], selection: dict[str, Any]) -> RegisteredModel:
-    """Enter a model if it is new; InvalidInput when it exists with another task or other classes."""
+    """Enter a model if it is new. One whose versions are all retired is defined anew, otherwise task and classes must agree.
+
+    InvalidInput when they differ.
+    """
     existing = tx.session.get(RegisteredModel, name)
     if existing is None:
         existing = RegisteredModel(name=name, task=task, classes=classes, selection=selection, created_at=tx.clock.now())
         tx.session.add(existing)
         tx.session.flush()
-    if (existing.task, existing.classes) != (task, classes):
-        raise InvalidInput(f"model {name!r} is registered for task {existing.task!r} with classes {existing.classes}")
+        return existing
+    require_same(tx.session, name, task, classes)
+    if _all_retired(tx.session, name):
+        before = {"task": existing.task, "classes": existing.classes, "selection": existing.selection}
+        existing.task, existing.classes, existing.selection = task, classes, selection
+        tx.session.add(existing)
+        tx.audit("service:registry", "model.defined_anew", name, before=before)
     return existing
+
+
+def require_same(session: Session, name: str, task: str, classes: Sequence[str]) -> None:
+    """InvalidInput when a model of that name has another task or other classes and a version that is not retired."""
+    existing = session.get(RegisteredModel, name)
+    if existing is None or (existing.task, existing.classes) == (task, list(classes)) or _all_retired(session, name):
+        return
+    raise InvalidInput(
+        f"model {name!r} is registered for task {existing.task!r} with classes {existing.classes}; take another name, or "
+        f"retire it first: reclaim models retire {name}"
+    )
+
+
+def _all_retired(session: Session, name: str) -> bool:
+    rows = versions(session, name)
+    return bool(rows) and all(row.state == VersionState.RETIRED for row in rows)
 
 
 def add_version(
@@ -78,16 +124,34 @@ def add_version(
     baseline: Sequence[BaselineCase],
     *,
     actor: str,
+    serve: bool = True,
 ) -> None:
-    """Enter a version with its baseline cases; the first version of a model serves at once."""
+    """Enter a version with its baseline cases. Where none serves it becomes the champion, unless `serve` is false."""
     owner = model(tx.session, row.model)
     tx.session.add(row)
     tx.session.flush()
     tx.session.add_all(baseline)
-    if owner.champion is None:
+    if owner.champion is None and serve:
         row.state, owner.champion = VersionState.CHAMPION, row.version
         tx.session.add(owner)
     tx.audit(actor, "version.added", f"{row.model}:{row.version}", sha256=row.sha256, baseline=len(baseline), origin=row.origin)
+
+
+def begin_serving(tx: Transaction, name: str, number: int, *, actor: str, **evidence: Any) -> None:
+    """Make a candidate the champion of a model that no version serves; it passes by its baseline (decision 0009).
+
+    InvalidInput when a version serves, or this one is no candidate or has no baseline.
+    """
+    owner, row = model(tx.session, name), version(tx.session, name, number)
+    if owner.champion is not None:
+        raise InvalidInput(f"version {owner.champion} of {name!r} serves; another takes its place only through the gate")
+    if row.state != VersionState.CANDIDATE:
+        raise InvalidInput(f"version {number} of {name!r} is {row.state}, only a candidate can begin to serve")
+    if not baseline(tx.session, name, number):
+        raise InvalidInput(f"version {number} of {name!r} has no baseline, so nothing speaks for it")
+    row.state, row.champion_before, owner.champion = VersionState.CHAMPION, None, number
+    tx.session.add_all([row, owner])
+    tx.audit(actor, "version.began_serving", f"{name}:{number}", **evidence)
 
 
 def baseline(session: Session, name: str, number: int) -> Sequence[BaselineCase]:
@@ -117,17 +181,77 @@ def reject(tx: Transaction, name: str, number: int, *, actor: str, **evidence: A
     tx.audit(actor, "version.rejected", f"{name}:{number}", **evidence)
 
 
-def roll_back(tx: Transaction, name: str, *, actor: str) -> tuple[int, int]:
-    """Bring the last champion back; returns (version taken out, version that serves again). InvalidInput when there is none."""
+def roll_back(tx: Transaction, name: str, number: int | None = None, *, actor: str) -> tuple[int | None, int]:
+    """Bring a version back that has served: the last one, or `number`.
+
+    Returns (version taken out, None where none served; version that serves again). InvalidInput says which may come back.
+    """
     owner = model(tx.session, name)
     current = version(tx.session, name, owner.champion) if owner.champion else None
-    if current is None or current.champion_before is None:
-        raise InvalidInput(f"model {name!r} has no earlier champion to go back to")
-    last = version(tx.session, name, current.champion_before)
-    current.state, last.state, owner.champion = VersionState.ARCHIVED, VersionState.CHAMPION, last.version
-    tx.session.add_all([current, last, owner])
-    tx.audit(actor, "version.rolled_back", f"{name}:{last.version}", taken_out=current.version)
-    return current.version, last.version
+    if number is None:
+        number = last_champion(tx.session, name)
+    target = version(tx.session, name, number) if number is not None else None
+    if target is None or target.state != VersionState.ARCHIVED:
+        raise InvalidInput(_why_not_back(tx.session, owner, number, target))
+    if current is not None:
+        current.state = VersionState.ARCHIVED
+        tx.session.add(current)
+    target.state, owner.champion = VersionState.CHAMPION, target.version
+    tx.session.add_all([target, owner])
+    taken_out = current.version if current is not None else None
+    tx.audit(actor, "version.rolled_back", f"{name}:{target.version}", taken_out=taken_out)
+    return taken_out, target.version
+
+
+def last_champion(session: Session, name: str) -> int | None:
+    """Where a rollback without a number goes: the champion before, or the one before that where it is retired."""
+    number = model(session, name).champion
+    while number is not None:
+        number = version(session, name, number).champion_before
+        if number is not None and version(session, name, number).state == VersionState.ARCHIVED:
+            return number
+    return None
+
+
+def _why_not_back(session: Session, owner: RegisteredModel, number: int | None, target: ModelVersion | None) -> str:
+    served = ", ".join(map(str, served_versions(session, owner.name)))
+    if target is None:
+        first = f"model {owner.name!r} has no earlier champion to go back to"
+    elif number == owner.champion:
+        first = f"version {number} of {owner.name!r} serves already"
+    else:
+        first = f"version {number} of {owner.name!r} is {target.state}, it has not served or must not serve again"
+    return f"{first}; versions that may come back: {served}" if served else first
+
+
+def retire(tx: Transaction, name: str, number: int | None = None, *, actor: str, reason: str = "") -> list[int]:
+    """Take one version, or every version, out for good; returns the numbers. Rows, cases, bundles and audit stay.
+
+    A retired champion leaves the model without one, and rejects the challengers that were to replace it. InvalidInput
+    when nothing is left to retire.
+    """
+    owner = model(tx.session, name)
+    rows = versions(tx.session, name) if number is None else [version(tx.session, name, number)]
+    chosen = [row for row in rows if row.state != VersionState.RETIRED]
+    if not chosen:
+        what = f"version {number} of {name!r} is" if number is not None else f"every version of {name!r} is"
+        raise InvalidInput(f"{what} retired already")
+    for row in chosen:
+        tx.audit(actor, "version.retired", f"{name}:{row.version}", was=row.state, reason=reason)
+        row.state = VersionState.RETIRED
+        tx.session.add(row)
+    gone = [row.version for row in chosen]
+    if owner.champion in gone:
+        _reject_challengers(tx, name, owner.champion, actor)
+        owner.champion = None
+        tx.session.add(owner)
+    return gone
+
+
+def _reject_challengers(tx: Transaction, name: str, champion: int | None, actor: str) -> None:
+    for row in versions(tx.session, name):
+        if row.state == VersionState.CHALLENGER and row.parent == champion:
+            reject(tx, name, row.version, actor=actor, champion_retired=champion)
 
 
 def set_serving(tx: Transaction, name: str, *, serving: bool, actor: str) -> None:

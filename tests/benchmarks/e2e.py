@@ -85,7 +85,7 @@ def write_rounds(source: BuiltinSource, folder: Path, count: int, rounds: int) -
 def prepare_model(stage: Stage, source: BuiltinSource, images: Development, folder: Path) -> None:
     """A trained and registered model to score with."""
     manifest = write_development(source, images, folder / "development", BEFORE, lambda: None)
-    train_and_register(stage.context, TrainingRequest(manifest, "bench", source.task, ("MR",), epochs=2), lambda _: None)
+    train_and_register(stage.context, TrainingRequest(manifest, "bench", source.task, ("MR",), epochs=2), lambda _: None, lambda _: True)
 
 
 async def one_round(stage: Stage, phase: Phase, associations: int) -> tuple[float, list[float]]:

@@ -255,11 +255,15 @@ def test_rungs_that_cannot_be_carried_out_are_refused(remedy):
     assert isinstance(check(REMEDY.model_copy(update={"remedy": remedy}), OWNER, READY, LIMITS), Refused)
 
 
-def test_a_rollback_to_another_version_than_the_last_champion_is_refused():
-    admin = Actor(name="user:a", role=UserRole.ADMIN)
-    order = Proposal(kind=OrderKind.ROLLBACK, model="brain", settings={"to_version": 1})
-    assert check(order, admin, READY, LIMITS) == Accepted()
-    assert isinstance(check(order.model_copy(update={"settings": {"to_version": 2}}), admin, READY, LIMITS), Refused)
+def test_a_rollback_goes_only_to_a_version_that_has_served():
+    admin, facts = Actor(name="user:a", role=UserRole.ADMIN), READY.model_copy(update={"served": (3, 1), "champion": 2})
+    order = Proposal(kind=OrderKind.ROLLBACK, model="brain")
+    for wanted in ({}, {"to_version": 1}, {"to_version": 3}):
+        assert check(order.model_copy(update={"settings": wanted}), admin, facts, LIMITS) == Accepted()
+    never = check(order.model_copy(update={"settings": {"to_version": 4}}), admin, facts, LIMITS)
+    assert isinstance(never, Refused)
+    assert "3, 1" in never.reason
+    assert "serves already" in check(order.model_copy(update={"settings": {"to_version": 2}}), admin, facts, LIMITS).reason
 
 
 @pytest.mark.parametrize(

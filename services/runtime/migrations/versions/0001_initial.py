@@ -346,7 +346,8 @@ def upgrade() -> None:
         sa.Column("metrics", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint(
-            "state IN ('candidate', 'challenger', 'champion', 'archived', 'rejected')", name=op.f("ck_model_version_state")
+            "state IN ('candidate', 'challenger', 'champion', 'archived', 'rejected', 'retired')",
+            name=op.f("ck_model_version_state"),
         ),
         sa.ForeignKeyConstraint(["model"], ["model.name"], name=op.f("fk_model_version_model_model")),
         sa.PrimaryKeyConstraint("model", "version", name=op.f("pk_model_version")),
