@@ -3,7 +3,6 @@
 A header can hold anything. Reasons name the kind of fault and never quote a value, since any value may carry identity.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,39 +16,19 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
+from models import identity_terms
 from models.errors import ModelError, UnreadableImage
+from models.facets import FACETS, facets_of
 
 # pydicom's warnings on invalid values quote the value, which may be a patient's name.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-FACETS = (
-    "Modality",
-    "BodyPartExamined",
-    "ViewPosition",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "StationName",
-    "SoftwareVersions",
-    "MagneticFieldStrength",
-    "ScanningSequence",
-    "SequenceVariant",
-    "RepetitionTime",
-    "EchoTime",
-    "KVP",
-    "ConvolutionKernel",
-    "SliceThickness",
-    "Rows",
-    "Columns",
-    "PhotometricInterpretation",
-)
-"""Attributes that describe scanner and acquisition. Free text that people type (ProtocolName, SeriesDescription) is not one."""
-
 MAX_FRAMES = 100_000
 """Frames of one file above which a header is taken for damaged."""
 
-_UNSAFE = re.compile(r"[^\w .,:/+()\\-]")
 _HEADER_TAGS = [
     *FACETS,
+    *identity_terms.KEYWORDS,
     "SOPClassUID",
     "ImageType",
     "SeriesInstanceUID",
@@ -58,8 +37,6 @@ _HEADER_TAGS = [
     "NumberOfFrames",
     "ImagePositionPatient",
     "ImageOrientationPatient",
-    "PatientName",
-    "PatientID",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
@@ -137,13 +114,6 @@ def header_of(path: Path, dataset: Dataset) -> Header:
         )
 
 
-def facets_of(dataset: Dataset) -> dict[str, str]:
-    """Scanner and acquisition facts, cleaned; a value that holds part of the patient's name or ID is left out."""
-    identity = _identity_words(dataset)
-    found = {name: _UNSAFE.sub("", text_of(dataset, name))[:64].strip() for name in FACETS}
-    return {name: value for name, value in found.items() if value and not any(word in value.casefold() for word in identity)}
-
-
 def frame_count(dataset: Dataset) -> int:
     """Number of Frames (0028,0008), 1 when absent."""
     return max(int(number_of(dataset, "NumberOfFrames") or 1), 1)
@@ -182,11 +152,6 @@ def _words(dataset: Dataset, keyword: str) -> list[str]:
         return []
     values = value if isinstance(value, list | tuple | MultiValue) else [value]
     return [str(each) for each in values]
-
-
-def _identity_words(dataset: Dataset) -> set[str]:
-    words = [*re.split(r"[\^=\s]+", text_of(dataset, "PatientName")), text_of(dataset, "PatientID")]
-    return {word.casefold() for word in words if len(word) > 2}
 
 
 def _positions(dataset: Dataset) -> tuple[float, ...]:

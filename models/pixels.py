@@ -17,8 +17,9 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless
 
 from models.errors import UnreadableImage
+from models.facets import facets_of
 from models.frames import Frame, Frames, unique
-from models.headers import facets_of, frame_count, functional_group, number_of, text_of, unreadable_as
+from models.headers import frame_count, functional_group, number_of, text_of, unreadable_as
 from models.voi import FloatArray, LookupTable, Voi, VoiFunction, Window
 
 MAX_PIXELS = 120_000_000

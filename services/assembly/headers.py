@@ -12,6 +12,8 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
+from models.facets import code_of
+
 config.settings.reading_validation_mode = config.IGNORE  # pydicom's warnings quote the values, which may be identities
 
 KEYWORDS: Final = (
@@ -23,11 +25,14 @@ KEYWORDS: Final = (
     "AccessionNumber",
     "Modality",
     "TimezoneOffsetFromUTC",
+    "PatientName",
     "PatientID",
     "IssuerOfPatientID",
+    "PatientBirthDate",
     "BodyPartExamined",
     "StudyInstanceUID",
     "SeriesInstanceUID",
+    "NumberOfStudyRelatedInstances",
 )
 _LAST_GROUP: Final = 0x0020
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -60,6 +65,7 @@ class InstanceFacts:
     patient_issuer: str
     accession_number: str
     acquired_at: datetime | None
+    stated_instances: int = 0
 
 
 def is_valid_uid(value: str) -> bool:
@@ -95,6 +101,7 @@ def facts_of(header: Dataset) -> InstanceFacts:
         patient_issuer=_text(header, "IssuerOfPatientID"),
         accession_number=_text(header, "AccessionNumber"),
         acquired_at=_moment(_text(header, "StudyDate"), _text(header, "StudyTime"), _text(header, "TimezoneOffsetFromUTC")),
+        stated_instances=_count(_text(header, "NumberOfStudyRelatedInstances")),
     )
 
 
@@ -118,8 +125,13 @@ def _uid(header: Dataset, keyword: str) -> str:
 
 
 def _code(header: Dataset, keyword: str) -> str:
-    """A code string (PS3.5 §6.2, CS) with everything else taken out: it goes to logs and onto the bus."""
-    return re.sub(r"[^A-Z0-9_ ]", "", _text(header, keyword).upper())[:16].strip()
+    """A code string (PS3.5 §6.2, CS) with everything else taken out, empty where it names the patient: it goes onto the bus."""
+    return code_of(header, keyword, re.sub(r"[^A-Z0-9_ ]", "", _text(header, keyword).upper())[:16].strip())
+
+
+def _count(text: str) -> int:
+    """An integer string (PS3.5 §6.2, IS) that counts instances; 0 for none and for what cannot be a count."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
 def _moment(date: str, time: str, offset: str) -> datetime | None:
