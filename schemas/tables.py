@@ -111,7 +111,7 @@ class Inbox(SQLModel, table=True):
 
 
 class DeadLetter(SQLModel, table=True):
-    """A message that cannot be processed, with its reason, until somebody replays it."""
+    """A message that cannot be processed, with its reason, until somebody replays or discards it."""
 
     __tablename__ = "dead_letter"
     __table_args__ = (UniqueConstraint("consumer", "event_id"),)
@@ -129,6 +129,7 @@ class DeadLetter(SQLModel, table=True):
     created_at: datetime
     replayed_at: datetime | None = None
     replays: int = Field(default=0, description="How often it was entered again; a letter that failed again has no replayed_at")
+    discarded_at: datetime | None = None
 
 
 class Lease(SQLModel, table=True):

@@ -17,6 +17,7 @@ from schemas.events import AgentReply
 from schemas.tables import Order
 from schemas.vocabulary import OrderState, UserRole
 from services.runtime.errors import InvalidInput
+from services.runtime.presence import HOW_TO_START, is_at_work
 from services.runtime.service import Context
 
 UNSENT_HINT_S: Final = 3.0
@@ -57,7 +58,9 @@ def _exchange(context: Context, text: str, timeout_s: float, thread: str, out: C
         return None
     reply = _wait(context, command_id, timeout_s, out)
     if reply is None:
-        out.print(f"No answer within {timeout_s:.0f} s. The question is kept and will be answered.", style="yellow")
+        running = is_at_work(context.database)
+        why = f"No answer within {timeout_s:.0f} s." if running else f"The service is not running: {HOW_TO_START}."
+        out.print(f"{why} The question is kept and will be answered.", style="yellow")
         return None
     out.print(reply.text, markup=False)
     return reply
@@ -71,7 +74,9 @@ def _wait(context: Context, command_id: str, timeout_s: float, out: Console) -> 
             if reply is not None:
                 return reply
             if time.monotonic() - begun > UNSENT_HINT_S and not is_sent(context, command_id):
-                status.update("waiting for the service (is `reclaim up` running?) …")
+                if not is_at_work(context.database):
+                    return None
+                status.update("the service is slow to take the question …")
             time.sleep(POLL_S)
     return reply_to(context, command_id)
 

@@ -11,6 +11,7 @@ from services.runtime.database import Database
 from services.runtime.errors import InvalidInput
 from services.runtime.identity import load_pseudonyms
 from services.runtime.migrations import upgrade
+from services.runtime.presence import HOW_TO_START, is_at_work
 from services.runtime.service import Context
 
 console = Console(highlight=False)
@@ -35,3 +36,9 @@ def ask_leave(question: str, *, yes: bool) -> None:
     if not typer.confirm(question, default=False):
         console.print("nothing done")
         raise typer.Exit(1)
+
+
+def remark_on_service(context: Context, meanwhile: str) -> None:
+    """Where nothing runs that would go on with what a command has put in, say so and how to start it."""
+    if not is_at_work(context.database):
+        console.print(f"[yellow]The service is not running.[/] {meanwhile}; {HOW_TO_START}.", soft_wrap=True)

@@ -1,27 +1,70 @@
-"""Dead letters: list them, and enter one again for the consumer that rejected it, once the cause is mended."""
+"""Dead letters: list them, enter one again for the consumer that rejected it once the cause is mended, or discard it."""
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
-from sqlalchemy import delete, update
-from sqlmodel import Session, col, select
+from sqlalchemy import and_, delete, update
+from sqlmodel import Session, col, func, select
 
 from schemas.tables import DeadLetter, Inbox, Outbox
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput
 from services.runtime.transaction import Transaction
 
+WAITING = and_(col(DeadLetter.replayed_at).is_(None), col(DeadLetter.discarded_at).is_(None))
+"""Neither entered again, or failed again since, nor discarded."""
+LISTED: Final = 8
+
 
 def list_letters(
     session: Session, *, include_replayed: bool = False, consumer: str | None = None, limit: int = 100
 ) -> Sequence[DeadLetter]:
-    """Dead letters, newest first; without those that were entered again and have not failed since."""
+    """Dead letters, newest first; without those that were discarded, or entered again and have not failed since."""
     query = select(DeadLetter).order_by(col(DeadLetter.id).desc()).limit(limit)
     if not include_replayed:
-        query = query.where(col(DeadLetter.replayed_at).is_(None))
+        query = query.where(WAITING)
     if consumer is not None:
         query = query.where(DeadLetter.consumer == consumer)
     return session.exec(query).all()
+
+
+def waiting(session: Session) -> int:
+    """How many letters wait for somebody."""
+    return int(session.exec(select(func.count()).select_from(DeadLetter).where(WAITING)).one())
+
+
+def letter(session: Session, identity: int) -> DeadLetter:
+    """One letter; InvalidInput names those that wait when there is none of that id."""
+    found = session.get(DeadLetter, identity)
+    if found is None:
+        raise InvalidInput(f"no dead letter has the id {identity}{_those_that_wait(session)}")
+    return found
+
+
+def discard(database: Database, ids: Sequence[int], *, actor: str, reason: str) -> int:
+    """Say that letters will not be processed; returns how many. The letters stay, and can still be replayed by id.
+
+    InvalidInput without a reason, for unknown ids, and for letters that do not wait.
+    """
+    if not reason.strip():
+        raise InvalidInput("say why: the reason goes into the audit record")
+    with database.transaction() as tx:
+        letters = _chosen(tx.session, sorted(set(ids)), None)
+        done = [str(row.id) for row in letters if row.replayed_at or row.discarded_at]
+        if done:
+            raise InvalidInput(f"dead letter {', '.join(done)} does not wait: it was replayed or discarded")
+        for row in letters:
+            row.discarded_at = tx.clock.now()
+            tx.session.add(row)
+            detail = {"event_id": row.event_id, "topic": row.topic, "error": row.error, "why": reason}
+            tx.audit(actor, "dead_letter.discarded", f"{row.consumer}:{row.id}", **detail)
+        return len(letters)
+
+
+def _those_that_wait(session: Session) -> str:
+    rows = list_letters(session, limit=LISTED)
+    return f"; waiting are {', '.join(str(row.id) for row in rows)}" if rows else "; none waits"
 
 
 def replay(database: Database, *, ids: Sequence[int] | None = None, consumer: str | None = None, actor: str) -> int:
@@ -39,13 +82,14 @@ def replay(database: Database, *, ids: Sequence[int] | None = None, consumer: st
 
 def _chosen(session: Session, ids: Sequence[int] | None, consumer: str | None) -> Sequence[DeadLetter]:
     query = select(DeadLetter).order_by(col(DeadLetter.id))
-    query = query.where(col(DeadLetter.id).in_(ids)) if ids is not None else query.where(col(DeadLetter.replayed_at).is_(None))
+    query = query.where(col(DeadLetter.id).in_(ids)) if ids is not None else query.where(WAITING)
     if consumer is not None:
         query = query.where(DeadLetter.consumer == consumer)
     letters = session.exec(query).all()
     unknown = sorted(set(ids or ()) - {letter.id or 0 for letter in letters})
     if unknown:
-        raise InvalidInput(f"no dead letter has the id {', '.join(map(str, unknown))}{f' for {consumer}' if consumer else ''}")
+        where = f" for {consumer}" if consumer else ""
+        raise InvalidInput(f"no dead letter has the id {', '.join(map(str, unknown))}{where}{_those_that_wait(session)}")
     return letters
 
 
@@ -54,7 +98,7 @@ def _enter_again(tx: Transaction, letter: DeadLetter, actor: str) -> None:
     tx.session.execute(delete(Inbox).where(col(Inbox.consumer) == letter.consumer, col(Inbox.event_id) == letter.event_id))
     if not _send_again(tx, letter):
         _put_anew(tx, letter, now)
-    letter.replayed_at, letter.replays = now, letter.replays + 1
+    letter.replayed_at, letter.discarded_at, letter.replays = now, None, letter.replays + 1
     tx.session.add(letter)
     tx.session.flush()
     detail = {"event_id": letter.event_id, "topic": letter.topic, "replays": letter.replays, "error": letter.error}

@@ -6,10 +6,10 @@ Expiry is compared with the caller's clock: hosts that share a database need clo
 import os
 import socket
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import delete, or_, update
-from sqlmodel import col
+from sqlmodel import Session, col
 
 from schemas.tables import Lease
 from services.runtime.transaction import Transaction
@@ -32,6 +32,12 @@ def hold(tx: Transaction, name: str, owner: str, seconds: float) -> bool:
     mine_or_expired = or_(col(Lease.owner) == owner, col(Lease.expires_at) <= now)
     statement = update(Lease).where(col(Lease.name) == name, mine_or_expired).values(owner=owner, expires_at=until)
     return tx.session.execute(statement.returning(col(Lease.name))).first() is not None
+
+
+def is_held(session: Session, name: str, now: datetime) -> bool:
+    """Whether somebody holds the lease, for those who only ask."""
+    row = session.get(Lease, name)
+    return row is not None and row.expires_at > now
 
 
 def release(tx: Transaction, name: str, owner: str) -> None:

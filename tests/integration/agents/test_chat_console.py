@@ -2,19 +2,21 @@
 
 import io
 import threading
+from datetime import timedelta
 
 import pytest
 from rich.console import Console
 
 from listeners.chat.console import converse, say
 from listeners.chat.conversation import ask, await_reply
-from schemas.tables import Job, Order
+from schemas.tables import Job, Lease, Order
 from schemas.topics import AGENT_COMMAND
 from schemas.vocabulary import UserRole
 from services.runtime.consumer import process
 from services.runtime.errors import InvalidInput
 from services.runtime.identity import Pseudonyms
 from services.runtime.messages import Record
+from services.runtime.outbox import RELAY
 from services.runtime.service import Context
 
 
@@ -28,6 +30,8 @@ def context(hospital):
 def agents(hospital):
     """The agents' service in the background: handles each command once."""
     stop = threading.Event()
+    with hospital.database.transaction() as tx:  # as beside a relay that is at work
+        tx.session.add(Lease(name=RELAY, owner="test", expires_at=tx.clock.now() + timedelta(days=1)))
 
     def work() -> None:
         while not stop.wait(0.02):
