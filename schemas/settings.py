@@ -100,7 +100,9 @@ class DicomSettings(Group):
     )
     commitment_wait_s: float = Field(10.0, ge=0, description="How long a commitment report waits for instances that are under way")
     commitment_retry_s: float = Field(30.0, gt=0, description="Pause before a report is tried again; doubles up to an hour")
-    commitment_give_up_s: float = Field(86_400.0, gt=0, description="A report that could not be delivered for this long is given up")
+    commitment_give_up_s: float = Field(
+        86_400.0, gt=0, description="A report that could not be delivered for this long is given up"
+    )
     max_associations: int = Field(50, ge=1)
     max_pdu: int = Field(131_072, ge=0)
     network_timeout_s: float = Field(60.0, gt=0)

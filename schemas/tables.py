@@ -1,4 +1,6 @@
-"""Tables of the service's database. Identity (UIDs) stays in `instance` and `study`; all other tables hold pseudonyms.
+"""Tables of the service's database.
+
+Identity (UIDs) stays in `instance`, `study` and the tables of `schemas.announcements`; all other tables hold pseudonyms.
 
 States are strings with a check constraint instead of database enums: a new member is then an ordinary migration on
 SQLite and PostgreSQL alike. Every datetime is aware UTC (SQLModel maps `datetime` to its own UTC type).
@@ -53,7 +55,7 @@ class Study(SQLModel, table=True):
     """A study in the archive. Derived: can be rebuilt from the files."""
 
     __tablename__ = "study"
-    __table_args__ = (one_of("state", StudyState), Index(None, "state", "last_instance_at"))
+    __table_args__ = (one_of("state", StudyState), Index(None, "state", "look_at"))
     study_uid: str = Field(primary_key=True, max_length=64)
     study_key: str = Field(max_length=32, unique=True)
     patient_key: str = Field(max_length=32, index=True)
@@ -65,6 +67,12 @@ class Study(SQLModel, table=True):
     acquired_at: datetime
     first_instance_at: datetime
     last_instance_at: datetime
+    opened_at: datetime | None = Field(default=None, description="First instance since the last announcement")
+    announced_at: datetime | None = None
+    committed_at: datetime | None = Field(default=None, description="Last storage commitment request that names instances of it")
+    stated_instances: int = Field(default=0, description="Number of Study Related Instances (0020,1208) where sent, else 0")
+    look_at: datetime | None = Field(default=None, description="When to look next whether an open study is complete; None: at once")
+    ring_at: int | None = Field(default=None, description="Number of instances at which to look at once")
     traceparent: str = Field(default="", max_length=64, description="Trace of the last C-STORE, which the study's event continues")
 
 

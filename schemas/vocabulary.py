@@ -115,6 +115,32 @@ class StudyState(StrEnum):
     COMPLETE = "complete"
 
 
+class CompletedBy(StrEnum):
+    """Why a study counts as complete, the strongest evidence first."""
+
+    MPPS = "mpps"
+    STORAGE_COMMITMENT = "storage_commitment"
+    INSTANCE_COUNT = "instance_count"
+    QUIET_PERIOD = "quiet_period"
+    LONGEST_OPEN = "longest_open"
+
+
+class StepState(StrEnum):
+    """Performed Procedure Step Status (0040,0252), defined terms of PS3.3 C.4.14."""
+
+    IN_PROGRESS = "IN PROGRESS"
+    COMPLETED = "COMPLETED"
+    DISCONTINUED = "DISCONTINUED"
+
+
+class CommitmentState(StrEnum):
+    """Life of a storage commitment request: its report is owed, delivered, or given up."""
+
+    OWED = "owed"
+    REPORTED = "reported"
+    GIVEN_UP = "given_up"
+
+
 class Verdict(StrEnum):
     """What the gate says about a challenger."""
 

@@ -1,16 +1,18 @@
-"""Builds the assembly service: one ticker that completes quiet studies."""
+"""Builds the assembly service: one ticker that completes studies, at once when a signal asks for it."""
 
-from services.assembly.completion import close_quiet_studies
+from services.assembly.completion import complete_studies
+from services.assembly.repository import ASSEMBLY_BELL
+from services.assembly.rules import Rules
 from services.runtime.service import Context, Service, Ticker
 from services.runtime.transaction import Transaction
 
 
 def build(context: Context) -> Service:
-    """The service; looks for quiet studies four times per quiet period, at most once a second."""
-    quiet_period_s = context.settings.dicom.quiet_period_s
+    """The service; looks four times per quiet period, at most once a second."""
+    rules = Rules.from_settings(context.settings.dicom)
 
     def run(tx: Transaction) -> None:
-        close_quiet_studies(tx, context.pseudonyms, quiet_period_s)
+        complete_studies(tx, context.pseudonyms, rules)
 
-    interval_s = min(1.0, max(0.1, quiet_period_s / 4))
-    return Service("assembly", tickers=(Ticker("assembly.quiet", interval_s, run),))
+    interval_s = min(1.0, max(0.1, rules.shortest_s / 4))
+    return Service("assembly", tickers=(Ticker("assembly.completion", interval_s, run, ASSEMBLY_BELL),))

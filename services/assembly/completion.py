@@ -1,4 +1,4 @@
-"""Closes quiet studies: the study's new state and its event commit together (DESIGN promise 3)."""
+"""Completes studies: the study's new state and its event commit together (DESIGN promise 3)."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -7,32 +7,61 @@ from typing import Final
 from schemas.events import SeriesReference, StudyReceived
 from schemas.tables import Study
 from schemas.topics import STUDY_RECEIVED
-from schemas.vocabulary import Modality
-from services.assembly.repository import SeriesRow, progress_of, quiet_studies, save_progress, series_of
-from services.assembly.studies import on_quiet
+from schemas.vocabulary import CompletedBy, Modality
+from services.assembly.announcement_repository import count_uncommitted, named_by_steps
+from services.assembly.repository import ASSEMBLY_BELL, SeriesRow, progress_of, save_progress, series_of, studies_to_look_at
+from services.assembly.rules import Evidence, Judgement, Rules, judge
+from services.assembly.studies import on_complete
 from services.runtime.archive import series_folder
 from services.runtime.identity import Pseudonyms
 from services.runtime.transaction import Transaction
 
 STUDIES_PER_TICK: Final = 200
-QUIET_PERIOD: Final = "quiet_period"
 UNKNOWN_MODALITY: Final = "OT"
 
 
-def close_quiet_studies(tx: Transaction, pseudonyms: Pseudonyms, quiet_period_s: float) -> int:
-    """Complete and announce studies that had no new instance for the quiet period; returns how many."""
+def complete_studies(tx: Transaction, pseudonyms: Pseudonyms, rules: Rules) -> int:
+    """Look at the studies whose time has come, complete and announce those that are complete; returns how many."""
+    studies = studies_to_look_at(tx, STUDIES_PER_TICK)
     announced = 0
-    for study in quiet_studies(tx, tx.clock.now() - timedelta(seconds=quiet_period_s), STUDIES_PER_TICK):
-        progress, announce = on_quiet(progress_of(study))
-        save_progress(tx, study, progress)
-        if announce:
-            event = study_received(study, series_of(tx.session, study.study_uid), pseudonyms)
-            tx.emit(STUDY_RECEIVED, event, event_id=f"{study.study_key}:{study.revision}", cause=study.traceparent or None)
-            announced += 1
+    for study in studies:
+        series = series_of(tx.session, study.study_uid)
+        judgement = judge(_evidence(tx, study, series, rules), rules, tx.clock.now())
+        study.look_at, study.ring_at = judgement.look_at, judgement.ring_at
+        announced += _complete(tx, study, series, judgement, pseudonyms)
+    if len(studies) == STUDIES_PER_TICK:
+        tx.ring(ASSEMBLY_BELL)
     return announced
 
 
-def study_received(study: Study, series: Sequence[SeriesRow], pseudonyms: Pseudonyms) -> StudyReceived:
+def _evidence(tx: Transaction, study: Study, series: Sequence[SeriesRow], rules: Rules) -> Evidence:
+    longest_open = timedelta(seconds=rules.longest_open_s)
+    return Evidence(
+        opened_at=study.opened_at or study.first_instance_at,
+        last_instance_at=study.last_instance_at,
+        instances=study.instances,
+        modalities={row.modality for row in series},
+        stated_instances=study.stated_instances,
+        named=named_by_steps(tx.session, study, tx.clock.now(), longest_open),
+        uncommitted=count_uncommitted(tx.session, study.study_uid) if study.committed_at else None,
+    )
+
+
+def _complete(tx: Transaction, study: Study, series: Sequence[SeriesRow], judgement: Judgement, pseudonyms: Pseudonyms) -> bool:
+    """Complete and announce the study if it was found complete; True when it was announced."""
+    if judgement.completed_by is None:
+        tx.session.add(study)
+        return False
+    progress, announce = on_complete(progress_of(study))
+    save_progress(tx, study, progress)
+    if announce:
+        study.announced_at = tx.clock.now()
+        event = study_received(study, series, pseudonyms, judgement.completed_by)
+        tx.emit(STUDY_RECEIVED, event, event_id=f"{study.study_key}:{study.revision}", cause=study.traceparent or None)
+    return announce
+
+
+def study_received(study: Study, series: Sequence[SeriesRow], pseudonyms: Pseudonyms, completed_by: CompletedBy) -> StudyReceived:
     """The event of a completed study. Every series is listed, localisers and unscored modalities too: consumers select."""
     leading = leading_series(series)
     return StudyReceived(
@@ -43,7 +72,7 @@ def study_received(study: Study, series: Sequence[SeriesRow], pseudonyms: Pseudo
         body_part=leading.body_part,
         acquired_at=study.acquired_at,
         received_at=study.last_instance_at,
-        completed_by=QUIET_PERIOD,
+        completed_by=completed_by,
         series=tuple(_reference(study, row, pseudonyms) for row in series),
     )
 

@@ -76,6 +76,7 @@ class ArchiveIndex:
             acquired_at=_credible(facts.acquired_at, file.received_at),
             first_instance_at=file.received_at,
             last_instance_at=file.received_at,
+            stated_instances=facts.stated_instances,
             traceparent=current_traceparent(),
         )
 

@@ -6,16 +6,20 @@ a study's list of series is read under the same lock that its instances are coun
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 import sqlalchemy
 from sqlmodel import Session, col, func, select
 
+from schemas.announcements import StepStudy
 from schemas.tables import Instance, Study
 from schemas.vocabulary import StudyState
 from services.assembly.studies import Progress, on_instance
 from services.runtime.transaction import Transaction
+
+ASSEMBLY_BELL: Final = "assembly"
+"""Rung when a study may be complete."""
 
 
 class Recorded(StrEnum):
@@ -54,11 +58,13 @@ def record_instance(tx: Transaction, study: Study, instance: Instance) -> Record
     if present is not None:
         same = present.sha256 == instance.sha256 and present.path == instance.path
         return Recorded.KNOWN if same else Recorded.CONFLICT
-    tx.insert_new(Study, [study], returning="study_key")
+    is_first = bool(tx.insert_new(Study, [study], returning="study_key"))
     row = _locked_study(tx.session, study.study_uid)
     if not tx.insert_new(Instance, [instance], returning="sop_instance_uid"):
         raise LostRaceError
+    was = StudyState(row.state)
     _apply(row, on_instance(progress_of(row), instance.received_at))
+    _mind_signals(tx, row, study.stated_instances, opened=is_first or was is StudyState.COMPLETE, is_first=is_first)
     row.accession_key = row.accession_key or study.accession_key
     row.calling_ae = study.calling_ae or row.calling_ae
     row.traceparent = study.traceparent or row.traceparent
@@ -67,12 +73,34 @@ def record_instance(tx: Transaction, study: Study, instance: Instance) -> Record
     return Recorded.NEW
 
 
-def quiet_studies(tx: Transaction, quiet_since: datetime, limit: int) -> Sequence[Study]:
-    """Open studies whose last instance is not newer than `quiet_since`, locked; those in use elsewhere are left out."""
+def _mind_signals(tx: Transaction, row: Study, stated: int, *, opened: bool, is_first: bool) -> None:
+    """Have the study looked at: soon when it has just been opened, at once when this instance may be the last one awaited."""
+    if stated > row.stated_instances:
+        row.stated_instances = stated
+        row.ring_at = min(stated, row.ring_at or stated)
+    if is_first and _has_steps(tx.session, row.study_uid):
+        row.ring_at = row.instances
+    awaited = row.ring_at is not None and row.instances >= row.ring_at
+    # Without a time to look at, somebody wanted it looked at while another transaction held it, and had to leave it out.
+    passed_over = row.look_at is None and not opened
+    if opened or awaited:
+        row.look_at = None
+    if awaited or passed_over:
+        tx.ring(ASSEMBLY_BELL)
+
+
+def _has_steps(session: Session, study_uid: str) -> bool:
+    query = select(StepStudy.step_uid).where(col(StepStudy.study_uid) == study_uid).limit(1)
+    return session.exec(query).first() is not None
+
+
+def studies_to_look_at(tx: Transaction, limit: int) -> Sequence[Study]:
+    """Open studies whose time to be looked at has come, locked; those in use elsewhere are left out."""
+    due = sqlalchemy.or_(col(Study.look_at).is_(None), col(Study.look_at) <= tx.clock.now())
     query = (
         select(Study)
-        .where(col(Study.state) == StudyState.OPEN, col(Study.last_instance_at) <= quiet_since)
-        .order_by(col(Study.last_instance_at), col(Study.study_uid))
+        .where(col(Study.state) == StudyState.OPEN, due)
+        .order_by(col(Study.look_at), col(Study.study_uid))
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
@@ -120,7 +148,7 @@ def paths_after(session: Session, sop_instance_uid: str, limit: int) -> list[tup
 
 def progress_of(study: Study) -> Progress:
     """The state machine's view of a row."""
-    return Progress(StudyState(study.state), study.revision, study.instances, study.last_instance_at)
+    return Progress(StudyState(study.state), study.revision, study.instances, study.last_instance_at, study.opened_at)
 
 
 def _apply(study: Study, progress: Progress) -> None:
@@ -128,6 +156,7 @@ def _apply(study: Study, progress: Progress) -> None:
     study.revision = progress.revision
     study.instances = progress.instances
     study.last_instance_at = progress.last_instance_at
+    study.opened_at = progress.opened_at
 
 
 def _locked_study(session: Session, study_uid: str) -> Study:

@@ -25,11 +25,12 @@ from listeners.dicom.send import send_folder
 from listeners.dicom.synthesize import StudyFacts, study_instance_uid, write_image
 from schemas.settings import Settings
 from schemas.tables import Instance, Outbox, Study
-from services.assembly.completion import close_quiet_studies
+from services.assembly.completion import complete_studies
 from services.assembly.files import ArchiveFiles, layout_of
 from services.assembly.index import ArchiveIndex
 from services.assembly.reindex import enter_missing, read_stored, reindex
 from services.assembly.repository import Recorded
+from services.assembly.rules import Rules
 from services.runtime.clock import SystemClock
 from services.runtime.database import Database
 from services.runtime.identity import load_pseudonyms
@@ -141,7 +142,7 @@ def _everything_is_there_once(state, paths):
     assert not list((state / "archive" / "incoming").iterdir())
     for _ in range(2):
         with database.transaction() as tx:
-            close_quiet_studies(tx, load_pseudonyms_of(state), 0.0)
+            complete_studies(tx, load_pseudonyms_of(state), Rules(0.0))
     with database.read() as session:
         announced = Counter((row.key, json.loads(row.body)["revision"]) for row in session.exec(select(Outbox)))
         instances = sum(series["instances"] for row in session.exec(select(Outbox)) for series in json.loads(row.body)["series"])
@@ -290,7 +291,7 @@ def test_concurrent_transactions_lose_no_update_and_do_not_deadlock(context, tmp
     def tick():
         while not done.is_set():
             with context.database.transaction() as tx:
-                close_quiet_studies(tx, context.pseudonyms, -1e9)
+                complete_studies(tx, context.pseudonyms, Rules(-1e9))
             time.sleep(0.01)
 
     chance = random.Random(3)
@@ -305,7 +306,7 @@ def test_concurrent_transactions_lose_no_update_and_do_not_deadlock(context, tmp
     assert errors == []
     assert Counter(outcomes) == {Recorded.NEW: 10, Recorded.KNOWN: 30}
     with context.database.transaction() as tx:
-        close_quiet_studies(tx, context.pseudonyms, -1e9)
+        complete_studies(tx, context.pseudonyms, Rules(-1e9))
     with context.database.read() as session:
         study = session.get(Study, study_instance_uid("many"))
         bodies = [json.loads(row.body) for row in session.exec(select(Outbox).order_by(Outbox.id))]

@@ -35,8 +35,9 @@ from listeners.dicom.synthesize import StudyFacts, study_instance_uid, write_ima
 from schemas.events import StudyReceived
 from schemas.settings import DatabaseSettings, DicomSettings, Settings
 from schemas.tables import Audit, Instance, Outbox, Study
-from services.assembly.completion import close_quiet_studies
+from services.assembly.completion import complete_studies
 from services.assembly.files import layout_of
+from services.assembly.rules import Rules
 from services.runtime.clock import SystemClock
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput, Transient
@@ -107,7 +108,7 @@ class Listener:
 
     def close_studies(self):
         with self.database.transaction() as tx:
-            return close_quiet_studies(tx, self.context.pseudonyms, 0.0)
+            return complete_studies(tx, self.context.pseudonyms, Rules(0.0))
 
     def events(self, study_uid):
         key = self.context.pseudonyms.study(study_uid)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.vocabulary import StudyState
-from services.assembly.studies import TRANSITIONS, Progress, StudyEvent, is_quiet, on_instance, on_quiet
+from services.assembly.studies import TRANSITIONS, Progress, StudyEvent, on_complete, on_instance
 
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 NEW = Progress(StudyState.OPEN, 0, 0, START)
@@ -18,26 +18,20 @@ def test_every_state_knows_every_event():
 
 
 def test_a_late_instance_brings_the_next_revision():
-    first, announced = on_quiet(on_instance(NEW, START))
+    first, announced = on_complete(on_instance(NEW, START))
     assert (first.state, first.revision, announced) == (StudyState.COMPLETE, 1, True)
     reopened = on_instance(first, START + timedelta(minutes=1))
-    assert (reopened.state, reopened.revision) == (StudyState.OPEN, 1)
-    assert on_quiet(reopened)[0].revision == 2
+    assert (reopened.state, reopened.revision, reopened.opened_at) == (StudyState.OPEN, 1, START + timedelta(minutes=1))
+    assert on_complete(reopened)[0].revision == 2
 
 
 def test_a_complete_study_is_not_announced_again():
-    complete, _ = on_quiet(on_instance(NEW, START))
-    assert on_quiet(complete) == (complete, False)
+    complete, _ = on_complete(on_instance(NEW, START))
+    assert on_complete(complete) == (complete, False)
 
 
 def test_a_study_without_instances_is_never_announced():
-    assert on_quiet(NEW)[1] is False
-
-
-def test_quiet_is_measured_from_the_last_instance():
-    study = on_instance(NEW, START + timedelta(seconds=10))
-    assert not is_quiet(study, START + timedelta(seconds=39.9), 30)
-    assert is_quiet(study, START + timedelta(seconds=40), 30)
+    assert on_complete(NEW)[1] is False
 
 
 EVENTS = st.lists(st.one_of(st.none(), st.integers(-100, 100)), max_size=40)
@@ -45,12 +39,12 @@ EVENTS = st.lists(st.one_of(st.none(), st.integers(-100, 100)), max_size=40)
 
 @given(EVENTS)
 def test_revisions_count_announcements_and_nothing_is_lost(events):
-    """None is a quiet period, a number an instance at that second; clocks may go back."""
+    """None is a completion, a number an instance at that second; clocks may go back."""
     study, announced, instances, unannounced = NEW, 0, 0, False
     for event in events:
         before = study.last_instance_at
         if event is None:
-            study, said = on_quiet(study)
+            study, said = on_complete(study)
             announced += said
             assert said == unannounced
             unannounced = False

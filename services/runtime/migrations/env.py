@@ -8,6 +8,7 @@ from sqlalchemy import JSON
 from sqlmodel import SQLModel
 from sqlmodel.sql.sqltypes import AutoString, UTCDateTime
 
+import schemas.announcements
 import schemas.tables  # noqa: F401 - fills the metadata
 
 

@@ -254,6 +254,21 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_model_task"), ["task"], unique=False)
 
     op.create_table(
+        "named_instance",
+        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("source", sa.String(length=64), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
+        sa.CheckConstraint(
+            "kind IN ('mpps', 'storage_commitment', 'instance_count', 'quiet_period', 'longest_open')",
+            name=op.f("ck_named_instance_kind"),
+        ),
+        sa.PrimaryKeyConstraint("kind", "source", "sop_instance_uid", name=op.f("pk_named_instance")),
+    )
+    with op.batch_alter_table("named_instance", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_named_instance_sop_instance_uid"), ["sop_instance_uid"], unique=False)
+
+    op.create_table(
         "outbox",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("event_id", sa.String(length=64), nullable=False),
@@ -270,6 +285,28 @@ def upgrade() -> None:
     with op.batch_alter_table("outbox", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_outbox_sent_at_id"), ["sent_at", "id"], unique=False)
         batch_op.create_index(batch_op.f("ix_outbox_topic_created_at"), ["topic", "created_at"], unique=False)
+
+    op.create_table(
+        "performed_step",
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("calling_ae", sa.String(length=16), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("state IN ('IN PROGRESS', 'COMPLETED', 'DISCONTINUED')", name=op.f("ck_performed_step_state")),
+        sa.PrimaryKeyConstraint("sop_instance_uid", name=op.f("pk_performed_step")),
+    )
+    with op.batch_alter_table("performed_step", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_performed_step_updated_at"), ["updated_at"], unique=False)
+
+    op.create_table(
+        "performed_step_study",
+        sa.Column("step_uid", sa.String(length=64), nullable=False),
+        sa.Column("study_uid", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("step_uid", "study_uid", name=op.f("pk_performed_step_study")),
+    )
+    with op.batch_alter_table("performed_step_study", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_performed_step_study_study_uid"), ["study_uid"], unique=False)
 
     op.create_table(
         "report",
@@ -291,6 +328,24 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_report_model"), ["model"], unique=False)
 
     op.create_table(
+        "storage_commitment",
+        sa.Column("transaction_uid", sa.String(length=64), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("peer_ae", sa.String(length=16), nullable=False),
+        sa.Column("own_ae", sa.String(length=16), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("next_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("state IN ('owed', 'reported', 'given_up')", name=op.f("ck_storage_commitment_state")),
+        sa.PrimaryKeyConstraint("transaction_uid", name=op.f("pk_storage_commitment")),
+    )
+    with op.batch_alter_table("storage_commitment", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_storage_commitment_state_next_at"), ["state", "next_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_storage_commitment_updated_at"), ["updated_at"], unique=False)
+
+    op.create_table(
         "study",
         sa.Column("study_uid", sa.String(length=64), nullable=False),
         sa.Column("study_key", sa.String(length=32), nullable=False),
@@ -303,6 +358,12 @@ def upgrade() -> None:
         sa.Column("acquired_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("first_instance_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("last_instance_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("opened_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("announced_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("committed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("stated_instances", sa.Integer(), nullable=False),
+        sa.Column("look_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("ring_at", sa.Integer(), nullable=True),
         sa.Column("traceparent", sa.String(length=64), nullable=False),
         sa.CheckConstraint("state IN ('open', 'complete')", name=op.f("ck_study_state")),
         sa.PrimaryKeyConstraint("study_uid", name=op.f("pk_study")),
@@ -311,7 +372,7 @@ def upgrade() -> None:
     with op.batch_alter_table("study", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_study_accession_key"), ["accession_key"], unique=False)
         batch_op.create_index(batch_op.f("ix_study_patient_key"), ["patient_key"], unique=False)
-        batch_op.create_index(batch_op.f("ix_study_state_last_instance_at"), ["state", "last_instance_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_study_state_look_at"), ["state", "look_at"], unique=False)
 
     op.create_table(
         "instance",
@@ -365,20 +426,37 @@ def downgrade() -> None:
 
     op.drop_table("instance")
     with op.batch_alter_table("study", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_study_state_last_instance_at"))
+        batch_op.drop_index(batch_op.f("ix_study_state_look_at"))
         batch_op.drop_index(batch_op.f("ix_study_patient_key"))
         batch_op.drop_index(batch_op.f("ix_study_accession_key"))
 
     op.drop_table("study")
+    with op.batch_alter_table("storage_commitment", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_storage_commitment_updated_at"))
+        batch_op.drop_index(batch_op.f("ix_storage_commitment_state_next_at"))
+
+    op.drop_table("storage_commitment")
     with op.batch_alter_table("report", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_report_model"))
 
     op.drop_table("report")
+    with op.batch_alter_table("performed_step_study", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_performed_step_study_study_uid"))
+
+    op.drop_table("performed_step_study")
+    with op.batch_alter_table("performed_step", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_performed_step_updated_at"))
+
+    op.drop_table("performed_step")
     with op.batch_alter_table("outbox", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_outbox_topic_created_at"))
         batch_op.drop_index(batch_op.f("ix_outbox_sent_at_id"))
 
     op.drop_table("outbox")
+    with op.batch_alter_table("named_instance", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_named_instance_sop_instance_uid"))
+
+    op.drop_table("named_instance")
     with op.batch_alter_table("model", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_model_task"))
 
