@@ -12,6 +12,10 @@ from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole, V
 
 Pseudonym = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="HMAC-SHA-256 of an identifier, first 128 bits in hex")]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[\w.:-]{1,64}$", description="Letters, digits, _ . : -, at most 64: no room for a sentence")]
+ClassName = Annotated[
+    str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\^]{1,64}$", description="1 to 64 characters, no ^ (a person name's separator)")
+]
 
 
 class Event(BaseModel):
@@ -65,9 +69,9 @@ class Label(Event):
     """Ground truth for one study and task. A later label of the same source corrects the earlier one."""
 
     study_key: Pseudonym
-    task: str
-    value: str = Field(description="Class name")
-    source: str = Field(description="Who says so, e.g. csv:worklist or http:pathology")
+    task: Name
+    value: ClassName = Field(description="Class name: 1 to 64 characters, no ^ and no control characters")
+    source: Name = Field(description="Who says so, e.g. csv:worklist or http:pathology: letters, digits, _ . : -, at most 64")
     labelled_at: AwareDatetime
 
 

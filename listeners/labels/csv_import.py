@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from listeners.labels.intake import ALIASES, REFERENCES, Fault, Outcome, RawLabel, canonical, take_in
+from services.ground_truth.domain import NAME, NAME_RULE
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
@@ -20,13 +21,14 @@ Parsed = RawLabel | Fault
 
 @dataclass
 class ImportSummary:
-    """What became of a file. `faults` are the first `MAX_LISTED` of `faulty`; row 1 is the header."""
+    """What became of a file. `faults` are the first `MAX_LISTED` of `faulty`; row 1 is the header. `warnings` need no action."""
 
     rows: int = 0
     accepted: int = 0
     known: int = 0
     faulty: int = 0
     faults: list[Fault] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def add(self, rows: int, outcome: Outcome) -> None:
         """Count a chunk in."""
@@ -35,12 +37,14 @@ class ImportSummary:
         self.known += outcome.known
         self.faulty += len(outcome.faults)
         self.faults.extend(outcome.faults[: MAX_LISTED - len(self.faults)])
+        self.warnings.extend(text for text in outcome.warnings[:MAX_LISTED] if text not in self.warnings)
 
     def text(self) -> str:
         """For a person: one line of counts, then one per listed fault."""
         head = f"{self.rows} rows: {self.accepted} labels taken in, {self.known} known already, {self.faulty} refused"
         more = [f"… and {self.faulty - len(self.faults)} more"] if self.faulty > len(self.faults) else []
-        return "\n".join([head, *(f"  row {fault.row}: {fault.reason}" for fault in self.faults), *more])
+        warnings = [f"  warning: {text}" for text in self.warnings[:MAX_LISTED]]
+        return "\n".join([head, *warnings, *(f"  row {fault.row}: {fault.reason}" for fault in self.faults), *more])
 
 
 def import_csv(context: Context, path: Path, *, source: str = "csv", on_progress: Progress | None = None) -> ImportSummary:
@@ -50,6 +54,8 @@ def import_csv(context: Context, path: Path, *, source: str = "csv", on_progress
     without labelled_at counts as said when the file was last written, so that the same file again changes nothing and an
     edited one corrects. Good rows go in whatever the others are like; comma, semicolon and tab separate.
     """
+    if not NAME.fullmatch(source):
+        raise InvalidInput(f"source must be {NAME_RULE}")
     summary = ImportSummary()
     written = min(datetime.fromtimestamp(path.stat().st_mtime, UTC), context.clock.now()) if path.is_file() else None
     if written is None:
@@ -60,7 +66,7 @@ def import_csv(context: Context, path: Path, *, source: str = "csv", on_progress
             outcome = take_in(context, [item for item in chunk if isinstance(item, RawLabel)], source, written)
             unread = tuple(item for item in chunk if isinstance(item, Fault))
             faults = tuple(sorted((*unread, *outcome.faults), key=lambda fault: fault.row))
-            summary.add(len(chunk), Outcome(outcome.accepted, outcome.known, faults))
+            summary.add(len(chunk), Outcome(outcome.accepted, outcome.known, faults, outcome.warnings))
             if on_progress:
                 on_progress(summary.rows)
     return summary
@@ -100,9 +106,10 @@ def _columns(header: Sequence[str]) -> list[str | None]:
     twice = sorted({name for name in known if known.count(name) > 1})
     missing = [name for name in ("task", "label") if name not in known]
     missing += [] if set(REFERENCES) & set(known) else ["study (or accession, or study_key)"]
-    if missing or twice:
-        wrong = f"lacks {', '.join(missing)}" if missing else f"has two columns for {', '.join(twice)}"
-        raise InvalidInput(f"the header {wrong}; columns are {', '.join(ALIASES)}")
+    wrong = [f"lacks {', '.join(missing)}"] if missing else []
+    wrong += [f"has two columns for {', '.join(twice)}"] if twice else []
+    if wrong:
+        raise InvalidInput(f"the header {' and '.join(wrong)}; columns are {', '.join(ALIASES)}")
     return columns
 
 

@@ -44,15 +44,19 @@ def _label(number: int, item: Any) -> RawLabel | Fault:
     if not isinstance(item, dict):
         return Fault(number, "a label is an object with study (or accession, or study_key), task and label")
     fields: dict[str, str] = {}
+    faults: list[str] = []
     for name, value in item.items():
         field = canonical(name)
         if field is None:
             continue
         if field in fields:
-            return Fault(number, f"{field} is given twice")
-        if not isinstance(value, str) or any(not char.isprintable() for char in value):
-            return Fault(number, f"{field} is not a printable string")
-        fields[field] = value.strip()
+            faults.append(f"{field} is given twice")
+        elif not isinstance(value, str) or any(not char.isprintable() for char in value):
+            faults.append(f"{field} is not a printable string")
+        else:
+            fields[field] = value.strip()
+    if faults:
+        return Fault(number, "; ".join(faults))
     return RawLabel(number, {name: value for name, value in fields.items() if value})
 
 
@@ -60,7 +64,9 @@ def _answer(outcome: Outcome, faults: list[Fault]) -> web.Response:
     """202 when any label was good, else 422; `index` counts from 0."""
     good = outcome.accepted + outcome.known
     rejected = [{"index": fault.row, "reason": fault.reason} for fault in faults]
-    counts = {"accepted": outcome.accepted, "known": outcome.known, "rejected": rejected}
+    counts: dict[str, Any] = {"accepted": outcome.accepted, "known": outcome.known, "rejected": rejected}
+    if outcome.warnings:
+        counts["warnings"] = list(outcome.warnings)
     if good:
         return web.json_response(counts, status=202)
     return web.json_response({"error": "no label could be taken in", **counts}, status=422)

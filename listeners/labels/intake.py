@@ -6,18 +6,18 @@ pseudonyms here and appear in no reason, event or log (DESIGN promise 5).
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlmodel import Session, col, select
 
 from schemas.events import Label
 from schemas.tables import Outbox, Study
 from schemas.topics import LABEL
-from services.ground_truth.domain import check_label
-from services.ground_truth.repository import classes_by_task
+from services.ground_truth.domain import label_faults, time_fault
+from services.ground_truth.repository import classes_by_task, known_tasks
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
@@ -31,6 +31,7 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "labelled_at": ("labelledat", "labeledat", "timestamp"),
 }
 """Field to its accepted names, compared without case, spaces, hyphens and underscores."""
+T = TypeVar("T")
 REFERENCES: Final = ("study_key", "study", "accession")
 _UID: Final = re.compile(r"^(0|[1-9]\d*)(\.(0|[1-9]\d*))+$")
 _PSEUDONYM: Final = re.compile(r"^[0-9a-f]{32}$")
@@ -54,11 +55,12 @@ class RawLabel:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of some labels: how many are new, how many were known already, and which were refused."""
+    """What became of some labels: how many are new, how many were known already, which were refused, and what is odd."""
 
     accepted: int
     known: int
     faults: tuple[Fault, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def canonical(name: str) -> str | None:
@@ -88,13 +90,21 @@ def take_in(context: Context, labels: Sequence[RawLabel], source: str, default_t
         traces = _traces(tx.session, {events[identity].study_key for identity in fresh})
         for identity in sorted(fresh):
             tx.emit(LABEL, events[identity], event_id=identity, cause=traces.get(events[identity].study_key))
-    return Outcome(len(fresh), len(labels) - len(faults) - len(fresh), tuple(faults))
+        warnings = _unknown_tasks(tx.session, {label.task for label in events.values()} - resolve.classes.keys())
+    return Outcome(len(fresh), len(labels) - len(faults) - len(fresh), tuple(faults), warnings)
 
 
 def event_id(label: Label) -> str:
     """Natural id: the same for the same statement by the same source at the same time."""
     said = (label.study_key, label.task, label.value, label.source, label.labelled_at.astimezone(UTC).isoformat())
     return hashlib.sha256("\x1f".join(said).encode()).hexdigest()[:48]
+
+
+def _unknown_tasks(session: Session, tasks: Collection[str]) -> tuple[str, ...]:
+    """One sentence per task that no model knows: most likely it is misspelt."""
+    known = known_tasks(session) if tasks else ()
+    listed = f"known tasks are {', '.join(known)}" if known else "no model is registered yet"
+    return tuple(f"no model knows task {task!r}: its labels are kept and count for nothing ({listed})" for task in sorted(tasks))
 
 
 def _already_there(session: Session, identities: Any) -> set[str]:
@@ -120,14 +130,16 @@ class _Resolver:
             self.studies.setdefault(accession or "", []).append(study)
 
     def label(self, fields: Mapping[str, str]) -> Label:
+        """The event of a raw label; InvalidInput names everything that is wrong with it at once."""
+        task, value, source = fields.get("task", ""), fields.get("label", ""), fields.get("source") or self.source
         missing = [name for name in ("task", "label") if not fields.get(name)]
-        if missing:
-            raise InvalidInput(f"{' and '.join(missing)} missing")
-        at = _moment(fields["labelled_at"]) if fields.get("labelled_at") else self.at
-        source = fields.get("source") or self.source
-        label = Label(study_key=self._study(fields), task=fields["task"], value=fields["label"], source=source, labelled_at=at)
-        check_label(label, self.classes.get(label.task, ()), self.now)
-        return label
+        faults = [f"{' and '.join(missing)} missing"] if missing else label_faults(task, value, source, self.classes.get(task, ()))
+        study = _tried(faults, lambda: self._study(fields))
+        at = _tried(faults, lambda: _moment(fields["labelled_at"]) if fields.get("labelled_at") else self.at)
+        faults += [fault] if at and (fault := time_fault(at, self.now)) else []
+        if faults or study is None or at is None:
+            raise InvalidInput("; ".join(faults))
+        return Label(study_key=study, task=task, value=value, source=source, labelled_at=at)
 
     def _study(self, fields: Mapping[str, str]) -> str:
         named = [name for name in REFERENCES if fields.get(name)]
@@ -156,6 +168,15 @@ class _Resolver:
         if len(found) > 1:
             raise InvalidInput(f"{len(found)} studies have this accession number: give the StudyInstanceUID")
         return found[0]
+
+
+def _tried(faults: list[str], read: Callable[[], T]) -> T | None:
+    """What `read` gives, or None with its fault noted."""
+    try:
+        return read()
+    except InvalidInput as error:
+        faults.append(error.reason)
+        return None
 
 
 def _moment(text: str) -> datetime:

@@ -1,6 +1,7 @@
 """The join without bus and database: which score and which label count, who decides the truth, what a patient is for."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -12,6 +13,11 @@ from services.runtime.errors import InvalidInput
 CLOCK_SKEW: Final = timedelta(days=1)
 """A label from further in the future is refused: it would stand above every later correction."""
 MAX_NAME: Final = 64
+NAME: Final = re.compile(r"[\w.:-]{1,64}")
+NAME_RULE: Final = "letters, digits and _ . : -, at most 64 of them, without blanks"
+CLASS_NAME: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f^]{1,64}")
+CLASS_RULE: Final = "a class name of 1 to 64 characters without ^ and control characters"
+"""Labels go onto the bus: there must be no room for a report's sentence or a person's name (`schemas.events.Label`)."""
 MAX_INTEGER: Final = 2**31 - 1
 
 CaseKey = tuple[str, str, int]
@@ -82,13 +88,33 @@ def check_prediction(prediction: Prediction) -> None:
 
 
 def check_label(label: Label, known_classes: Sequence[str], now: datetime) -> None:
-    """Raise InvalidInput for a label nobody can use. `known_classes` is empty when no model knows the task: all are kept."""
-    _check_names((label.task, label.value, label.source))
-    _check_time("labelled_at", label.labelled_at)
-    if label.labelled_at > now + CLOCK_SKEW:
-        raise InvalidInput("labelled_at lies in the future")
-    if known_classes and label.value not in known_classes:
-        raise InvalidInput(f"the label is no class of task {label.task!r}; its classes are {', '.join(known_classes)}")
+    """Raise InvalidInput with all faults of a label nobody can use.
+
+    `known_classes` is empty when no model knows the task: all are kept.
+    """
+    faults = label_faults(label.task, label.value, label.source, known_classes)
+    faults += [fault] if (fault := time_fault(label.labelled_at, now)) else []
+    if faults:
+        raise InvalidInput("; ".join(faults))
+
+
+def label_faults(task: str, value: str, source: str, known_classes: Sequence[str]) -> list[str]:
+    """What is wrong with a label's words, each with what is allowed; never quotes a value that is out of shape."""
+    faults = [f"{name} must be {NAME_RULE}" for name, text in (("task", task), ("source", source)) if not NAME.fullmatch(text)]
+    if not CLASS_NAME.fullmatch(value):
+        return [*faults, f"the label must be {CLASS_RULE}"]
+    if known_classes and value not in known_classes:
+        faults.append(f"the label is no class of task {task!r}; its classes are {', '.join(known_classes)}")
+    return faults
+
+
+def time_fault(labelled_at: datetime, now: datetime) -> str:
+    """What is wrong with a label's time; empty for nothing."""
+    try:
+        labelled_at.astimezone(UTC)
+    except (OverflowError, ValueError):
+        return "labelled_at cannot be expressed in UTC"
+    return "labelled_at lies in the future" if labelled_at > now + CLOCK_SKEW else ""
 
 
 def _check_names(names: Iterable[str]) -> None:

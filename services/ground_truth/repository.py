@@ -37,6 +37,11 @@ def classes_by_task(session: Session, tasks: Collection[str]) -> dict[str, list[
     return known
 
 
+def known_tasks(session: Session) -> list[str]:
+    """Tasks of all registered models, in order."""
+    return sorted(set(session.exec(select(RegisteredModel.task))))
+
+
 def lock_studies(session: Session, studies: Iterable[str]) -> None:
     """Let one transaction at a time join a study: else a prediction and its label, stored by two consumers, miss each other."""
     _lock(session, sorted(_lock_number(f"study\x1e{study}") for study in studies))

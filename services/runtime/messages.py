@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from schemas.events import Event
 from schemas.topics import BY_NAME, Topic
@@ -83,6 +84,12 @@ def decode(record: Record) -> Received[Event]:
 
 def _faults(error: ValidationError) -> str:
     faults: Sequence[str] = [
-        f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['type']}" for item in error.errors(include_input=False)
+        f"{'.'.join(map(str, item['loc'])) or 'body'}: {_fault(item)}" for item in error.errors(include_input=False)
     ]
     return f"the body breaks its contract ({'; '.join(faults[:5])})"
+
+
+def _fault(item: ErrorDetails) -> str:
+    """What is wrong, and what a text has to look like; both come from the contract, not from the message."""
+    pattern = item.get("ctx", {}).get("pattern")
+    return f"{item['type']}, must match {pattern}" if pattern else item["type"]

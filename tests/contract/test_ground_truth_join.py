@@ -188,6 +188,20 @@ def test_an_unknown_class_goes_to_the_dead_letters_alone(database):
     assert cases(database)[study(1), "tumour", 1].state == "joined"
 
 
+@pytest.mark.parametrize(
+    "field", [{"task": "Anna Miller"}, {"source": "Dr. Who, ward"}, {"value": "Miller^Anna"}, {"value": "x" * 65}]
+)
+def test_a_label_from_the_bus_has_no_room_for_a_person_either(database, field):
+    good = labelled(1)
+    body = json.dumps(good.model_dump(mode="json") | field).encode()
+    bad = Record(topics.LABEL.name, 0, 0, good.study_key, headers_of(topics.LABEL, uuid.uuid4().hex, START), body)
+    assert feed(database, bad, labelled(2)) == 1
+    (letter,) = rows(database, DeadLetter)
+    assert "must match" in letter.reason
+    assert not any(word in letter.reason for word in ("Miller", "Who", "xxxx"))
+    assert {row.study_key for row in rows(database, GroundTruth)} == {study(2)}
+
+
 def test_a_batch_closes_by_age(context, clock):
     context = type(context)(context.settings.model_copy(update={"join": SETTINGS}), context.database, clock, context.pseudonyms)
     (ticker,) = build(context).tickers

@@ -88,6 +88,51 @@ def test_bad_rows_are_named_and_good_ones_go_in(sqlite_context, tmp_path):
     assert "row 6: the label is no class" in summary.text()
 
 
+def test_a_row_tells_all_its_faults_and_quotes_none_of_them(sqlite_context, tmp_path):
+    text = "study,task,label,source,labelled_at\nabc,Anna Miller,Miller^Anna,ward 7 of Dr. Who,yesterday\n"
+    summary = import_csv(sqlite_context, write(tmp_path, text))
+    (fault,) = summary.faults
+    for words in (
+        "task must be letters, digits and _ . : -",
+        "source must be",
+        "the label must be a class name",
+        "UID",
+        "ISO 8601",
+    ):
+        assert words in fault.reason
+    assert not any(word in summary.text() for word in ("Anna", "Miller", "Who"))
+    assert labels(sqlite_context) == []
+
+
+@pytest.mark.parametrize("value", ["x" * 65, "a^b", "a\x7fb", "a\x9fb"])
+def test_a_value_is_a_short_class_name(sqlite_context, tmp_path, value):
+    summary = import_csv(sqlite_context, write(tmp_path, f"study,task,label\n{UID},t,{value}\n{UID},t,grade II (low)\n"))
+    assert (summary.accepted, [fault.row for fault in summary.faults]) == (1, [2])
+
+
+def test_the_source_of_a_whole_file_is_checked_too(sqlite_context, tmp_path):
+    with pytest.raises(InvalidInput, match="source must be letters"):
+        import_csv(sqlite_context, write(tmp_path, f"study,task,label\n{UID},tumour,none\n"), source="Anna Miller")
+
+
+def test_a_task_that_no_model_knows_warns_and_names_the_known_ones(sqlite_context, tmp_path):
+    with sqlite_context.database.transaction() as tx:
+        for name, task in (("m", "tumour"), ("n", "bleeding")):
+            tx.session.add(RegisteredModel(name=name, task=task, classes=["yes", "no"], created_at=sqlite_context.clock.now()))
+    text = f"study,task,label\n{UID},tumor,yes\n{UID}.2,tumor,no\n{UID},tumour,yes\n"
+    summary = import_csv(sqlite_context, write(tmp_path, text))
+    assert (summary.accepted, summary.faulty) == (3, 0)
+    (warning,) = summary.warnings
+    assert "'tumor'" in warning
+    assert "bleeding, tumour" in warning
+    assert warning in summary.text()
+
+
+def test_a_header_tells_all_its_faults(sqlite_context, tmp_path):
+    with pytest.raises(InvalidInput, match=r"lacks task.* and has two columns for study"):
+        import_csv(sqlite_context, write(tmp_path, "study,study uid,label\n"))
+
+
 def test_two_studies_with_one_accession_number_are_ambiguous(sqlite_context, tmp_path):
     add_study(sqlite_context)
     add_study(sqlite_context, uid=f"{UID}.2")

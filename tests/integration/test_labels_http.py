@@ -52,13 +52,31 @@ async def post(client, body=None, headers=BEARER, **options):
 
 async def test_one_label_or_a_list_is_taken_in(served):
     context, client = served
-    assert await post(client, GOOD) == (202, {"accepted": 1, "known": 0, "rejected": []})
+    status, answer = await post(client, GOOD)
+    assert (status, answer["accepted"], answer["known"], answer["rejected"]) == (202, 1, 0, [])
+    assert answer["warnings"] == [
+        "no model knows task 'tumour': its labels are kept and count for nothing (no model is registered yet)"
+    ]
     status, answer = await post(client, [GOOD, {**GOOD, "label": "none", "labelled_at": "2026-02-02"}, {"study": UID}, 7])
     assert (status, answer["accepted"], answer["known"]) == (202, 1, 1)
     assert [item["index"] for item in answer["rejected"]] == [2, 3]
     assert [item["value"] for item in outbox(context)] == ["glioma", "none"]
     assert outbox(context)[0]["study_key"] == context.pseudonyms.study(UID)
     assert outbox(context)[0]["source"] == "http"
+
+
+async def test_a_label_has_no_room_for_a_person_and_all_its_faults_are_told(served):
+    context, client = served
+    bad = {"study": "x", "task": "Anna Miller", "source": "Dr. Who, room 3", "label": "Miller^Anna", "labelled_at": "yesterday"}
+    status, answer = await post(client, [bad, {**GOOD, "label": "x" * 65}, {"study": 7, "task": 8, "label": "a\nb"}])
+    assert status == 422
+    first, second, third = (item["reason"] for item in answer["rejected"])
+    for words in ("task must be letters", "source must be letters", "the label must be a class name", "DICOM UID", "ISO 8601"):
+        assert words in first
+    assert "64 characters" in second
+    assert all(f"{name} is not a printable string" in third for name in ("study", "task", "label"))
+    assert not any(word in json.dumps(answer) for word in ("Miller", "Anna", "Who"))
+    assert outbox(context) == []
 
 
 async def test_a_click_without_a_time_counts_as_said_now(served):
