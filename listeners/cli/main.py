@@ -7,7 +7,7 @@ from tomllib import TOMLDecodeError
 import typer
 from pydantic import ValidationError
 
-from listeners.cli import dead_letters, inspect, labels, models, orders, run, studies, talk
+from listeners.cli import dead_letters, inspect, labels, models, orders, pacs, run, studies, talk
 from listeners.cli.context import console
 from models.errors import ModelError
 from schemas.settings import UnknownSetting, settings_file
@@ -34,6 +34,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(inspect.evaluations, name="evaluations")
 app.add_typer(inspect.reports, name="reports")
 app.add_typer(orders.app, name="orders")
+app.add_typer(pacs.app, name="pacs")
 app.add_typer(dead_letters.app, name="dead-letters")
 
 
