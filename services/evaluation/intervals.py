@@ -53,15 +53,16 @@ def _design_effect(hits: Floats, cases: Floats, value: float) -> float:
     return float(np.clip(variance * total / (value * (1 - value)), 1.0, total / patients if patients > 1 else total))
 
 
-def percentiles(value: float | None, draws: Floats, cases: int) -> Interval:
+def percentiles(value: float | None, draws: Floats, independent: int) -> Interval:
     """Percentile limits of bootstrap draws [draws], NaN where a draw does not define the metric.
 
-    A value of exactly 0 or 1 has no spread in any draw; its limits are those of the proportion 0 or 1 of `cases`.
+    A value of exactly 0 or 1 has no spread in any draw; its limits are those of the proportion 0 or 1 of `independent`
+    observations: patients, as a patient's cases are one observation where they are all right or all wrong.
     """
     if value is None:
         return UNDEFINED
-    if value in {0.0, 1.0} and cases:
-        return Interval(value, *jeffreys(value * cases, cases))
+    if value in {0.0, 1.0} and independent:
+        return Interval(value, *jeffreys(value * independent, independent))
     defined = draws[~np.isnan(draws)]
     if len(defined) < len(draws) / 2:
         return Interval(value, None, None)

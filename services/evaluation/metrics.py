@@ -56,16 +56,17 @@ def measure(cases: Cases, *, draws: int = 1000, seed: int = 0) -> MetricSet:
     weights = patient_weights(int(cases.patients.max()) + 1, draws, seed)
     points = _values(cases, np.ones((1, weights.shape[1]), np.int64))
     spread = _values(cases, weights)
-    smallest = int(sizes[sizes > 0].min())
+    people = _patients_of_classes(cases)
+    smallest = int(people[sizes > 0].min())
     found = {"accuracy": _measured(_accuracy(cases), cases.count)}
     for name in _POINTS[1:]:
         found[name] = _bootstrapped(points[name], spread[name], cases.count, smallest)
     for number, label in enumerate(cases.classes):
         for name, interval, count in _class_proportions(cases, number):
             found[f"{name}:{label}"] = _measured(interval, count)
-        for name in ("f1", "auroc"):
+        for name, independent in (("f1", int(people[number])), ("auroc", _rarer_side(cases, number))):
             column = f"{name}:{number}"
-            found[f"{name}:{label}"] = _bootstrapped(points[column], spread[column], int(sizes[number]), int(sizes[number]))
+            found[f"{name}:{label}"] = _bootstrapped(points[column], spread[column], int(sizes[number]), independent)
     assert len(found) == len(_POINTS) + 5 * k
     return MetricSet(found)
 
@@ -88,9 +89,21 @@ def _measured(interval: Interval, cases: int) -> Measured:
     return Measured(interval.value, interval.low, interval.high, cases)
 
 
-def _bootstrapped(point: Floats, spread: Floats, cases: int, effective: int) -> Measured:
+def _bootstrapped(point: Floats, spread: Floats, cases: int, independent: int) -> Measured:
     value = None if math.isnan(point[0]) else float(point[0])
-    return _measured(percentiles(value, spread, effective), cases)
+    return _measured(percentiles(value, spread, independent), cases)
+
+
+def _patients_of_classes(cases: Cases) -> Integers:
+    """[k] patients who have a case of the class."""
+    pairs = np.unique(np.stack([cases.truth, cases.patients]), axis=1)
+    return np.bincount(pairs[0], minlength=len(cases.classes))
+
+
+def _rarer_side(cases: Cases, label: int) -> int:
+    """Patients of the class or patients of all others, whichever are fewer: a ROC curve rests on both."""
+    own = cases.truth == label
+    return min(len(np.unique(cases.patients[own])), len(np.unique(cases.patients[~own])))
 
 
 def _per_patient(cases: Cases, chosen: NDArray[np.bool_]) -> Floats:
