@@ -107,6 +107,9 @@ class DicomSettings(Group):
     max_pdu: int = Field(131_072, ge=0)
     network_timeout_s: float = Field(60.0, gt=0)
     min_free_bytes: int = Field(500_000_000, ge=0, description="Below this much free disk C-STORE answers A700")
+    silent_after_s: float = Field(
+        2 * 86_400.0, gt=0, description="`reclaim doctor`: no study for this long is a fault where a model serves"
+    )
     sop_classes: tuple[str, ...] = Field(
         (), description="SOP Class UIDs of further storage classes to accept, e.g. Secondary Capture"
     )
@@ -191,9 +194,14 @@ class ResultsSettings(Group):
     destination: str = Field("", description="Name of one of dicom.peers that gets every champion's result; empty: none")
     structured_report: bool = Field(True, description="Send a DICOM SR (TID 1500)")
     secondary_capture: bool = Field(True, description="Send an image of the result, for viewers that show no SR")
+    codes: dict[str, tuple[str, str, str]] = Field(
+        default_factory=dict, description="Class or task to (value, scheme, meaning) of a coded concept, e.g. of SNOMED CT"
+    )
     first_delay_s: float = Field(30.0, gt=0, description="Wait after the first failure; doubles each time")
     longest_delay_s: float = Field(3600.0, gt=0)
-    max_attempts: int = Field(16, ge=1, description="Then it is a dead letter; with the default delays after about 9 hours")
+    max_attempts: int = Field(
+        64, ge=1, description="Then it is a dead letter; with the default delays after about two days and a half"
+    )
     lease_s: float = Field(300.0, ge=10, description="An attempt that has not been heard of for this long is made anew")
 
 

@@ -6,53 +6,48 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
-from sqlmodel import col, func, select
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import col, select
 
+from listeners.cli import site_checks
+from listeners.cli.findings import Finding
 from schemas.settings import Settings
-from schemas.tables import DeadLetter, ModelVersion, Outbox
+from schemas.tables import ModelVersion
 from services.runtime.clock import SystemClock
 from services.runtime.database import Database
-from services.runtime.errors import Transient
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor. `advice` is set when something should be done; `bad` when the service cannot work as it is."""
-
-    subject: str
-    found: str
-    advice: str = ""
-    bad: bool = False
-
-    def line(self) -> str:
-        """The finding as a line for the terminal (rich markup)."""
-        mark = "[red]✗[/]" if self.bad else "[yellow]![/]" if self.advice else "[green]✓[/]"
-        return f"{mark} {self.subject}: {self.found}" + (f"\n    → {self.advice}" if self.advice else "")
+from services.runtime.errors import InvalidInput, Transient
 
 
 def examine(settings: Settings) -> list[Finding]:
     """All findings, in the order a person would look; a check that fails to run is itself a finding."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _disk,
+        site_checks.permissions,
         _database,
         _broker,
         _dicom,
+        _peers,
         _http,
         _device,
         _bundles,
+        site_checks.models,
+        site_checks.service,
+        site_checks.feed,
         _llm,
     )
     findings: list[Finding] = []
     for check in checks:
+        if any(finding.subject == "database" and finding.advice for finding in findings) and check in NEED_DATABASE:
+            continue
         try:
             findings.extend(check(settings))
         except Exception as error:  # noqa: BLE001 - the doctor reports every fault instead of falling ill itself
             findings.append(
-                Finding(check.__name__.strip("_"), f"check failed: {type(error).__name__}: {error}", "see the message", bad=True)
+                Finding(check.__name__.strip("_"), f"cannot be examined ({type(error).__name__}: {error})", "mend that", bad=True)
             )
     return findings
 
@@ -70,25 +65,13 @@ def _database(settings: Settings) -> Iterator[Finding]:
     database = Database.from_settings(settings)
     try:
         with database.read() as session:
-            waiting = session.exec(select(func.count()).select_from(Outbox).where(col(Outbox.sent_at).is_(None))).one()
-            letters = session.exec(select(func.count()).select_from(DeadLetter).where(col(DeadLetter.replayed_at).is_(None))).one()
+            session.exec(select(ModelVersion).limit(1)).all()
     except Transient as error:
         yield Finding("database", str(error), "start it, or correct RECLAIM_DATABASE_URL", bad=True)
-        return
-    except Exception as error:  # noqa: BLE001 - drivers raise many kinds for an empty database
-        yield Finding(
-            "database",
-            f"not ready ({type(error).__name__})",
-            "run `reclaim up` or any command once: it creates the tables",
-            bad=False,
-        )
-        return
-    yield Finding("database", f"{database.dialect} answers")
-    yield Finding(
-        "outbox", f"{waiting} events wait for the bus", "the relay is down or the broker is away" if waiting > 1000 else ""
-    )
-    advice = "look at `reclaim dead-letters list`, mend the cause, `reclaim dead-letters replay`" if letters else ""
-    yield Finding("dead letters", f"{letters} waiting", advice)
+    except DBAPIError:
+        yield Finding("database", f"{database.dialect} has no tables yet", "`reclaim up`, or any other command, makes them")
+    else:
+        yield Finding("database", f"{database.dialect} answers")
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
@@ -111,7 +94,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 def _dicom(settings: Settings) -> Iterator[Finding]:
     from listeners.dicom.echo import echo
 
-    port = _actual_port(settings, "dicom", settings.dicom.port)
+    port = actual_port(settings, "dicom", settings.dicom.port)
     if not port or not _connects("127.0.0.1", port):
         yield Finding(
             "DICOM listener", f"nothing listens on port {port}", "start it with `reclaim up` or `reclaim serve dicom assembly`"
@@ -124,8 +107,25 @@ def _dicom(settings: Settings) -> Iterator[Finding]:
     )
 
 
+def _peers(settings: Settings) -> Iterator[Finding]:
+    from listeners.dicom.peers import verify
+    from services.runtime.scu import peers
+
+    for peer in peers(settings.dicom.peers):
+        try:
+            verify(peer, settings.dicom.ae_title)
+            yield Finding(f"DICOM peer {peer.name}", f"{peer.address} answers C-ECHO")
+        except (InvalidInput, Transient) as error:
+            yield Finding(f"DICOM peer {peer.name}", str(error), "start it, or correct dicom.peers")
+    destination = settings.results.destination
+    if destination and destination not in settings.dicom.peers:
+        yield Finding(
+            "results", f"the destination {destination} is not one of dicom.peers", "correct RECLAIM_RESULTS_DESTINATION", bad=True
+        )
+
+
 def _http(settings: Settings) -> Iterator[Finding]:
-    port = _actual_port(settings, "http", settings.http.port)
+    port = actual_port(settings, "http", settings.http.port)
     reached = bool(port) and _connects("127.0.0.1", port)
     advice = "" if reached else "start it with `reclaim up` or `reclaim serve http`"
     yield Finding("HTTP endpoint", f"port {port} {'answers' if reached else 'does not answer'}", advice)
@@ -173,7 +173,8 @@ def _llm(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _actual_port(settings: Settings, name: str, configured: int) -> int:
+def actual_port(settings: Settings, name: str, configured: int) -> int:
+    """The port that a running service has announced, else the configured one."""
     file: Path = settings.state_dir / "run" / f"{name}.json"
     try:
         return int(json.loads(file.read_text())["port"])
@@ -187,3 +188,7 @@ def _connects(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+NEED_DATABASE: Final = frozenset({_bundles, site_checks.models, site_checks.service, site_checks.feed})
+"""Left out while there is no database to look into."""

@@ -1,6 +1,5 @@
 """`reclaim`: the entry point. Sub-commands live in their own modules and import what they need when they run."""
 
-import os
 import sys
 from tomllib import TOMLDecodeError
 
@@ -12,6 +11,7 @@ from listeners.cli.context import console
 from models.errors import ModelError
 from schemas.settings import UnknownSetting, settings_file
 from services.runtime.errors import InvalidInput, Transient
+from services.runtime.privacy import keep_to_this_user
 
 app = typer.Typer(
     name="reclaim",
@@ -43,7 +43,7 @@ def main() -> None:
 
     Archive, database and traces hold patients' data: what this process and its children write is its own user's only.
     """
-    os.umask(0o077)
+    keep_to_this_user()
     try:
         app()
     except ValidationError as error:

@@ -78,11 +78,20 @@ def _redacted_url(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
-def doctor() -> None:
-    """Check ports, disk, broker, database, GPU, models and the LLM endpoint, and say what to do about each fault."""
-    from listeners.cli.checks import examine
+def doctor(
+    repair: Annotated[bool, typer.Option("--repair", help="First close what other users may read in the state folder")] = False,
+) -> None:
+    """Check disk, permissions, ports, broker, database, GPU, models, feed and LLM, and say what to do about each fault.
 
-    findings = examine(load_settings())
+    Exit code 1 when something is at fault. Example: reclaim doctor
+    """
+    from listeners.cli.checks import examine
+    from listeners.cli.site_checks import close_entries
+
+    loaded = load_settings()
+    if repair:
+        console.print(f"closed {close_entries(loaded.state_dir)} files and folders to other users")
+    findings = examine(loaded)
     for finding in findings:
         console.print(finding.line(), soft_wrap=True)
     sys.exit(1 if any(finding.bad for finding in findings) else 0)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from services.runtime.clock import Clock
 from services.runtime.parenthood import die_with_parent
+from services.runtime.privacy import UMASK
 
 logger = logging.getLogger(__name__)
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
@@ -63,6 +64,7 @@ class Child:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environment, **self.spec.env},
             limit=LINE_BYTES,
             start_new_session=True,  # Ctrl+C reaches the supervisor alone, which then stops children in order
+            umask=UMASK,
             preexec_fn=die_with_parent,
         )
         self._pump = asyncio.create_task(self._print_lines(self._process))

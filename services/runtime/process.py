@@ -18,6 +18,7 @@ from services.runtime.bells import Bells
 from services.runtime.bus import backoff, make_broker, subscribe
 from services.runtime.errors import Transient
 from services.runtime.health import EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, Health
+from services.runtime.privacy import keep_to_this_user
 from services.runtime.service import Context, Service, Ticker, Worker
 from services.runtime.topics_admin import TopicsDiffer, ensure_topics
 
@@ -27,6 +28,7 @@ EMBEDDED_PATIENCE_S = 60.0
 
 async def run(services: Sequence[Service], context: Context, health: Health | None = None) -> int:
     """Run services until SIGTERM, SIGINT or a fatal error; returns the exit code. `health.stop.set()` ends it from within."""
+    keep_to_this_user()
     health = health or Health()
     names = ", ".join(service.name for service in services)
     with _signals(health):

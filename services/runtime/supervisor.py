@@ -21,6 +21,7 @@ from services.runtime.clock import Clock, SystemClock
 from services.runtime.embedded import BrokerMissing, EmbeddedBroker
 from services.runtime.errors import Transient
 from services.runtime.health import EX_CONFIG, EX_OK, EX_SOFTWARE, EX_UNAVAILABLE, Health
+from services.runtime.privacy import keep_to_this_user
 from services.runtime.run_state import AlreadyRunning, RunState, lock, read_state, remove_state, write_state
 from services.runtime.topics_admin import TopicsDiffer, ensure_topics
 
@@ -45,6 +46,7 @@ async def supervise(
     Call it from the main thread: on Linux children die with the thread that started them. Raises AlreadyRunning when
     another supervisor uses the same state folder.
     """
+    keep_to_this_user()
     health = health or Health()
     with lock(settings.state_dir), _signals(health):
         supervisor = _Supervisor(settings, children, health, clock or SystemClock())

@@ -1,0 +1,151 @@
+"""What `reclaim doctor` looks at in the state of a site: who may read it, what is waiting, what has stopped coming in."""
+
+import os
+import stat
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import text
+from sqlmodel import Session, col, func, select
+
+from listeners.cli.findings import Finding
+from schemas.settings import Settings
+from schemas.tables import Audit, GroundTruth, Outbox, Study
+from schemas.vocabulary import VersionState
+from services.runtime import dead_letters, registry
+from services.runtime.chance import standing
+from services.runtime.database import Database
+from services.runtime.presence import HOW_TO_START, is_at_work
+
+OURS: Final = ("archive", "models", "reports", "run", "runs", "traces", "chat_history", "pseudonym.key", "reclaim.sqlite*")
+"""What we make in the state folder."""
+LATE_S: Final = 60.0
+CLOCK_TOLERANCE_S: Final = 5.0
+
+
+def permissions(settings: Settings) -> Iterator[Finding]:
+    """Archive, database and key hold patients' data: their own user's only. A closed state folder closes all in it."""
+    folder = settings.state_dir
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding("state folder", f"{folder} cannot be written by this user", "give it to the user of the service", bad=True)
+    elif loose := loose_entries(folder):
+        named = ", ".join(path.name for path in loose[:4]) + (" …" if len(loose) > 4 else "")
+        yield Finding("state folder", f"other users may read {named}", "`reclaim doctor --repair` closes it to them", bad=True)
+    else:
+        yield Finding("state folder", f"{folder.absolute()} is its user's only")
+
+
+def loose_entries(folder: Path) -> list[Path]:
+    """Our entries that group or others may enter; none when the folder itself lets nobody in."""
+    if not _mode(folder) & 0o077:
+        return []
+    return [path for name in OURS for path in sorted(folder.glob(name)) if not path.is_symlink() and _mode(path) & 0o077]
+
+
+def close_entries(folder: Path) -> int:
+    """Take group's and others' rights from everything we have made in the folder; returns how many paths changed."""
+    changed = 0
+    for top in loose_entries(folder):
+        for path in [top, *(top.rglob("*") if top.is_dir() else ())]:
+            if not path.is_symlink() and (mode := _mode(path)) & 0o077:
+                path.chmod(mode & ~0o077)
+                changed += 1
+    return changed
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def service(settings: Settings) -> Iterator[Finding]:
+    """Whether anything is at work, and what waits for it or for a person."""
+    database = Database.from_settings(settings)
+    at_work, now = is_at_work(database), database.clock.now()
+    yield Finding("service", "running" if at_work else "not running", "" if at_work else HOW_TO_START)
+    with database.read() as session:
+        yield _backlog(session, now, at_work=at_work)
+        letters = dead_letters.waiting(session)
+        yield _clock(session, now)
+    advice = "`reclaim dead-letters list`, mend the cause, then `replay` them, or `discard` with a reason" if letters else ""
+    yield Finding("dead letters", f"{letters} waiting", advice)
+
+
+def _backlog(session: Session, now: datetime, *, at_work: bool) -> Finding:
+    unsent = col(Outbox.sent_at).is_(None)
+    count, oldest = session.exec(select(func.count(), func.min(Outbox.created_at)).where(unsent)).one()
+    age = (now - oldest).total_seconds() if oldest else 0.0
+    if not count:
+        return Finding("outbox", "no event waits for the bus")
+    found = f"{count} events wait for the bus, the oldest for {_age(age)}"
+    if not at_work:
+        return Finding("outbox", found, f"they go out when the service runs: {HOW_TO_START}")
+    late = age > LATE_S
+    return Finding("outbox", found, "the broker does not take them: see the log of the bus process" if late else "", bad=late)
+
+
+def _clock(session: Session, now: datetime) -> Finding:
+    """Our clock against the database server's, and against the newest decision on record."""
+    newest = session.exec(select(func.max(Audit.at))).one()
+    if newest is not None and (newest - now).total_seconds() > CLOCK_TOLERANCE_S:
+        ahead = _age((newest - now).total_seconds())
+        return Finding("clock", f"the audit record is {ahead} ahead of this machine's clock", "set the clock (NTP)", bad=True)
+    if session.get_bind().dialect.name == "postgresql":
+        server = session.connection().execute(text("SELECT clock_timestamp()")).scalar_one()
+        apart = abs((server - now).total_seconds())
+        if apart > CLOCK_TOLERANCE_S:
+            found = f"the database server's clock is {apart:.0f} s away from this machine's"
+            return Finding("clock", found, "set both clocks (NTP): leases expire by them", bad=True)
+    return Finding("clock", f"{now:%F %T} UTC")
+
+
+def feed(settings: Settings) -> Iterator[Finding]:
+    """When the last study and the last label came in. Silence is a fault where a model serves, not health."""
+    database = Database.from_settings(settings)
+    now, patience = database.clock.now(), timedelta(seconds=settings.dicom.silent_after_s)
+    with database.read() as session:
+        study, count = session.exec(select(func.max(Study.last_instance_at), func.count()).select_from(Study)).one()
+        label = session.exec(select(func.max(GroundTruth.received_at))).one()
+        began = [version.created_at for model, version in registry.scoring_versions(session)]
+    waiting_since = study or min(began, default=None)
+    silent = bool(began) and waiting_since is not None and now - waiting_since > patience
+    found = f"{count} in the archive, the last came {_ago(now, study)}" if study else "none has come yet"
+    advice = (
+        "check the sender and its route, `storescu` or `reclaim send` a test study; RECLAIM_DICOM_SILENT_AFTER_S" if silent else ""
+    )
+    yield Finding("studies", found, advice or ("" if study else "send one: `reclaim send FOLDER`"), bad=silent)
+    if study is not None:
+        lacking = "" if label else "without labels nothing can be evaluated: `reclaim labels import FILE`"
+        yield Finding("labels", f"the last came {_ago(now, label)}" if label else "none has come yet", lacking)
+
+
+def models(settings: Settings) -> Iterator[Finding]:
+    """What serves, and whether its baseline says that it knows anything."""
+    database = Database.from_settings(settings)
+    with database.read() as session:
+        for row in registry.models(session):
+            if row.champion is None:
+                retired = all(each.state == VersionState.RETIRED for each in registry.versions(session, row.name))
+                advice = "" if retired else f"`reclaim models list`, then `reclaim models promote {row.name} VERSION --reason …`"
+                yield Finding("model", f"{row.name} is retired" if retired else f"no version of {row.name} serves", advice)
+                continue
+            found = standing(registry.baseline(session, row.name, row.champion), row.classes)
+            if found.at_chance:
+                advice = f"do not trust it: train it anew, or `reclaim models retire {row.name}`"
+                yield Finding(
+                    "model", f"{row.name} version {row.champion} is no better than guessing: {found.text}", advice, bad=True
+                )
+            if not row.serving:
+                yield Finding("model", f"{row.name} is stopped", f"`reclaim models resume {row.name}` when it shall score again")
+
+
+def _ago(now: datetime, then: datetime) -> str:
+    return f"{_age((now - then).total_seconds())} ago"
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
