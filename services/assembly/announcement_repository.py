@@ -22,6 +22,8 @@ from services.assembly.rules import Named
 from services.runtime.transaction import Transaction
 
 _UIDS_AT_ONCE: Final = 500
+REPORTER_BELL: Final = "commitment"
+"""Rung when a report is owed."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def named_by_steps(session: Session, study: Study, now: datetime, longest_open: 
         .where(col(StepStudy.study_uid) == study.study_uid)
     )
     steps = [(StepState(state), at) for state, at in session.execute(query)]
-    in_progress = sum(state is StepState.IN_PROGRESS and at > now - longest_open for state, at in steps)
+    in_progress = sum(state is StepState.IN_PROGRESS and at >= now - longest_open for state, at in steps)
     ended = [at for state, at in steps if state is StepState.COMPLETED]
     if not ended:
         return Named(in_progress)
@@ -142,6 +144,7 @@ def insert_commitment(tx: Transaction, request: Request) -> bool:
         return False
     replace_named(tx, CompletedBy.STORAGE_COMMITMENT, request.transaction_uid, request.references)
     mark_committed(tx, request.transaction_uid)
+    tx.ring(REPORTER_BELL)
     return True
 
 
@@ -161,6 +164,12 @@ def mark_committed(tx: Transaction, transaction_uid: str) -> None:
         .where(col(NamedInstance.kind) == CompletedBy.STORAGE_COMMITMENT, col(NamedInstance.source) == transaction_uid)
     )
     _look_at(tx, col(Study.study_uid).in_(theirs), committed_at=tx.clock.now())
+
+
+def has_reports_due(session: Session, now: datetime) -> bool:
+    """Whether there is anything to claim."""
+    due = (col(Commitment.state) == CommitmentState.OWED, col(Commitment.next_at) <= now)
+    return session.execute(select(col(Commitment.transaction_uid)).where(*due).limit(1)).first() is not None
 
 
 def claim_reports(tx: Transaction, lease: timedelta, limit: int) -> list[OwedReport]:

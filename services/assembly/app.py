@@ -1,9 +1,10 @@
-"""Builds the assembly service: one ticker that completes studies, at once when a signal asks for it."""
+"""Builds the assembly service: a ticker that completes studies, at once when a signal asks for it, and the commitment reporter."""
 
 from services.assembly.completion import complete_studies
+from services.assembly.reporter import Reporter
 from services.assembly.repository import ASSEMBLY_BELL
 from services.assembly.rules import Rules
-from services.runtime.service import Context, Service, Ticker
+from services.runtime.service import Context, Service, Ticker, Worker
 from services.runtime.transaction import Transaction
 
 
@@ -15,4 +16,5 @@ def build(context: Context) -> Service:
         complete_studies(tx, context.pseudonyms, rules)
 
     interval_s = min(1.0, max(0.1, rules.shortest_s / 4))
-    return Service("assembly", tickers=(Ticker("assembly.completion", interval_s, run, ASSEMBLY_BELL),))
+    ticker = Ticker("assembly.completion", interval_s, run, ASSEMBLY_BELL)
+    return Service("assembly", tickers=(ticker,), workers=(Worker("assembly.commitment", Reporter(context).run),))
