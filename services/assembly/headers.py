@@ -1,8 +1,10 @@
 """The elements the index needs, read from a data set without touching its pixels."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from functools import cache, lru_cache
 from io import BytesIO
 from typing import Any, Final
 
@@ -10,7 +12,6 @@ from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID
 
 from models.facets import code_of
 
@@ -34,7 +35,9 @@ KEYWORDS: Final = (
     "SeriesInstanceUID",
     "NumberOfStudyRelatedInstances",
 )
-_LAST_GROUP: Final = 0x0020
+LAST_GROUP: Final = 0x0020
+TAGS: Final[Mapping[str, int]] = {keyword: int(Tag(keyword)) for keyword in KEYWORDS}
+"""Where the index's elements stand: none behind group 0020."""
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -75,20 +78,50 @@ def is_valid_uid(value: str) -> bool:
 
 def read_facts(dataset: bytes, transfer_syntax_uid: str) -> InstanceFacts:
     """Read the index's elements from an encoded (not deflated) data set; raises UnreadableHeader or MissingElement."""
-    syntax = UID(transfer_syntax_uid)
-    implicit = syntax == "1.2.840.10008.1.2"
-    little = syntax != "1.2.840.10008.1.2.2"
     try:
-        tags = [int(Tag(keyword)) for keyword in KEYWORDS]
-        header = read_dataset(BytesIO(dataset), implicit, little, stop_when=_past_the_header, specific_tags=tags)
-        return facts_of(header)
+        return facts_of(_parsed(dataset, transfer_syntax_uid))
     except MissingElement:
         raise
     except Exception as error:  # noqa: BLE001 - pydicom raises many kinds; none may quote a value
         raise UnreadableHeader(type(error).__name__) from None
 
 
-def facts_of(header: Dataset) -> InstanceFacts:
+def facts_from(values: Mapping[int, bytes], read_header: Callable[[], bytes], transfer_syntax_uid: str) -> InstanceFacts:
+    """Read the index's elements from their encoded values by tag; raises UnreadableHeader or MissingElement.
+
+    `read_header` returns the encoded (not deflated) header. It is asked, and decoded by pydicom at sixty times the cost,
+    only for text that is not ASCII, and to find out whether an unusual code names the patient.
+    """
+    try:
+        return facts_of(_Header(values, lambda: _parsed(read_header(), transfer_syntax_uid)))
+    except MissingElement:
+        raise
+    except Exception as error:  # noqa: BLE001 - pydicom raises many kinds; none may quote a value
+        raise UnreadableHeader(type(error).__name__) from None
+
+
+class _Header:
+    """As much of a data set's interface as facts need: values that are ASCII from their bytes, the rest by pydicom."""
+
+    def __init__(self, values: Mapping[int, bytes], parse: Callable[[], Dataset]) -> None:
+        self._values = values
+        self._parse = cache(parse)
+
+    def get(self, keyword: str) -> Any:
+        """The value as text, or as pydicom decodes it; None when it is absent."""
+        tag = TAGS.get(keyword)
+        value = self._values.get(tag, b"") if tag is not None else None
+        if value is None or not value.isascii():
+            return self._parse().get(keyword)
+        return value.decode("ascii").split("\\", 1)[0]
+
+
+def _parsed(header: bytes, transfer_syntax_uid: str) -> Dataset:
+    implicit, little = transfer_syntax_uid == "1.2.840.10008.1.2", transfer_syntax_uid != "1.2.840.10008.1.2.2"
+    return read_dataset(BytesIO(header), implicit, little, stop_when=_past_the_header, specific_tags=list(TAGS.values()))
+
+
+def facts_of(header: Any) -> InstanceFacts:
     """Take the index's elements from a parsed data set; raises MissingElement."""
     return InstanceFacts(
         sop_class_uid=_uid(header, "SOPClassUID"),
@@ -106,10 +139,10 @@ def facts_of(header: Dataset) -> InstanceFacts:
 
 
 def _past_the_header(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return bool(tag.group > _LAST_GROUP)
+    return bool(tag.group > LAST_GROUP)
 
 
-def _text(header: Dataset, keyword: str) -> str:
+def _text(header: Any, keyword: str) -> str:
     value: Any = header.get(keyword)
     if value is None:
         return ""
@@ -117,14 +150,14 @@ def _text(header: Dataset, keyword: str) -> str:
     return str(first).replace("\x00", "").strip()
 
 
-def _uid(header: Dataset, keyword: str) -> str:
+def _uid(header: Any, keyword: str) -> str:
     value = _text(header, keyword)
     if not is_valid_uid(value):
         raise MissingElement(keyword)
     return value
 
 
-def _code(header: Dataset, keyword: str) -> str:
+def _code(header: Any, keyword: str) -> str:
     """A code string (PS3.5 §6.2, CS) with everything else taken out, empty where it names the patient: it goes onto the bus."""
     return code_of(header, keyword, re.sub(r"[^A-Z0-9_ ]", "", _text(header, keyword).upper())[:16].strip())
 
@@ -134,6 +167,7 @@ def _count(text: str) -> int:
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
+@lru_cache(1024)
 def _moment(date: str, time: str, offset: str) -> datetime | None:
     """StudyDate and StudyTime as UTC; TimezoneOffsetFromUTC (0008,0201) where sent, else the values count as UTC."""
     digits = re.sub(r"[^0-9]", "", date)

@@ -15,7 +15,8 @@ from pydicom.dataset import Dataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian
 
-from listeners.dicom.structure import BrokenStructureError, check_structure, plain_dataset
+from listeners.dicom.sources import BrokenStructureError, BytesSource
+from listeners.dicom.structure import check_structure, plain_source
 from services.assembly.files import layout_of
 
 FOLDER = Path(pydicom.data.__file__).parent / "test_files"
@@ -47,7 +48,7 @@ def read(name):
 
 
 def check(data, syntax):
-    check_structure(*plain_dataset(data, syntax))
+    check_structure(*plain_source(BytesSource(data), syntax))
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -115,11 +116,12 @@ def test_a_sequence_of_undefined_length_inside_un_is_implicit():
 
 
 def test_a_deflated_bomb_is_refused(monkeypatch):
-    monkeypatch.setattr("listeners.dicom.structure.MOST_INFLATED_BYTES", 1 << 16)
+    monkeypatch.setattr("listeners.dicom.sources.FREE_INFLATED_BYTES", 1 << 16)
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
-    bomb = deflater.compress(bytes(1 << 20)) + deflater.flush()
+    header = struct.pack("<HH2s2xL", 0x7FE0, 0x0010, b"OW", 1 << 20)
+    bomb = deflater.compress(header + bytes(1 << 20)) + deflater.flush()
     with pytest.raises(BrokenStructureError, match="larger"):
-        plain_dataset(bomb, "1.2.840.10008.1.2.1.99")
+        check(bomb, "1.2.840.10008.1.2.1.99")
 
 
 @given(st.lists(st.sampled_from(["PatientID", "StudyID", "AccessionNumber", "SeriesDescription"]), unique=True), st.booleans())

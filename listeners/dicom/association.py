@@ -1,0 +1,245 @@
+"""One association as a state machine without sockets, clocks or disks: bytes in, actions out (PS3.8 §9.2, acceptor's side).
+
+Verification is answered here. The data set of a C-STORE passes through piece by piece; the caller writes it and sends
+`store_response`. Other messages are collected, up to a limit, and handed over whole.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeAlias
+
+from listeners.dicom.answers import Answer
+from listeners.dicom.commands import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, RESPONSE, Command
+from listeners.dicom.pdu import (
+    RELEASE_RP,
+    AbortReason,
+    Control,
+    Fragment,
+    PduReader,
+    PduType,
+    ProtocolError,
+    encode_abort,
+    encode_message,
+    encode_reject,
+)
+
+VERIFICATION: Final = "1.2.840.10008.1.1"
+LONGEST_COMMAND: Final = 1 << 15
+LONGEST_MESSAGE: Final = 1 << 23
+"""Of the data set of a message other than C-STORE: a commitment request for 50,000 instances."""
+UNRECOGNIZED_OPERATION: Final = 0x0211
+CLASS_NOT_SUPPORTED: Final = 0x0122
+_BEFORE: Final = (PduType.ASSOCIATE_RQ, PduType.ABORT)
+_DURING: Final = (PduType.P_DATA, PduType.RELEASE_RQ, PduType.ABORT)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedContext:
+    """An accepted presentation context; `is_storage` says whether C-STORE is its operation."""
+
+    context_id: int
+    abstract_syntax: str
+    transfer_syntax: str
+    is_storage: bool
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What was negotiated. `response` is the encoded A-ASSOCIATE-AC, `peer_max_pdu` 0 where the peer sets no limit."""
+
+    response: bytes
+    contexts: dict[int, AcceptedContext]
+    peer_max_pdu: int
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
+
+    result: int
+    source: int
+    reason: int
+
+
+Acceptor: TypeAlias = Callable[[bytes], Acceptance | Rejection]
+"""Decides about the body of an A-ASSOCIATE-RQ; raises ProtocolError when it cannot be read."""
+
+
+class Request(NamedTuple):
+    """A request under way, with the context that it came on."""
+
+    context: AcceptedContext
+    command: Command
+
+
+class Send(NamedTuple):
+    """Send these bytes."""
+
+    data: bytes
+
+
+class StoreBegun(NamedTuple):
+    """The data set of this C-STORE comes next."""
+
+    request: Request
+
+
+class StoreData(NamedTuple):
+    """A piece of it, valid until the next `receive`."""
+
+    data: memoryview
+
+
+class StoreEnded(NamedTuple):
+    """It is whole: check, store, and send `store_response`."""
+
+    request: Request
+
+
+class Message(NamedTuple):
+    """A whole message that is neither C-STORE nor C-ECHO; answer it with `message_response`."""
+
+    request: Request
+    dataset: bytes | None
+
+
+class Closed(NamedTuple):
+    """Nothing more is sent or taken: close the connection. `problem` says why, empty after an orderly end."""
+
+    problem: str
+
+
+Action: TypeAlias = Send | StoreBegun | StoreData | StoreEnded | Message | Closed
+
+
+class Association:
+    """The acceptor's side of one association; not thread-safe."""
+
+    def __init__(self, accept: Acceptor, max_pdu: int) -> None:
+        self._accept = accept
+        self._reader = PduReader(max_pdu, _BEFORE)
+        self._contexts: dict[int, AcceptedContext] = {}
+        self._peer_max_pdu = 0
+        self._command = bytearray()
+        self._dataset: bytearray | None = None
+        self._request: Request | None = None
+        self._context_id = 0
+        self.is_established = False
+        self.is_closed = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing has begun that is not finished: no PDU, no message."""
+        return self._reader.is_between_pdus and self._request is None and not self._command
+
+    def receive(self, data: memoryview) -> Iterator[Action]:
+        """Actions that these bytes call for, to be carried out one by one and all before the next call; never raises."""
+        if self.is_closed:
+            return
+        try:
+            for item in self._reader.feed(data):
+                yield from self._fragment(item) if isinstance(item, Fragment) else self._control(item)
+                if self.is_closed:
+                    return
+        except ProtocolError as error:
+            yield from self.abort(str(error), error.reason)
+
+    def abort(self, problem: str, reason: AbortReason = AbortReason.NOT_SPECIFIED) -> Iterator[Action]:
+        """End the association from this side."""
+        if not self.is_closed:
+            self.is_closed = True
+            yield Send(encode_abort(reason))
+            yield Closed(problem)
+
+    def store_response(self, request: Request, answer: Answer) -> bytes:
+        """The C-STORE-RSP to send."""
+        return self.message_response(request, request.command.answered(answer), None)
+
+    def message_response(self, request: Request, command: bytes, dataset: bytes | None) -> bytes:
+        """Any encoded response to send."""
+        return encode_message(request.context.context_id, command, dataset, self._peer_max_pdu)
+
+    def _control(self, pdu: Control) -> Iterable[Action]:
+        match pdu.type:
+            case PduType.ASSOCIATE_RQ:
+                return self._negotiate(pdu.body)
+            case PduType.RELEASE_RQ:
+                self.is_closed = True
+                return (Send(RELEASE_RP), Closed("" if self._request is None else "a release inside a message"))
+            case _:
+                self.is_closed = True
+                return (Closed("an abort by the peer"),)
+
+    def _negotiate(self, body: bytes) -> Iterable[Action]:
+        decision = self._accept(body)
+        if isinstance(decision, Rejection):
+            self.is_closed = True
+            return (Send(encode_reject(decision.result, decision.source, decision.reason)), Closed(""))
+        self._contexts = decision.contexts
+        self._peer_max_pdu = decision.peer_max_pdu
+        self._reader.expected = frozenset(_DURING)
+        self.is_established = True
+        return (Send(decision.response),)
+
+    def _fragment(self, fragment: Fragment) -> Iterable[Action]:
+        if fragment.is_command:
+            return self._command_fragment(fragment)
+        request = self._request
+        if request is None or fragment.context_id != self._context_id:
+            raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a data set without command")
+        if self._dataset is None:
+            return self._store_fragment(request, fragment)
+        return self._message_fragment(request, fragment, self._dataset)
+
+    def _store_fragment(self, request: Request, fragment: Fragment) -> Iterator[Action]:
+        yield StoreData(fragment.data)
+        if fragment.ends and fragment.is_last:
+            self._request = None
+            yield StoreEnded(request)
+
+    def _message_fragment(self, request: Request, fragment: Fragment, dataset: bytearray) -> Iterable[Action]:
+        if len(dataset) + len(fragment.data) > LONGEST_MESSAGE:
+            raise ProtocolError(AbortReason.NOT_SPECIFIED, "a message that is too long")
+        dataset += fragment.data
+        if not (fragment.ends and fragment.is_last):
+            return ()
+        self._request = self._dataset = None
+        return (Message(request, bytes(dataset)),)
+
+    def _command_fragment(self, fragment: Fragment) -> Iterable[Action]:
+        if self._request is not None or (self._command and fragment.context_id != self._context_id):
+            raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a command inside another message")
+        if len(self._command) + len(fragment.data) > LONGEST_COMMAND:
+            raise ProtocolError(AbortReason.INVALID_PARAMETER, "a command set that is too long")
+        self._context_id = fragment.context_id
+        self._command += fragment.data
+        if not (fragment.ends and fragment.is_last):
+            return ()
+        encoded = bytes(self._command)
+        self._command.clear()
+        context = self._contexts.get(fragment.context_id)
+        if context is None:
+            raise ProtocolError(AbortReason.INVALID_PARAMETER, "a presentation context that was not accepted")
+        return self._message(Request(context, Command(encoded)))
+
+    def _message(self, request: Request) -> Iterable[Action]:
+        command, context = request.command, request.context
+        if command.field == C_CANCEL_RQ:
+            return ()  # every operation is answered before the next is read: there is nothing to cancel
+        if command.field & RESPONSE:
+            raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a response that nobody asked for")
+        if command.field == C_ECHO_RQ and not command.has_dataset:
+            status = 0x0000 if context.abstract_syntax == VERIFICATION else CLASS_NOT_SUPPORTED
+            return (Send(self.message_response(request, command.response(status), None)),)
+        if command.field == C_STORE_RQ and context.is_storage:
+            return self._begin_store(request)
+        if not command.has_dataset:
+            return (Message(request, None),)
+        self._request, self._dataset = request, bytearray()
+        return ()
+
+    def _begin_store(self, request: Request) -> Iterable[Action]:
+        if not request.command.has_dataset:
+            return (StoreBegun(request), StoreEnded(request))
+        self._request, self._dataset = request, None
+        return (StoreBegun(request),)

@@ -1,0 +1,182 @@
+"""Framing of the DICOM Upper Layer (PS3.8 §9.3): bytes in any pieces to PDUs and PDV fragments. Knows no socket.
+
+What a P-DATA-TF carries is passed on piece by piece as it arrives, so memory does not grow with the PDU. Control PDUs are
+collected up to a limit of their own.
+"""
+
+import struct
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Final, NamedTuple, TypeAlias
+
+
+class PduType(IntEnum):
+    """PDU types (PS3.8 §9.3.1)."""
+
+    ASSOCIATE_RQ = 0x01
+    ASSOCIATE_AC = 0x02
+    ASSOCIATE_RJ = 0x03
+    P_DATA = 0x04
+    RELEASE_RQ = 0x05
+    RELEASE_RP = 0x06
+    ABORT = 0x07
+
+
+class AbortReason(IntEnum):
+    """Reasons of an A-ABORT by the service provider (PS3.8 Table 9-26)."""
+
+    NOT_SPECIFIED = 0
+    UNRECOGNIZED_PDU = 1
+    UNEXPECTED_PDU = 2
+    UNEXPECTED_PARAMETER = 5
+    INVALID_PARAMETER = 6
+
+
+LONGEST_REQUEST: Final = 1 << 19
+"""Of an A-ASSOCIATE-RQ: 128 presentation contexts with 60 transfer syntaxes each come to less."""
+
+RELEASE_RP: Final = struct.pack(">BBLL", PduType.RELEASE_RP, 0, 4, 0)
+_PDU_HEADER: Final = struct.Struct(">BxL")
+_PDV_HEADER: Final = struct.Struct(">LBB")
+_P_DATA: Final = struct.Struct(">BxLLBB")
+_HEADER_BYTES: Final = 6
+_TYPES: Final = frozenset(int(kind) for kind in PduType)
+_SHORT_BYTES: Final = 4
+
+
+class ProtocolError(Exception):
+    """The peer breaks the protocol; the association ends with an A-ABORT of this reason. The text never quotes the peer."""
+
+    def __init__(self, reason: AbortReason, what: str) -> None:
+        super().__init__(what)
+        self.reason = reason
+
+
+class Control(NamedTuple):
+    """A whole PDU other than P-DATA-TF, without its header of six bytes."""
+
+    type: PduType
+    body: bytes
+
+
+class Fragment(NamedTuple):
+    """A piece of one PDV. `data` is valid until the next `feed`; `ends` says that it is the PDV's last piece."""
+
+    context_id: int
+    is_command: bool
+    is_last: bool
+    data: memoryview
+    ends: bool
+
+
+Item: TypeAlias = Control | Fragment
+
+
+class PduReader:
+    """Cuts a byte stream into control PDUs and PDV fragments; `expected` is what may come now."""
+
+    def __init__(self, max_pdu: int, expected: Iterable[PduType]) -> None:
+        self.expected = frozenset(expected)
+        self._max_pdu = max_pdu
+        self._header = bytearray()
+        self._control: bytearray | None = None
+        self._type = PduType.ABORT
+        self._pdu_left = 0
+        self._pdv_left = 0
+        self._pdv = (0, False, False)
+
+    @property
+    def is_between_pdus(self) -> bool:
+        """Whether nothing of a PDU has arrived that is not whole yet."""
+        return not (self._header or self._pdu_left or self._control is not None)
+
+    def feed(self, data: memoryview) -> Iterable[Item]:
+        """Items that these bytes complete or carry on, in order, as they are asked for; raises ProtocolError."""
+        position, end = 0, len(data)
+        while position < end:
+            if self._pdv_left:
+                start, position = position, min(position + self._pdv_left, end)
+                self._pdv_left -= position - start
+                self._pdu_left -= position - start
+                yield Fragment(*self._pdv, data[start:position], not self._pdv_left)
+            elif self._control is not None:
+                start, position = position, min(position + self._pdu_left, end)
+                self._control += data[start:position]
+                self._pdu_left -= position - start
+                if not self._pdu_left:
+                    yield self._take_control()
+            else:
+                position = self._collect_header(data, position, end)
+                if len(self._header) == _HEADER_BYTES:
+                    if self._pdu_left:
+                        yield from self._begin_pdv(data[:0])
+                    else:
+                        self._begin_pdu()
+
+    def _collect_header(self, data: memoryview, position: int, end: int) -> int:
+        stop = min(position + _HEADER_BYTES - len(self._header), end)
+        self._header += data[position:stop]
+        return stop
+
+    def _take_control(self) -> Control:
+        assert self._control is not None
+        body, self._control = bytes(self._control), None
+        return Control(self._type, body)
+
+    def _begin_pdu(self) -> None:
+        number, length = _PDU_HEADER.unpack(self._header)
+        self._header.clear()
+        if number not in _TYPES:
+            raise ProtocolError(AbortReason.UNRECOGNIZED_PDU, "something that is no PDU")
+        self._type = PduType(number)
+        if self._type not in self.expected:
+            raise ProtocolError(AbortReason.UNEXPECTED_PDU, f"an unexpected {self._type.name} PDU")
+        if self._type is PduType.P_DATA:
+            if length < _HEADER_BYTES or (self._max_pdu and length > self._max_pdu):
+                raise ProtocolError(AbortReason.INVALID_PARAMETER, "a P-DATA PDU beyond the negotiated maximum length, or empty")
+        else:
+            most = LONGEST_REQUEST if self._type is PduType.ASSOCIATE_RQ else _SHORT_BYTES
+            if not _SHORT_BYTES <= length <= most:
+                raise ProtocolError(AbortReason.INVALID_PARAMETER, f"a {self._type.name} PDU of impossible length")
+            self._control = bytearray()
+        self._pdu_left = length
+
+    def _begin_pdv(self, nothing: memoryview) -> Iterable[Item]:
+        length, context_id, control = _PDV_HEADER.unpack(self._header)
+        self._header.clear()
+        self._pdu_left -= _HEADER_BYTES
+        left = length - 2
+        if left < 0 or left > self._pdu_left or 0 < self._pdu_left - left < _HEADER_BYTES:
+            raise ProtocolError(AbortReason.INVALID_PARAMETER, "a PDV that does not fit its PDU")
+        self._pdv = (context_id, bool(control & 1), bool(control & 2))
+        self._pdv_left = left
+        if not left:
+            yield Fragment(*self._pdv, nothing, ends=True)
+
+
+def encode_reject(result: int, source: int, reason: int) -> bytes:
+    """An A-ASSOCIATE-RJ (PS3.8 §9.3.4)."""
+    return struct.pack(">BBLBBBB", PduType.ASSOCIATE_RJ, 0, 4, 0, result, source, reason)
+
+
+def encode_abort(reason: AbortReason) -> bytes:
+    """An A-ABORT by the service provider (PS3.8 §9.3.8)."""
+    return struct.pack(">BBLBBBB", PduType.ABORT, 0, 4, 0, 0, 2, reason)
+
+
+def encode_message(context_id: int, command: bytes, dataset: bytes | None, max_pdu: int) -> bytes:
+    """P-DATA-TF PDUs of one DIMSE message, none longer than the peer's maximum (0: no limit)."""
+    parts = [_fragments(context_id, 1, command, max_pdu)]
+    if dataset is not None:
+        parts.append(_fragments(context_id, 0, dataset, max_pdu))
+    return b"".join(parts)
+
+
+def _fragments(context_id: int, kind: int, data: bytes, max_pdu: int) -> bytes:
+    most = max(max_pdu - _HEADER_BYTES, 1) if max_pdu else max(len(data), 1)
+    pieces = []
+    for start in range(0, max(len(data), 1), most):
+        piece = data[start : start + most]
+        control = kind | (2 if start + most >= len(data) else 0)
+        pieces.append(_P_DATA.pack(PduType.P_DATA, len(piece) + _HEADER_BYTES, len(piece) + 2, context_id, control) + piece)
+    return b"".join(pieces)
