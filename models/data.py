@@ -104,7 +104,7 @@ def load_tensors(
         tuple(_index_of(study, classes) for study in studies),
         tuple(study.patient for study in studies),
         keys,
-        {key: each.findings for key, each in zip(keys, prepared, strict=True) if each.findings},
+        {key: each.codes for key, each in zip(keys, prepared, strict=True) if each.findings},
     )
 
 

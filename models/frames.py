@@ -7,30 +7,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.findings import Finding, merged
+from models.planes import Plane
 from models.voi import FloatArray, Voi, Window
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One image: `values` [H, W] after the Modality LUT, its VOI, and whether low values are bright (MONOCHROME1)."""
+    """One image: `values` [H, W] after the Modality LUT, its VOI, and whether low values are bright (MONOCHROME1).
+
+    `padding` [H, W] is true where there is no image (Pixel Padding Value); None where there is one everywhere.
+    """
 
     values: FloatArray
     voi: Voi | None = None
     inverted: bool = False
+    padding: NDArray[np.bool_] | None = None
 
     def display(self, voi: Voi) -> FloatArray:
-        """The image in [0, 1], 1 = white, after `voi` and the photometric interpretation."""
+        """The image in [0, 1], 1 = white, after `voi` and the photometric interpretation; padding is black."""
         shown = voi.apply(self.values)
-        return np.subtract(1, shown, dtype=np.float32) if self.inverted else shown
+        shown = np.subtract(1, shown, dtype=np.float32) if self.inverted else shown
+        if self.padding is not None:
+            shown = np.where(self.padding, np.float32(0), shown)
+        return shown
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Images of one study in order, the doubts about them, and facts on the scanner. Frames may differ in size."""
+    """Images of one study in order, the doubts about them, and facts on the scanner. Frames may differ in size.
+
+    `planes` says where each frame lies, None for one that does not say; empty where nothing is known.
+    """
 
     frames: tuple[Frame, ...]
-    findings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     facets: Mapping[str, str] = field(default_factory=dict)
+    planes: tuple[Plane | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -56,17 +69,12 @@ class Frames:
         voi = None if window is None else Window((window[0] + window[1]) / 2, window[1] - window[0], "LINEAR_EXACT")
         return cls(tuple(Frame(np.asarray(image, dtype=np.float32), voi) for image in stacked))
 
-    def with_findings(self, findings: Iterable[str]) -> "Frames":
-        """The same frames with more findings."""
-        return replace(self, findings=unique((*self.findings, *findings)))
+    def of_series(self, findings: Iterable[Finding], planes: Iterable[Plane | None]) -> "Frames":
+        """The same frames with the series' findings before their own, and with their planes."""
+        return replace(self, findings=merged((*findings, *self.findings)), planes=tuple(planes))
 
 
 def full_range(values: FloatArray) -> Window:
     """The window from the least to the greatest value."""
     low, high = float(values.min()), float(values.max())
     return Window((low + high) / 2, max(high - low, 1e-6), "LINEAR_EXACT")
-
-
-def unique(findings: Iterable[str]) -> tuple[str, ...]:
-    """Findings without repeats, in the order of their first appearance."""
-    return tuple(dict.fromkeys(findings))

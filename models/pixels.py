@@ -4,7 +4,6 @@ An image that cannot be decoded as its header says is an error; one that can be 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +12,16 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless
 
+from models.attributes import frame_count, functional_group, number_of, text_of, words_of
 from models.errors import UnreadableImage
 from models.facets import facets_of
-from models.frames import Frame, Frames, unique
-from models.headers import frame_count, functional_group, number_of, text_of, unreadable_as
+from models.findings import Finding, merged
+from models.frames import Frame, Frames
+from models.headers import unreadable_as
+from models.modality import Instance, check_bits, check_sign, modality_values, padding_of, without_padding
 from models.voi import FloatArray, LookupTable, Voi, VoiFunction, Window
 
 MAX_PIXELS = 120_000_000
@@ -30,14 +32,6 @@ _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _JPEG = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless}
 _END_OF_IMAGE = b"\xff\xd9"  # EOI marker, ISO/IEC 10918-1 B.1.1.3 and 14495-1
 _FUNCTIONS: tuple[VoiFunction, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
-
-
-@dataclass
-class _Instance:
-    """A dataset being decoded and the findings so far."""
-
-    dataset: Dataset
-    findings: list[str] = field(default_factory=list)
 
 
 def read_frames(path: Path, indices: Sequence[int] | None = None) -> Frames:
@@ -59,14 +53,16 @@ def frames_of(dataset: Dataset, indices: Sequence[int] | None = None) -> Frames:
         chosen = range(count) if indices is None else indices
         if any(not 0 <= index < count for index in chosen):
             raise UnreadableImage(f"the file has {count} frames, fewer than asked for")
-        instance = _Instance(dataset, list(doubts))
+        instance = Instance(dataset, doubts)
         if text_of(dataset, "PresentationIntentType") == "FOR PROCESSING":
-            instance.findings.append("for_processing")
+            instance.note("for_processing")
+        if "PixelData" in dataset:
+            check_bits(instance)
         frames = tuple(_frame(instance, index) for index in chosen)
-        return Frames(frames, unique(instance.findings), facets_of(dataset))
+        return Frames(frames, merged(instance.findings), facets_of(dataset))
 
 
-def _check_geometry(dataset: Dataset) -> tuple[str, ...]:
+def _check_geometry(dataset: Dataset) -> list[Finding]:
     """Refuse what no decoder should be asked to allocate, and pixel data shorter than the header says; longer is a finding."""
     rows, columns = int(number_of(dataset, "Rows") or 0), int(number_of(dataset, "Columns") or 0)
     if rows < 1 or columns < 1:
@@ -77,11 +73,11 @@ def _check_geometry(dataset: Dataset) -> tuple[str, ...]:
     if not data:
         raise UnreadableImage("the file holds no pixel data")
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
-        return ()
+        return []
     least = _native_length(dataset, rows * columns)
     if len(data) < least:
         raise UnreadableImage(f"truncated: {len(data)} of {least} bytes of pixel data are present")
-    return ("pixel_data_excess",) if len(data) > least + 1 else ()
+    return [Finding("pixel_data_excess", f"{len(data) - least} bytes")] if len(data) > least + 1 else []
 
 
 def _native_length(dataset: Dataset, pixels: int) -> int:
@@ -92,25 +88,26 @@ def _native_length(dataset: Dataset, pixels: int) -> int:
     return least * 2 // 3 if subsampled else least
 
 
-def _frame(instance: _Instance, index: int) -> Frame:
+def _frame(instance: Instance, index: int) -> Frame:
     stored = _decode(instance.dataset, index)
     photometric = text_of(instance.dataset, "PhotometricInterpretation")
     if photometric == "PALETTE COLOR":
         stored = _palette(instance.dataset, stored)
     if stored.ndim == 3:
-        instance.findings.append("colour_converted")
+        instance.note("colour_converted")
         values = stored.astype(np.float32) @ _LUMINANCE
         _extremes(instance, values)
         full = float(2 ** int(number_of(instance.dataset, "BitsStored") or 8) - 1)
         return Frame(values, Window(full / 2, full, "LINEAR_EXACT"))
     if photometric not in _MONOCHROME:
-        instance.findings.append("photometric_unexpected")
+        instance.note("photometric_unexpected")
     inverted = photometric == "MONOCHROME1"
-    padding = _padding(instance.dataset, stored)
-    values = _modality_values(instance, stored, index)
+    padding = padding_of(instance, stored)
+    check_sign(instance, stored, padding)
+    values = modality_values(instance, stored, index)
     if padding is not None:
-        values = _without_padding(values, padding, bright=inverted)
-    return Frame(values, _voi(instance, _extremes(instance, values), index), inverted)
+        values = without_padding(values, padding, bright=inverted)
+    return Frame(values, _voi(instance, _extremes(instance, values), index), inverted, padding)
 
 
 def _decode(dataset: Dataset, index: int) -> NDArray[Any]:
@@ -139,87 +136,42 @@ def _palette(dataset: Dataset, stored: NDArray[Any]) -> NDArray[Any]:
     return coloured[..., :3]
 
 
-def _extremes(instance: _Instance, values: FloatArray) -> tuple[float, float]:
+def _extremes(instance: Instance, values: FloatArray) -> tuple[float, float]:
     """Least and greatest value."""
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UnreadableImage("pixel values are not finite")
     if low == high:
-        instance.findings.append("constant_image")
+        instance.note("constant_image")
     return low, high
 
 
-def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Where Pixel Padding Value or its range applies (PS3.3 C.7.5.1.1.2); None when nowhere."""
-    first = number_of(dataset, "PixelPaddingValue")
-    if first is None:
-        return None
-    limit = number_of(dataset, "PixelPaddingRangeLimit")
-    bounds = sorted(_as_stored(value, dataset) for value in (first, first if limit is None else limit))
-    mask = stored == bounds[0] if bounds[0] == bounds[1] else (stored >= bounds[0]) & (stored <= bounds[1])
-    return mask if mask.any() and not mask.all() else None
-
-
-def _as_stored(value: float, dataset: Dataset) -> float:
-    """A padding value written as US although pixels are signed, as some files do, brought back to its sign."""
-    bits = int(dataset.BitsAllocated)
-    signed = int(number_of(dataset, "PixelRepresentation") or 0) == 1
-    return value - 2**bits if signed and value >= 2 ** (bits - 1) else value
-
-
-def _without_padding(values: FloatArray, padding: NDArray[np.bool_], *, bright: bool) -> FloatArray:
-    """Padding becomes the darkest shade that the image itself has."""
-    content = values[~padding]
-    values = values.copy()
-    values[padding] = content.max() if bright else content.min()
-    return values
-
-
-def _modality_values(instance: _Instance, stored: NDArray[Any], index: int) -> FloatArray:
-    """Modality LUT or rescale (PS3.3 C.11.1), the frame's own one in an enhanced object (C.7.6.16.2.9)."""
-    dataset = instance.dataset
-    if dataset.get("ModalityLUTSequence"):
-        return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float32)
-    source = functional_group(dataset, "PixelValueTransformationSequence", index) or dataset
-    slope, intercept = number_of(source, "RescaleSlope"), number_of(source, "RescaleIntercept")
-    if slope is None and intercept is None:
-        if text_of(dataset, "Modality") == "CT":
-            instance.findings.append("rescale_missing")
-        return stored.astype(np.float32)
-    slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
-    if not (np.isfinite([slope, intercept]).all() and 1e-9 < abs(slope) < 1e6 and abs(intercept) < 1e7):
-        instance.findings.append("rescale_absurd")
-        return stored.astype(np.float32)
-    values = stored.astype(np.float32)
-    if slope != 1:
-        values *= np.float32(slope)
-    if intercept != 0:
-        values += np.float32(intercept)
-    return values
-
-
-def _voi(instance: _Instance, extremes: tuple[float, float], index: int) -> Voi | None:
+def _voi(instance: Instance, extremes: tuple[float, float], index: int) -> Voi | None:
     """The frame's VOI LUT or first window; None with a finding where it is absent, absurd or shows nothing of the image."""
-    voi, named = _named_voi(instance.dataset, extremes[0], index)
+    voi, named = _named_voi(instance, extremes[0], index)
     if voi is None:
-        instance.findings.append("window_absurd" if named else "window_missing")
+        instance.note("window_absurd" if named else "window_missing")
         return None
     if not voi.valid:
-        instance.findings.append("window_absurd")
+        instance.note("window_absurd")
         return None
     ends = voi.apply(np.asarray(extremes, dtype=np.float32))
     if extremes[0] < extremes[1] and ends[0] == ends[1] and isinstance(voi, Window):
-        instance.findings.append("window_outside_values")
+        instance.note("window_outside_values")
         return None
     return voi
 
 
-def _named_voi(dataset: Dataset, least: float, index: int) -> tuple[Voi | None, bool]:
+def _named_voi(instance: Instance, least: float, index: int) -> tuple[Voi | None, bool]:
     """The VOI of a frame, and whether the file names one at all. A table goes before a window."""
+    dataset = instance.dataset
     tables = dataset.get("VOILUTSequence")
+    source = functional_group(dataset, "FrameVOILUTSequence", index) or dataset
+    views = [len(tables or ()), *(len(words_of(source, name)) for name in ("WindowCenter", "WindowWidth"))]
+    if max(views) > 1:
+        instance.note("several_windows", f"{max(views)}")
     if tables:
         return _table(tables[0], least), True
-    source = functional_group(dataset, "FrameVOILUTSequence", index) or dataset
     center, width = number_of(source, "WindowCenter"), number_of(source, "WindowWidth")
     function = text_of(source, "VOILUTFunction").upper() or "LINEAR"
     if center is None and width is None:

@@ -47,14 +47,18 @@ class PercentileRange(PercentileBounds):
 
 
 Intensity = Annotated[FixedWindow | DicomWindow | PercentileRange, Field(discriminator="kind")]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Derived = Literal["if_alone", "never", "always"]
+"""What becomes of images made from others (DERIVED\\SECONDARY, Secondary Capture)."""
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class PreprocessingSpec(Spec):
     """From decoded frames to the network's input.
 
-    `size` is (H, W), or (D, H, W) for a volume. Intensities are mapped to [0, 1], clipped, and then normalised with
-    `mean` and `std`. `fit` says what happens to another aspect ratio: `pad` keeps it, `stretch` does not.
+    `size` is (H, W), or (D, H, W) for a volume: D along the slice normal (row direction x column direction), H down the
+    image's columns, W along its rows; nothing is turned to another orientation. Intensities are mapped to [0, 1], clipped,
+    and then normalised with `mean` and `std`. `fit` says what happens to another aspect ratio: `pad` keeps it, `stretch` does not.
     """
 
     size: tuple[PositiveInt, PositiveInt] | tuple[PositiveInt, PositiveInt, PositiveInt] = (224, 224)
@@ -67,6 +71,13 @@ class PreprocessingSpec(Spec):
         "single", description="single: the first image of the study; middle: the central slice; evenly: max_images over the series"
     )
     max_images: int = Field(1, ge=1, description="Most images a study is scored by under the rule evenly")
+    derived: Derived = Field(
+        "if_alone",
+        description="Derived and secondary images: if_alone takes them, with a finding, where there is no original; never; always",
+    )
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
+        None, description="Voxel size of a volume in mm (D, H, W); None stretches the series to `size` whatever its extent"
+    )
 
     @property
     def spatial_dims(self) -> int:
@@ -77,6 +88,9 @@ class PreprocessingSpec(Spec):
     def _images_follow_the_rule(self) -> Self:
         if self.slices != "evenly" and self.max_images != 1:
             msg = f"max_images is {self.max_images}, but the slice rule {self.slices!r} takes one image"
+            raise ValueError(msg)
+        if self.spacing is not None and self.spatial_dims != 3:
+            msg = "spacing is for volumes: size must be (D, H, W)"
             raise ValueError(msg)
         return self
 

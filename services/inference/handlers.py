@@ -129,7 +129,7 @@ def prediction_of(score: Score, now: datetime) -> Prediction:
         acquired_at=study.acquired_at,
         scored_at=now,
         facets=dict(score.prepared.facets),
-        findings=score.prepared.findings,
+        findings=score.prepared.codes,
     )
 
 

@@ -126,7 +126,7 @@ def test_a_prediction_equals_the_models_own_on_the_same_file(context, consumer):
     assert found.predicted == max(expected, key=expected.get)
     assert (found.model, found.version, found.serving, found.task) == ("chest-ct", 1, True, "finding")
     assert found.facets["Manufacturer"] == "GE MEDICAL SYSTEMS"
-    assert found.findings == prepared.findings
+    assert found.findings == prepared.codes
     assert sum(found.probabilities.values()) == pytest.approx(1)
 
 
@@ -299,6 +299,7 @@ def test_a_study_that_one_version_refuses_is_rejected_and_scored_by_the_other(sq
     small = pydicom.dcmread(CT)
     small.Rows = small.Columns = 64
     small.PixelData = small.PixelData[: 64 * 64 * 2]
+    small.ImagePositionPatient[2] += 5
     path = sqlite_context.settings.state_dir / "small.dcm"
     small.save_as(path)
     study = archived(sqlite_context, CT, path)

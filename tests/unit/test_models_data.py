@@ -45,7 +45,8 @@ def test_a_manifest_names_files_and_folders(folder):
     assert heard == [1, 2]
     assert tensors.labels == (0, 1)
     assert [tuple(study.shape) for study in tensors.studies] == [(1, 1, 16, 16)] * 2
-    assert tensors.findings == {"series": ("extra_images_ignored",)}
+    # MR_small is DERIVED and SECONDARY; the folder's files are copies of it, at one place.
+    assert tensors.findings == {"one.dcm": ("only_derived_images",), "series": ("only_derived_images", "duplicate_positions")}
     assert tensors.subset([1]).keys == ("series",)
 
 

@@ -14,6 +14,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel
 from pydicom.sequence import Sequence
 
 from models.errors import UnreadableImage
+from models.findings import codes_of
 from models.pixels import frames_of, read_frames
 from models.voi import LookupTable, Window
 
@@ -94,7 +95,7 @@ def test_monochrome1_is_the_negative_of_monochrome2():
 def test_colour_becomes_luminance_with_a_finding(name):
     frames = read_frames(shipped(name), [0])
     assert frames.values.ndim == 3
-    assert "colour_converted" in frames.findings
+    assert "colour_converted" in codes_of(frames.findings)
     assert 0 <= frames.display.min() < frames.display.max() <= 1
 
 
@@ -173,14 +174,14 @@ def test_padding_takes_the_darkest_shade_of_the_image():
 def test_doubts_are_findings(change, finding):
     ct = dataset()
     ct.WindowCenter, ct.WindowWidth = "40", "400"
-    assert finding not in frames_of(ct).findings
+    assert finding not in codes_of(frames_of(ct).findings)
     for keyword, value in change.items():
         if value is None:
             delattr(ct, keyword)
         else:
             setattr(ct, keyword, value)
     frames = frames_of(ct)
-    assert finding in frames.findings
+    assert finding in codes_of(frames.findings)
     assert np.isfinite(frames.display).all()
 
 

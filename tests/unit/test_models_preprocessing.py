@@ -14,6 +14,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import generate_uid
 
 from models.errors import UnreadableImage, UnsuitableStudy
+from models.findings import Finding
 from models.frames import Frame, Frames
 from models.preprocessing import load_study, prepare
 from models.slices import choose
@@ -57,7 +58,7 @@ def test_slices_are_ordered_by_position_not_by_number(series):
     spec = PLAIN.model_copy(update={"slices": "evenly", "max_images": 9})
     prepared = load_study(series, spec)
     assert levels(prepared.tensor) == [10, 20, 30, 40, 50, 60, 70, 80, 90]
-    assert prepared.findings == ()
+    assert prepared.codes == ()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_slice_rules(series, rule, images, expected):
 def test_a_study_for_a_single_image_model_says_what_it_left_out(series):
     prepared = load_study(series, PLAIN)
     assert levels(prepared.tensor) == [10]
-    assert "extra_images_ignored" in prepared.findings
+    assert "extra_images_ignored" in prepared.codes
 
 
 @settings(deadline=None)
@@ -98,7 +99,7 @@ def test_the_largest_fitting_series_is_taken(tmp_path, series):
     spec = PLAIN.model_copy(update={"slices": "middle"})
     prepared = load_study([*other, *series], spec)
     assert levels(prepared.tensor) == [50]
-    assert "several_series" in prepared.findings
+    assert "several_series" in prepared.codes
     assert levels(load_study([*other, *series], spec, SelectionRule(description_contains="BONE")).tensor) == [5]
     with pytest.raises(UnsuitableStudy):
         load_study(series, spec, SelectionRule(modalities=("MR",)))
@@ -147,7 +148,8 @@ def test_frames_of_an_enhanced_object_are_ordered_by_their_planes(tmp_path):
 
 def test_uneven_slices_are_a_finding(tmp_path, series):
     spec = PLAIN.model_copy(update={"slices": "middle"})
-    assert "slice_distance_uneven" in load_study([*series, write_slice(tmp_path, 99, 200.0, 50)], spec).findings
+    assert load_study([*series, write_slice(tmp_path, 99, 86.0, 50)], spec).codes == ("slice_distance_uneven",)
+    assert load_study(series[1:], spec).codes == ("slice_gap",)
 
 
 def test_a_volume_keeps_order_and_takes_the_asked_depth(series):
@@ -179,12 +181,12 @@ def test_dicom_and_array_give_the_same_tensor(tmp_path):
 
 def test_a_missing_window_falls_back_to_percentiles_and_says_so():
     image = np.linspace(0, 1000, 64 * 64, dtype=np.float32).reshape(64, 64)
-    frames = Frames.from_array(image).with_findings(["window_missing"])
+    frames = Frames.from_array(image).of_series([Finding("window_missing")], [])
     window = prepare(frames, PreprocessingSpec(size=(64, 64)))
     percentile = prepare(frames, PreprocessingSpec(size=(64, 64), intensity=PercentileRange()))
     torch.testing.assert_close(window.tensor, percentile.tensor)
-    assert window.findings == ("window_missing",)
-    assert percentile.findings == ()
+    assert window.codes == ("window_missing",)
+    assert percentile.codes == ()
 
 
 def test_percentiles_do_not_depend_on_the_scale_of_the_values():
