@@ -165,5 +165,6 @@ def _detector_evidence(assessment: Assessment) -> Evidence:
         "thresholds_from": assessment.thresholds.origin,
         "smallest_fall_in_a_year": assessment.smallest_fall,
         "more_cases_needed": assessment.more_cases if assessment.status is Status.UNDECIDED else None,
+        "own_baseline_cases": assessment.own_baseline or None,
         "unproven_classes": ", ".join(assessment.unproven) or None,
     }

@@ -1,6 +1,5 @@
 """From the detector's statistics to a status a person can act on, with the evidence and what cannot be seen yet."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -9,20 +8,15 @@ import numpy as np
 
 from schemas.vocabulary import Status
 from services.evaluation.cases import Floats
-from services.evaluation.detector import LOG_CAP, YEAR, Counts, Thresholds, log_bayes_factor, priors_of, statistics
+from services.evaluation.detector import LOG_CAP, Counts, Thresholds, log_bayes_factor, priors_of, statistics
+from services.evaluation.sufficiency import smallest_fall, sufficiency
 
-SEEN_FALL: Final = 0.20
-"""A status other than `undecided` says that a fall of this size in any usual class would have shown."""
 MEANINGFUL_FALL: Final = 0.03
-USUAL_SHARE: Final = 0.05
-"""Classes rarer than this in the test set do not keep a model undecided; they are named as unproven."""
 WATCH_BATCHES: Final = 4
 WATCH_DOUBT: Final = 0.02
 LIKELY: Final = 0.5
 """An alarm stands only where the posterior probability of a fall of 3 points or more is above this."""
 DRAWS: Final = 20_000
-_POWER: Final = 1.645 + 0.842
-"""Normal quantiles of a one-sided 5 % level and 80 % power."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +47,12 @@ class Assessment:
     alarm: int | None
     fall: Fall | None
     more_cases: int | None
-    """Labelled cases still needed before a fall of 20 points would show; None when the test set itself is too small."""
+    """Labelled cases still needed before a fall of 20 points would show; None when no number of cases would do."""
     unproven: tuple[str, ...]
+    own_baseline: int
+    """The version's own first cases that complete a baseline too small to compare with; 0 with one that is large enough."""
+    restarted_after: int
+    """The batch after which the detector's clock was started anew by a recovery, 0 without one."""
     smallest_fall: float | None
     """The smallest fall of one usual class that a year at this volume can show; None when there is none."""
 
@@ -66,19 +64,19 @@ def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch
     fall = _located(counts, first, classes, generator) if alarm or _watch(counts, generator) else None
     fall = fall if fall and fall.drop > 0 else None
     watched = alarm is None and fall is not None
-    missing = _missing(counts, classes)
-    share = _shares(counts)
-    blocking = {name: need for name, need in missing.items() if share[classes.index(name)] >= USUAL_SHARE}
+    known = sufficiency(counts, classes, first)
     return Assessment(
-        status=_status(alarm is not None, watched, bool(blocking)),
+        status=_status(alarm is not None, watched, bool(known.blocking)),
         a=float(found[-1, 0]),
         b=float(found[-1, 1]),
         thresholds=thresholds,
         alarm=alarm,
         fall=fall,
-        more_cases=_more(blocking),
-        unproven=tuple(missing),
-        smallest_fall=smallest_fall(counts, thresholds, batch_size),
+        more_cases=known.more_cases,
+        unproven=tuple(known.missing),
+        own_baseline=known.own_cases,
+        restarted_after=first,
+        smallest_fall=smallest_fall(counts, known.own_counts, thresholds, batch_size),
     )
 
 
@@ -217,54 +215,3 @@ def _watch(counts: Counts, generator: np.random.Generator) -> bool:
         if (now - then >= MEANINGFUL_FALL).mean() >= needed:
             return True
     return False
-
-
-def _shares(counts: Counts) -> Floats:
-    cases = counts.baseline_cases[0]
-    found: Floats = cases / max(int(cases.sum()), 1)
-    return found
-
-
-def _missing(counts: Counts, classes: Sequence[str]) -> dict[str, float]:
-    """Class to labelled cases (of any class) still needed to see a fall of 20 points; infinite with too small a test set."""
-    needed = cases_for_fall(counts, SEEN_FALL) - counts.cases[0].sum(0)
-    share = _shares(counts)
-    return {name: float(needed[k] / share[k]) if share[k] else math.inf for k, name in enumerate(classes) if needed[k] > 0}
-
-
-def cases_for_fall(counts: Counts, drop: float) -> Floats:
-    """[K] cases of each class that show a fall of `drop` with 80 % power at 5 %; infinite when the baseline is too small."""
-    errors, cases = counts.baseline_errors[0], counts.baseline_cases[0]
-    rate = (errors + 0.5) / (cases + 1)
-    worse = np.minimum(rate + drop, 0.98)
-    room = (drop / _POWER) ** 2 - rate * (1 - rate) / np.maximum(cases, 0.5)
-    with np.errstate(divide="ignore"):
-        found: Floats = np.where(room > 0, np.ceil(worse * (1 - worse) / np.where(room > 0, room, 1)), np.inf)
-    return found
-
-
-def _more(blocking: dict[str, float]) -> int | None:
-    worst = max(blocking.values(), default=0.0)
-    return math.ceil(worst) if math.isfinite(worst) else None
-
-
-def smallest_fall(counts: Counts, thresholds: Thresholds, batch_size: int) -> float | None:
-    """The smallest fall that a year of batches is expected to lift above A's threshold, in the usual class that needs most.
-
-    Expected evidence is cases times the Kullback-Leibler divergence of the two error rates, the cases being halved by an
-    equally large baseline (harmonic mean); it has to pay for the threshold and for averaging over streams and drops.
-    """
-    share, cases = _shares(counts), counts.baseline_cases[0]
-    usual = share >= USUAL_SHARE
-    if not usual.any():
-        return None
-    rate = ((counts.baseline_errors[0] + 0.5) / (cases + 1))[usual]
-    volume = (YEAR * batch_size * share)[usual]
-    effective = volume * cases[usual] / (volume + cases[usual])
-    price = thresholds.a + math.log(2 * (len(share) + 1) * 5)
-    for points in range(1, 96):
-        worse = np.minimum(rate + points / 100, 0.99)
-        gain = worse * np.log(worse / rate) + (1 - worse) * np.log((1 - worse) / (1 - rate))
-        if (effective * gain >= price).all():
-            return points / 100
-    return None

@@ -12,7 +12,8 @@ from services.evaluation import calibration
 from services.evaluation.calibration import balance, bound, calibrate, fingerprint
 from services.evaluation.detector import A_DROPS, B_DROPS, WINDOWS, Counts, Thresholds, log_bayes_factor, priors_of, statistics
 from services.evaluation.reclaim_rule import apply_rule
-from services.evaluation.verdict import assess, cases_for_fall
+from services.evaluation.sufficiency import cases_for_fall
+from services.evaluation.verdict import assess
 
 CLASSES = ("normal", "pneumonia")
 ERRORS, CASES = np.array([16, 14]), np.array([162, 462])
@@ -205,17 +206,86 @@ def test_a_recovery_is_no_evidence_of_a_fall():
 
 def test_few_cases_leave_it_undecided_and_say_how_many_more(thresholds):
     one = assess(counts([[2, 1]], [[15, 15]]), CLASSES, thresholds, 30, 0)
-    needed = cases_for_fall(counts([[0, 0]], [[0, 0]]), 0.2)
+    needed = cases_for_fall(counts([[0, 0]], [[0, 0]]), 0.2).later
     assert one.status is Status.UNDECIDED
     assert one.more_cases == math.ceil(max((needed[0] - 15) / PREVALENCE[0], (needed[1] - 15) / PREVALENCE[1]))
     enough = assess(counts([[4, 3]], [[40, 120]]), CLASSES, thresholds, 160, 0)
     assert (enough.status, enough.more_cases) == (Status.HEALTHY, 0)
 
 
-def test_a_tiny_test_set_can_never_decide(thresholds):
-    tiny = counts([[4, 3]] * 5, [[40, 120]] * 5, np.array([1, 1]), np.array([6, 6]))
-    verdict = assess(tiny, CLASSES, thresholds, 160, 0)
-    assert (verdict.status, verdict.more_cases) == (Status.UNDECIDED, None)
+SMALL = (np.array([3, 2]), np.array([15, 15]))
+"""Gate cases of a promoted version: too few to tell a fall of 20 points from chance, however many cases follow."""
+
+
+@pytest.fixture(scope="module")
+def small_thresholds():
+    return calibrate(*SMALL, 100, 0.05, 0)
+
+
+def even(generator, rates, batch=100):
+    cases = generator.multinomial(batch, [0.5, 0.5], size=len(rates))
+    return generator.binomial(cases, rates), cases
+
+
+def test_a_small_baseline_is_completed_by_the_versions_own_first_cases(small_thresholds):
+    errors, cases = even(np.random.default_rng(0), np.full((8, 2), [0.2, 0.13]))
+    verdicts = [assess(counts(errors[:end], cases[:end], *SMALL), CLASSES, small_thresholds, 100, 0) for end in range(1, 9)]
+    assert [verdict.status for verdict in verdicts] == [Status.UNDECIDED, Status.UNDECIDED, *[Status.HEALTHY] * 6]
+    assert verdicts[0].more_cases > verdicts[1].more_cases > 0
+    assert [verdict.own_baseline for verdict in verdicts[2:]] == [100] * 6
+    assert verdicts[-1].smallest_fall < 0.25
+
+
+def test_a_baseline_that_is_large_enough_is_not_touched(thresholds):
+    stream = counts(*simulate(np.random.default_rng(0), np.full((6, 2), [0.10, 0.03])))
+    verdict = assess(stream, CLASSES, thresholds, 100, 0)
+    assert (verdict.status, verdict.own_baseline) == (Status.HEALTHY, 0)
+
+
+def test_a_fall_after_the_first_cases_of_a_small_baseline_is_found(small_thresholds):
+    """20 points of one class, from the fifth batch on."""
+    found = []
+    for seed in range(30):
+        rates = np.vstack([np.full((4, 2), [0.2, 0.13]), np.full((8, 2), [0.4, 0.13])])
+        stream = counts(*even(np.random.default_rng(seed), rates), *SMALL)
+        found.append(assess(stream, CLASSES, small_thresholds, 100, 0).status)
+    assert found.count(Status.DEGRADED) >= 24
+
+
+def test_a_version_that_is_worse_from_its_first_day_alarms_though_its_first_cases_would_be_its_baseline(small_thresholds):
+    found = []
+    for seed in range(30):
+        stream = counts(*even(np.random.default_rng(seed), np.full((6, 2), [0.6, 0.5])), *SMALL)
+        found.append(assess(stream, CLASSES, small_thresholds, 100, 0).status)
+    assert found.count(Status.DEGRADED) >= 27
+
+
+def test_own_first_cases_keep_the_budget_of_false_alarms(monkeypatch):
+    """Promoted versions of unknown skill: their gate cases, then a year in which nothing changes. Limit: four standard errors."""
+    monkeypatch.setattr(calibration, "STREAMS", 500)
+    generator, worlds, streams, alarms = np.random.default_rng(5), 4, 50, []
+    for world in range(worlds):
+        cases = generator.multinomial(30, [0.5, 0.5])
+        errors = generator.binomial(cases, [0.2, 0.13])
+        limits = calibrate(errors, cases, 100, 0.05, world)
+        rates = generator.beta(errors + 0.5, cases - errors + 0.5, size=(streams, 2))
+        seen = generator.multinomial(100, [0.5, 0.5], size=(streams, 52))
+        wrong = generator.binomial(seen, rates[:, None])
+        base = (np.broadcast_to(errors, (streams, 2)), np.broadcast_to(cases, (streams, 2)))
+        found = statistics(Counts(*base, wrong, seen), 100)
+        alarms.append(((found[..., 0] >= limits.a) | (found[..., 1] >= limits.b)).any(1).mean())
+    assert np.mean(alarms) < 0.05 + 4 * math.sqrt(0.05 * 0.95 / (worlds * streams))
+
+
+def test_after_a_recovery_the_bad_cases_are_no_baseline(small_thresholds):
+    good, bad = np.full((4, 2), [0.2, 0.13]), np.full((4, 2), [0.7, 0.6])
+    errors, cases = even(np.random.default_rng(1), np.vstack([good, bad, good, good, good]))
+    verdict = assess(counts(errors, cases, *SMALL), CLASSES, small_thresholds, 100, 0)
+    assert verdict.status is Status.HEALTHY
+    first, own = verdict.restarted_after, verdict.own_baseline // 100
+    assert first >= 8
+    assert own > 0
+    assert errors[first : first + own].sum() / (100 * own) < 0.3
 
 
 def test_a_probable_fall_without_alarm_is_watched():

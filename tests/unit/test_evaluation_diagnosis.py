@@ -16,7 +16,7 @@ from services.evaluation.verdict import Assessment, Fall
 START = datetime(2026, 3, 12, 9, tzinfo=UTC)
 FALL = Fall("glioma", "one class", 4, 4, 5, 0.71, 0.90, 0.19, 0.11, 0.27, 0.999)
 CT2 = Cause(Diagnosis.COVARIATE, "StationName CT2")
-ASSESSMENT = Assessment(Status.DEGRADED, 6.0, 1.0, Thresholds(5.0, 3.0, "simulation"), 5, FALL, 0, (), 0.09)
+ASSESSMENT = Assessment(Status.DEGRADED, 6.0, 1.0, Thresholds(5.0, 3.0, "simulation"), 5, FALL, 0, (), 0, 0, 0.09)
 
 
 def case(number, batch, *, wrong=False, facets=None, findings=()):
