@@ -89,9 +89,10 @@ class _Walker:
         self._structs = _BIG if syntax == EXPLICIT_BIG else _LITTLE
         self._window, self._base, self._limit = b"", 0, -1
 
-    def explicit(self, position: int, depth: int) -> int:
+    def explicit(self, position: int, depth: int) -> int:  # noqa: C901, PLR0912 - a call per element would double the cost
         """Elements in explicit VR up to the end, or (inside an item of undefined length) up to its delimiter."""
         header, long_length = self._structs[0].unpack_from, self._structs[2].unpack_from
+        last_group, header_end = (-1, 0) if depth else (self._last_group, self.header_end)
         window, base, limit = self._window, self._base, self._limit
         while True:
             if position > limit:
@@ -99,22 +100,24 @@ class _Walker:
                     return self._end(position, depth)
                 window, base, limit = self._window, self._base, self._limit
             group, element, vr, length = header(window, position - base)
-            tag = group << 16 | element
             if vr in _SHORT:
                 position += 8
-            elif group == _ITEM_GROUP and tag == _ITEM_END and depth:
-                return position + 8
             elif vr in _LONG:
                 length = long_length(window, position - base + 8)[0]
                 position += 12
+            elif depth and group == _ITEM_GROUP and element == _ITEM_END & 0xFFFF:
+                return position + 8
             else:
-                raise BrokenStructureError("an element without a known VR", tag)
-            if group < _FIRST_GROUP or group == _ITEM_GROUP:
-                raise BrokenStructureError("an element that cannot stand in a data set", tag)
-            if not depth:
-                self._note(tag, group, position, length, vr)
+                raise BrokenStructureError("an element without a known VR", group << 16 | element)
+            if not _FIRST_GROUP <= group < _ITEM_GROUP:
+                raise BrokenStructureError("an element that cannot stand in a data set", group << 16 | element)
+            if group <= last_group:
+                if group << 16 | element in self._wanted:
+                    self._take(group << 16 | element, position, length)
+            elif header_end is None:
+                self.header_end = header_end = position
             if length == _UNDEFINED:
-                position = self._undefined(position, tag, vr, depth)
+                position = self._undefined(position, group << 16 | element, vr, depth)
                 window, base, limit = self._window, self._base, self._limit
             else:
                 position += length
@@ -132,17 +135,17 @@ class _Walker:
                 return position
             if group < _FIRST_GROUP or group == _ITEM_GROUP:
                 raise BrokenStructureError("an element that cannot stand in a data set", tag)
-            if not depth:
-                self._note(tag, group, position, length, b"")
+            if not depth and tag in self._wanted:
+                self._take(tag, position, length)
+            if not depth and group > self._last_group and self.header_end is None:
+                self.header_end = position
             position = self._items(position, tag, depth + 1, implicit=True) if length == _UNDEFINED else position + length
 
-    def _note(self, tag: int, group: int, position: int, length: int, vr: bytes) -> None:
-        if tag in self._wanted and length <= LONGEST_VALUE and vr != b"SQ":
+    def _take(self, tag: int, position: int, length: int) -> None:
+        if length <= LONGEST_VALUE:
             start = position - self._base
             within = start + length <= len(self._window) - _LONGEST_HEADER
             self.values[tag] = self._window[start : start + length] if within else self._source.read(position, length)
-        elif group > self._last_group and self.header_end is None:
-            self.header_end = position
 
     def _load(self, position: int) -> bool:
         """Move the window to `position`; false when nothing is there."""

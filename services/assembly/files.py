@@ -9,11 +9,12 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,8 @@ CONFLICTS: Final = "conflicts"
 _META_START: Final = 132
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _MOST_KNOWN_FOLDERS: Final = 100_000
+_MOST_PIECES: Final = 512
+_CHUNK: Final = 1 << 17
 
 
 class NotPart10Error(ValueError):
@@ -34,50 +37,58 @@ class ArchiveFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._durable_folders: set[Path] = set()
-        self._make_folder(root / INCOMING)
+        self._root = os.fspath(root)
+        self._durable_folders: set[str] = set()
+        self._make_folder(f"{self._root}/{INCOMING}")
         self._own = root / INCOMING / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._lock = os.open(self._own.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._own.mkdir()
+        self._own_prefix = f"{self._own}/"
+        self._numbers = itertools.count(1)
 
     def free_bytes(self) -> int:
         """Space left for us on the archive's disk."""
-        return shutil.disk_usage(self.root).free
+        disk = os.statvfs(self._root)
+        return disk.f_bavail * disk.f_frsize
+
+    def open_temporary(self) -> "Temporary":
+        """A new file that is not part of the archive yet."""
+        return Temporary(f"{self._own_prefix}{next(self._numbers):x}")
 
     def write(self, parts: Iterable[bytes]) -> Path:
         """Write a temporary file and bring its bytes to stable storage; OSError leaves nothing behind."""
-        path = self._own / secrets.token_hex(12)
+        temporary = self.open_temporary()
         try:
-            with path.open("xb", buffering=0) as file:
-                for part in parts:
-                    _write_all(file.fileno(), part)
-                os.fsync(file.fileno())
+            temporary.write(list(parts))
+            temporary.sync()
         except OSError:
-            self.discard(path)
+            temporary.discard()
             raise
-        return path
+        temporary.close()
+        return Path(temporary.path)
 
-    def publish(self, temporary: Path, relative: str) -> bool:
+    def publish(self, temporary: str | Path, relative: str) -> bool:
         """Give a written file its final name, durably. False when the name is taken: the temporary file then stays."""
-        target = self.root / relative
+        target = f"{self._root}/{relative}"
+        folder = target.rpartition("/")[0]
         try:
-            self._make_folder(target.parent)
-            _link(temporary, target)
+            self._make_folder(folder)
+            _link(os.fspath(temporary), target)
         except FileExistsError:
-            _fsync_folder(target.parent)  # the one who took the name may not have come so far yet
+            _fsync_folder(folder)  # the one who took the name may not have come so far yet
             return False
         except FileNotFoundError:
             self._durable_folders.clear()  # somebody removed a folder that we had made
             raise
-        _fsync_folder(target.parent)
+        _fsync_folder(folder)
         self.discard(temporary)
         return True
 
-    def discard(self, temporary: Path) -> None:
+    def discard(self, temporary: str | Path) -> None:
         """Remove a temporary file, if it is still there."""
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            os.unlink(temporary)  # noqa: PTH108 - once per instance received
 
     def close(self) -> None:
         """Remove our folder of temporary files and let go of its lock."""
@@ -96,19 +107,62 @@ class ArchiveFiles:
                 lock.unlink(missing_ok=True)
         return removed
 
-    def _make_folder(self, folder: Path) -> None:
+    def _make_folder(self, folder: str) -> None:
         """Make a folder and its parents so that they outlive a power cut."""
         if folder in self._durable_folders:
             return
-        if folder != self.root:
-            self._make_folder(folder.parent)
-            folder.mkdir(exist_ok=True)
-            _fsync_folder(folder.parent)
+        if folder != self._root:
+            parent = folder.rpartition("/")[0]
+            self._make_folder(parent)
+            Path(folder).mkdir(exist_ok=True)
+            _fsync_folder(parent)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
         if len(self._durable_folders) >= _MOST_KNOWN_FOLDERS:
             self._durable_folders.clear()
         self._durable_folders.add(folder)
+
+
+class Temporary:
+    """A file under way: written piece by piece, read back for checks. Whoever opens it closes or discards it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.size = 0
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+
+    def write(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Append all pieces; raises OSError."""
+        for start in range(0, len(pieces), _MOST_PIECES):
+            some = pieces[start : start + _MOST_PIECES]
+            wanted = sum(map(len, some))
+            written = os.writev(self.descriptor, some)
+            self.size += written
+            if written < wanted:
+                self._write_rest(some, written)
+
+    def _write_rest(self, pieces: Sequence[bytes | memoryview], written: int) -> None:
+        rest = memoryview(b"".join(pieces))[written:]
+        while rest:
+            count = os.write(self.descriptor, rest)
+            self.size += count
+            rest = rest[count:]
+
+    def sync(self) -> None:
+        """Bring the bytes to stable storage."""
+        os.fsync(self.descriptor)
+
+    def close(self) -> None:
+        """Let go of the descriptor; the file stays. Harmless when closed already."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def discard(self) -> None:
+        """Close and remove the file, if it is still there."""
+        self.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)  # noqa: PTH108 - Path costs more than the call
 
 
 @dataclass(frozen=True)
@@ -129,13 +183,27 @@ def layout_of(path: Path) -> Part10:
     return Part10(_META_START + 12 + int(struct.unpack_from("<L", head, 140)[0]), size)
 
 
+def same_dataset(one: Path, other: Path) -> bool:
+    """Whether two stored files hold the same data set, byte for byte; NotPart10Error when one of them is none."""
+    first, second = layout_of(one), layout_of(other)
+    if first.size - first.dataset_offset != second.size - second.dataset_offset:
+        return False
+    with one.open("rb") as left, other.open("rb") as right:
+        left.seek(first.dataset_offset)
+        right.seek(second.dataset_offset)
+        while chunk := left.read(_CHUNK):
+            if chunk != right.read(len(chunk)):
+                return False
+    return True
+
+
 def dataset_digest(path: Path) -> str:
     """SHA-256 of the data set of a stored file, without its file meta information."""
     offset = layout_of(path).dataset_offset
     digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(offset)
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -146,26 +214,20 @@ def study_folders(root: Path) -> Iterator[Path]:
         yield from sorted(folder for folder in shard.iterdir() if folder.is_dir())
 
 
-def _link(temporary: Path, target: Path) -> None:
+def _link(temporary: str, target: str) -> None:
     try:
-        target.hardlink_to(temporary)
+        os.link(temporary, target)
     except FileExistsError:
         raise
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if target.exists():
+        if Path(target).exists():
             raise FileExistsError(errno.EEXIST, "the name is taken") from error
-        temporary.rename(target)
+        Path(temporary).rename(target)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _fsync_folder(folder: Path) -> None:
+def _fsync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -38,6 +38,7 @@ KEYWORDS: Final = (
 LAST_GROUP: Final = 0x0020
 TAGS: Final[Mapping[str, int]] = {keyword: int(Tag(keyword)) for keyword in KEYWORDS}
 """Where the index's elements stand: none behind group 0020."""
+_NO_CODE: Final = re.compile(r"[^A-Z0-9_ ]")
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -159,7 +160,8 @@ def _uid(header: Any, keyword: str) -> str:
 
 def _code(header: Any, keyword: str) -> str:
     """A code string (PS3.5 §6.2, CS) with everything else taken out, empty where it names the patient: it goes onto the bus."""
-    return code_of(header, keyword, re.sub(r"[^A-Z0-9_ ]", "", _text(header, keyword).upper())[:16].strip())
+    text = _NO_CODE.sub("", _text(header, keyword).upper())[:16].strip()
+    return code_of(header, keyword, text) if text else ""
 
 
 def _count(text: str) -> int:
