@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.vocabulary import UserRole
@@ -47,6 +47,16 @@ class KafkaSettings(Group):
     sasl_username: str = ""
     sasl_password: SecretStr = SecretStr("")
     ca_file: Path | None = None
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _names_ports(cls, value: str) -> str:
+        for server in filter(None, (part.strip() for part in value.split(","))):
+            _, colon, port = server.rpartition(":")
+            if not colon or not port.isdecimal() or not 0 < int(port) <= 65_535:
+                msg = f"{server!r} is no host:port"
+                raise ValueError(msg)
+        return value
 
     @property
     def servers(self) -> list[str]:
@@ -117,12 +127,14 @@ class DicomSettings(Group):
 
 
 class HttpSettings(Group):
-    """HTTP endpoint for labels and chat."""
+    """HTTP endpoint for labels, chat and DICOMweb."""
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     token: SecretStr = Field(SecretStr(""), description="Bearer token; required when host is not a loopback address")
     max_body_bytes: int = Field(5_000_000, ge=1_000)
+    stow_requests: int = Field(4, ge=1, description="STOW-RS requests served at once; more are answered 503")
+    stow_max_instance_bytes: int = Field(1 << 28, ge=1_000, description="Largest DICOM file that STOW-RS takes; 4 are in memory at most")
 
 
 class InferenceSettings(Group):

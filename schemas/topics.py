@@ -35,7 +35,12 @@ STUDY_RECEIVED: Final = Topic(
     "imaging.study.received.v1", events.StudyReceived, "study_key", "assembly", ("inference",), "A study is complete in the archive"
 )
 PREDICTION: Final = Topic(
-    "inference.prediction.v1", events.Prediction, "study_key", "inference", ("ground_truth",), "One model version scored one study"
+    "inference.prediction.v1",
+    events.Prediction,
+    "study_key",
+    "inference",
+    ("ground_truth", "results"),
+    "One model version scored one study",
 )
 LABEL: Final = Topic(
     "ground-truth.label.v1", events.Label, "study_key", "labels", ("ground_truth",), "Ground truth for one study and task"

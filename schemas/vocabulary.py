@@ -108,6 +108,15 @@ class JobState(StrEnum):
     FAILED = "failed"
 
 
+class ResultState(StrEnum):
+    """Life of a result on its way to the PACS."""
+
+    QUEUED = "queued"
+    SENDING = "sending"
+    SENT = "sent"
+    GIVEN_UP = "given_up"
+
+
 class StudyState(StrEnum):
     """Life of a study in the archive index."""
 

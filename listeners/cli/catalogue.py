@@ -17,6 +17,7 @@ BUILDERS: Final[dict[str, str]] = {
     "agents": "agents.app",
     "remediation": "services.remediation.app",
     "reporting": "services.reporting.app",
+    "results": "services.results.app",
 }
 """Service name to the module whose `build(context)` makes it."""
 
@@ -25,7 +26,7 @@ PROCESSES: Final[dict[str, tuple[str, ...]]] = {
     "bus": ("relay", "ground_truth", "evaluation", "http"),
     "inference": ("inference",),
     "agents": ("agents",),
-    "upkeep": ("remediation", "reporting"),
+    "upkeep": ("remediation", "reporting", "results"),
 }
 """Processes of `reclaim up`: what must not wait for each other is apart, the rest shares memory."""
 

@@ -279,11 +279,13 @@ def _priors(context: "Context", study_key: str, modality: str) -> "StudyQuery":
 
 
 def _is_here(context: "Context", study: "StudyMatch") -> bool:
-    from schemas.tables import Study
+    from sqlmodel import func, select
+
+    from schemas.tables import Instance
 
     with context.database.read() as session:
-        row = session.get(Study, study.study_uid)
-    return row is not None and study.instances is not None and row.instances >= study.instances
+        here = session.exec(select(func.count()).select_from(Instance).where(Instance.study_uid == study.study_uid)).one()
+    return study.instances is not None and here >= max(study.instances, 1)
 
 
 def _columns(study: "StudyMatch") -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from schemas.announcements import StepStudy
 from schemas.tables import Instance, Study
 from schemas.vocabulary import StudyState
 from services.assembly.studies import Progress, on_instance
+from services.runtime.result_uids import is_result_uid
 from services.runtime.transaction import Transaction
 
 ASSEMBLY_BELL: Final = "assembly"
@@ -49,28 +50,56 @@ def find_instance(session: Session, sop_instance_uid: str) -> Instance | None:
     return session.get(Instance, sop_instance_uid)
 
 
-def record_instance(tx: Transaction, study: Study, instance: Instance) -> Recorded:
-    """Enter a stored instance and move its study on; nothing changes for one that the index has already.
+def record_instances(tx: Transaction, study: Study, instances: Sequence[Instance]) -> list[Recorded]:
+    """Enter stored instances of one study and move it on; nothing changes for those that the index has already.
 
     `study` holds what a new study starts with. Raises LostRaceError when the transaction has to be rolled back and tried again.
     """
-    present = find_instance(tx.session, instance.sop_instance_uid)
-    if present is not None:
-        same = present.sha256 == instance.sha256 and present.path == instance.path
-        return Recorded.KNOWN if same else Recorded.CONFLICT
+    known = _known_instances(tx.session, [instance.sop_instance_uid for instance in instances])
+    fresh: dict[str, Instance] = {}
+    outcomes = []
+    for instance in instances:
+        present = known.get(instance.sop_instance_uid) or fresh.get(instance.sop_instance_uid)
+        if present is None:
+            fresh[instance.sop_instance_uid] = instance
+        elif present.path == instance.path:
+            _correct(tx.session, present, instance)
+        outcomes.append(Recorded.NEW if present is None else Recorded.KNOWN if present.path == instance.path else Recorded.CONFLICT)
+    if fresh:
+        _move_on(tx, study, list(fresh.values()))
+    return outcomes
+
+
+def _known_instances(session: Session, uids: Sequence[str]) -> dict[str, Instance]:
+    found = session.exec(select(Instance).where(col(Instance.sop_instance_uid).in_(uids)))
+    return {row.sop_instance_uid: row for row in found}
+
+
+def _correct(session: Session, present: Instance, instance: Instance) -> None:
+    """A file that was lost came again with other bytes: the file is the truth. Otherwise there is nothing to correct."""
+    if (present.size, present.transfer_syntax_uid) != (instance.size, instance.transfer_syntax_uid) and present in session:
+        present.size, present.transfer_syntax_uid = instance.size, instance.transfer_syntax_uid
+        present.sha256 = instance.sha256
+        session.add(present)
+
+
+def _move_on(tx: Transaction, study: Study, instances: Sequence[Instance]) -> None:
+    """Insert new instances and count them in their study."""
     is_first = bool(tx.insert_new(Study, [study], returning="study_key"))
     row = _locked_study(tx.session, study.study_uid)
-    if not tx.insert_new(Instance, [instance], returning="sop_instance_uid"):
+    if len(tx.insert_new(Instance, instances, returning="sop_instance_uid")) < len(instances):
         raise LostRaceError
     was = StudyState(row.state)
-    _apply(row, on_instance(progress_of(row), instance.received_at))
+    progress = progress_of(row)
+    for instance in instances:
+        progress = on_instance(progress, instance.received_at)
+    _apply(row, progress)
     _mind_signals(tx, row, study.stated_instances, opened=is_first or was is StudyState.COMPLETE, is_first=is_first)
     row.accession_key = row.accession_key or study.accession_key
     row.calling_ae = study.calling_ae or row.calling_ae
     row.traceparent = study.traceparent or row.traceparent
     tx.session.add(row)
     tx.session.flush()
-    return Recorded.NEW
 
 
 def _mind_signals(tx: Transaction, row: Study, stated: int, *, opened: bool, is_first: bool) -> None:
@@ -114,7 +143,7 @@ def save_progress(tx: Transaction, study: Study, progress: Progress) -> None:
 
 
 def series_of(session: Session, study_uid: str) -> list[SeriesRow]:
-    """Series of a study in order of their first instance."""
+    """Series of a study in order of their first instance; those of our own results are left out."""
     uid, modality, body_part = col(Instance.series_uid), col(Instance.modality), col(Instance.body_part)
     query = (
         sqlalchemy.select(uid, func.max(modality), func.max(body_part), func.count())
@@ -122,7 +151,7 @@ def series_of(session: Session, study_uid: str) -> list[SeriesRow]:
         .group_by(uid)
         .order_by(func.min(col(Instance.received_at)), uid)
     )
-    return [SeriesRow(*row) for row in session.execute(query)]
+    return [SeriesRow(*row) for row in session.execute(query) if not is_result_uid(row[0])]
 
 
 def paths_of_studies(session: Session, study_keys: Iterable[str]) -> set[str]:

@@ -31,6 +31,7 @@ CounterName: TypeAlias = Literal[
     "reclaim.outbox.published",  # events the relay has sent
     "reclaim.jobs.finished",  # long jobs that ended, by state
     "reclaim.gate.verdicts",  # challengers judged, by verdict
+    "reclaim.results.finished",  # results that reached the PACS or were given up, by outcome
 ]
 HistogramName: TypeAlias = Literal[
     "reclaim.batch.seconds",  # time to handle one polled batch

@@ -328,6 +328,36 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_report_model"), ["model"], unique=False)
 
     op.create_table(
+        "result_job",
+        sa.Column("job_id", sa.String(length=64), nullable=False),
+        sa.Column("study_key", sa.String(length=32), nullable=False),
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("destination", sa.String(length=64), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("owner", sa.String(length=64), nullable=False),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("error", sa.String(length=1000), nullable=False),
+        sa.Column("topic", sa.String(length=128), nullable=False),
+        sa.Column("partition", sa.Integer(), nullable=False),
+        sa.Column("offset", sa.BigInteger(), nullable=False),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("headers", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("traceparent", sa.String(length=64), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("state IN ('queued', 'sending', 'sent', 'given_up')", name=op.f("ck_result_job_state")),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_result_job")),
+    )
+    with op.batch_alter_table("result_job", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_result_job_state_due_at"), ["state", "due_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_result_job_study_key"), ["study_key"], unique=False)
+
+    op.create_table(
         "storage_commitment",
         sa.Column("transaction_uid", sa.String(length=64), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
@@ -436,6 +466,11 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_storage_commitment_state_next_at"))
 
     op.drop_table("storage_commitment")
+    with op.batch_alter_table("result_job", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_result_job_study_key"))
+        batch_op.drop_index(batch_op.f("ix_result_job_state_due_at"))
+
+    op.drop_table("result_job")
     with op.batch_alter_table("report", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_report_model"))
 

@@ -1,0 +1,47 @@
+"""The life of a result on its way to the PACS as a table: what may follow what. Pure."""
+
+from enum import StrEnum
+from typing import Final
+
+from schemas.vocabulary import ResultState
+
+
+class ResultEvent(StrEnum):
+    """What can happen to a result."""
+
+    CLAIM = "claim"
+    RECLAIM = "reclaim"
+    RELEASE = "release"
+    POSTPONE = "postpone"
+    SUCCEED = "succeed"
+    GIVE_UP = "give_up"
+    REPLAY = "replay"
+
+
+TRANSITIONS: Final[dict[tuple[ResultState, ResultEvent], ResultState]] = {
+    (ResultState.QUEUED, ResultEvent.CLAIM): ResultState.SENDING,
+    (ResultState.QUEUED, ResultEvent.GIVE_UP): ResultState.GIVEN_UP,
+    (ResultState.SENDING, ResultEvent.RECLAIM): ResultState.SENDING,
+    (ResultState.SENDING, ResultEvent.RELEASE): ResultState.QUEUED,
+    (ResultState.SENDING, ResultEvent.POSTPONE): ResultState.QUEUED,
+    (ResultState.SENDING, ResultEvent.SUCCEED): ResultState.SENT,
+    (ResultState.SENDING, ResultEvent.GIVE_UP): ResultState.GIVEN_UP,
+    (ResultState.GIVEN_UP, ResultEvent.REPLAY): ResultState.QUEUED,
+}
+
+
+class ImpossibleTransition(Exception):  # noqa: N818 - named for what is wrong, not for the mechanism
+    """A result was to do what its state does not allow: a bug."""
+
+
+def after(state: ResultState, event: ResultEvent) -> ResultState:
+    """The next state; raises ImpossibleTransition for what the table does not list."""
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise ImpossibleTransition(f"a result that is {state} cannot {event}") from None
+
+
+def delay_s(attempt: int, first_s: float, longest_s: float) -> float:
+    """Wait after failed attempt number 1, 2, 3 …: doubles each time up to the longest."""
+    return float(min(longest_s, first_s * 2 ** min(attempt - 1, 32)))
