@@ -1,13 +1,15 @@
 """Enters stored files into the index: which rows a file means, and the transaction that makes them durable."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from schemas.tables import Instance, Study
 from schemas.vocabulary import StudyState
 from services.assembly.headers import InstanceFacts
-from services.assembly.repository import LostRaceError, Recorded, find_instance, record_instance
+from services.assembly.repository import LostRaceError, Recorded, find_instance, record_instances
 from services.runtime.archive import instance_path
 from services.runtime.database import Database
 from services.runtime.errors import Transient
@@ -20,7 +22,10 @@ _TOLERATED_FUTURE: Final = timedelta(days=1)
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A whole file under its final name, or about to get it. `size` and `sha256` are of the data set without file meta."""
+    """A whole file under its final name, or about to get it. `size` and `sha256` are of the data set without file meta.
+
+    `sha256` is empty where nobody has read the whole file for it.
+    """
 
     facts: InstanceFacts
     transfer_syntax_uid: str
@@ -28,6 +33,7 @@ class StoredFile:
     sha256: str
     received_at: datetime
     calling_ae: str
+    traceparent: str = ""
 
 
 class ArchiveIndex:
@@ -36,10 +42,11 @@ class ArchiveIndex:
     def __init__(self, database: Database, pseudonyms: Pseudonyms) -> None:
         self.database = database
         self.pseudonyms = pseudonyms
+        self._keys = lru_cache(1024)(lambda study, series: (pseudonyms.study(study), pseudonyms.series(series)))
 
     def path_of(self, facts: InstanceFacts) -> str:
         """Where the archive keeps an instance, relative to its root."""
-        study_key, series_key = self.pseudonyms.study(facts.study_uid), self.pseudonyms.series(facts.series_uid)
+        study_key, series_key = self._keys(facts.study_uid, facts.series_uid)
         return instance_path(study_key, series_key, facts.sop_instance_uid)
 
     def known_as(self, sop_instance_uid: str) -> Instance | None:
@@ -49,21 +56,41 @@ class ArchiveIndex:
 
     def enter(self, file: StoredFile) -> Recorded:
         """Commit the rows of a file; returns only when they are durable. Raises Transient when the database is away."""
+        return self.enter_all([file])[0]
+
+    def enter_all(self, files: Sequence[StoredFile]) -> list[Recorded]:
+        """The same for several files in one transaction; returns what became of each, in their order.
+
+        Studies are locked in the order of their UIDs, so that two writers cannot wait for each other.
+        """
+        groups: dict[str, list[int]] = {}
+        for number, file in enumerate(files):
+            groups.setdefault(file.facts.study_uid, []).append(number)
         for _ in range(ATTEMPTS):
             try:
-                with self.database.transaction() as tx:
-                    return record_instance(tx, self._study_row(file), self._instance_row(file))
+                return self._enter_groups(files, [groups[uid] for uid in sorted(groups)])
             except LostRaceError:
                 continue
         raise Transient("the instance is being stored by several senders at once")
+
+    def _enter_groups(self, files: Sequence[StoredFile], groups: Sequence[Sequence[int]]) -> list[Recorded]:
+        outcomes: dict[int, Recorded] = {}
+        with self.database.transaction() as tx:
+            for numbers in groups:
+                instances = [self._instance_row(files[number]) for number in numbers]
+                study = self._study_row([files[number] for number in numbers])
+                outcomes.update(zip(numbers, record_instances(tx, study, instances), strict=True))
+        return [outcomes[number] for number in range(len(files))]
 
     def note_conflict(self, study_key: str, kept_as: str, sha256: str) -> None:
         """Write into the audit record that other bytes came for a UID that the archive has."""
         with self.database.transaction() as tx:
             tx.audit("dicom", "instance.conflict", study_key, kept_as=kept_as, sha256=sha256)
 
-    def _study_row(self, file: StoredFile) -> Study:
-        facts, names = file.facts, self.pseudonyms
+    def _study_row(self, files: Sequence[StoredFile]) -> Study:
+        """What a study starts with: the first file's facts, and who sent the last one."""
+        file, last, names = files[0], files[-1], self.pseudonyms
+        facts = file.facts
         # Without a patient ID all unknown patients would fall together; the study then stands for its patient.
         patient = names.patient(facts.patient_id, facts.patient_issuer) if facts.patient_id else names.patient("", facts.study_uid)
         return Study(
@@ -72,12 +99,12 @@ class ArchiveIndex:
             patient_key=patient,
             accession_key=names.accession(facts.accession_number) if facts.accession_number else None,
             state=StudyState.OPEN,
-            calling_ae=file.calling_ae,
+            calling_ae=last.calling_ae,
             acquired_at=_credible(facts.acquired_at, file.received_at),
             first_instance_at=file.received_at,
             last_instance_at=file.received_at,
-            stated_instances=facts.stated_instances,
-            traceparent=current_traceparent(),
+            stated_instances=max(each.facts.stated_instances for each in files),
+            traceparent=last.traceparent or current_traceparent(),
         )
 
     def _instance_row(self, file: StoredFile) -> Instance:

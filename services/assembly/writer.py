@@ -1,0 +1,142 @@
+"""One thread that enters stored files into the index in batches, behind the receivers of all associations.
+
+The file on disk is the promise; the row is derived from it. Rows that a crash takes with it are found again at the next
+start (`reindex.enter_missing`). The queue has a limit: `has_room` is what slows the senders down when the database does
+not keep up.
+"""
+
+import logging
+import threading
+import time
+import traceback
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from services.assembly.conflicts import keep_aside
+from services.assembly.files import ArchiveFiles, NotPart10Error
+from services.assembly.index import ArchiveIndex, StoredFile
+from services.assembly.repository import Recorded
+from services.runtime.errors import Transient
+
+logger = logging.getLogger(__name__)
+LINGER_S: Final = 0.03
+"""How long a batch is collected: amortises the commit, and is far below the time in which anybody waits for the row."""
+MOST_AT_ONCE: Final = 500
+CAPACITY: Final = 5000
+SHORTEST_RETRY_S: Final = 0.1
+LONGEST_RETRY_S: Final = 5.0
+
+
+class IndexWriter:
+    """Enters files in the order in which they were submitted; thread-safe."""
+
+    def __init__(self, files: ArchiveFiles, index: ArchiveIndex, capacity: int = CAPACITY) -> None:
+        self._files = files
+        self._index = index
+        self._capacity = capacity
+        self._queue: deque[StoredFile] = deque()
+        self._wake = threading.Event()
+        self._drained = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread = threading.Thread(target=self._run, name="dicom-index")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is left, unless the database is away, and end; what is not written is found at the next start."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether three quarters of the queue are in use: no time to accept further associations."""
+        return len(self._queue) * 4 >= self._capacity * 3
+
+    def has_room(self, wait_s: float) -> bool:
+        """Whether one more file can be submitted, waiting a while if need be."""
+        if len(self._queue) < self._capacity:
+            return True
+        with self._drained:
+            return self._drained.wait_for(lambda: len(self._queue) < self._capacity, wait_s)
+
+    def submit(self, file: StoredFile) -> None:
+        """Have a published file entered soon. Never blocks: ask `has_room` before taking an instance."""
+        self._queue.append(file)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            if not self._stopping:
+                time.sleep(LINGER_S)
+            self._wake.clear()
+            written = self._empty_queue()
+            if self._stopping and (not self._queue or not written):
+                return
+
+    def _empty_queue(self) -> bool:
+        """Write batches until the queue is empty; false when it had to give up because everything ends."""
+        retry_s = SHORTEST_RETRY_S
+        while self._queue:
+            batch = [self._queue[number] for number in range(min(MOST_AT_ONCE, len(self._queue)))]
+            try:
+                self._write(batch)
+                retry_s = SHORTEST_RETRY_S
+            except (Transient, OSError) as error:
+                logger.warning("ASM-311 %d rows wait for the index (%s): is the database up?", len(self._queue), _name(error))
+                if self._stopping:
+                    return False
+                time.sleep(retry_s)
+                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+                continue
+            for _ in batch:
+                self._queue.popleft()
+            with self._drained:
+                self._drained.notify_all()
+        return True
+
+    def _write(self, batch: list[StoredFile]) -> None:
+        try:
+            outcomes = self._index.enter_all(batch)
+        except Transient:
+            raise
+        except Exception as error:  # noqa: BLE001 - one row that cannot be written must not hold up all others
+            if len(batch) == 1:
+                _log_defect(error)
+                return
+            for file in batch:
+                self._write([file])
+            return
+        for file, outcome in zip(batch, outcomes, strict=True):
+            if outcome is Recorded.CONFLICT:
+                self._keep_aside(self._index.path_of(file.facts))
+
+    def _keep_aside(self, path: str) -> None:
+        try:
+            kept_as = keep_aside(self._files, self._index, self._files.root / path, path)
+        except (FileNotFoundError, NotPart10Error):
+            return  # a second submission of the same file: it is aside already
+        logger.warning(
+            "ASM-313 an object came whose SOP Instance UID belongs to another study or series; it is kept as %s: ask the sender's "
+            "vendor why it uses a UID twice",
+            kept_as,
+        )
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__
+
+
+def _log_defect(error: Exception) -> None:
+    """Where a defect struck, without the exception's text, which may hold identities."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    place = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    logger.error("ASM-312 a stored file has no row (%s at %s): report it, then run `reclaim reindex`", _name(error), place)
