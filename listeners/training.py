@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pydantic import ValidationError
+
 from models.bundle import network_of, save_bundle
 from models.data import LabelledStudy, TensorSet, load_tensors, read_manifest
+from models.networks import network_names
 from models.spec import DicomWindow, ModelSpec, PreprocessingSpec, SelectionRule
 from models.training import EpochRecord, TrainingSettings, train
 from schemas.tables import ModelVersion
@@ -42,9 +45,13 @@ def train_and_register(
     `accept` as in `register_bundle`. Raises InvalidInput when a split is missing or the name is taken for another task,
     InvalidDataset for a faulty manifest or unreadable image.
     """
+    _require_sense(request)
     studies = read_manifest(request.manifest)
     _require_splits(studies, request.manifest)
-    spec = _spec(request, tuple(sorted({study.label for study in studies})))
+    classes = tuple(sorted({study.label for study in studies}))
+    if len(classes) < 2:
+        raise InvalidInput(f"{request.manifest.name} has one label only, {classes[0]!r}; a classifier needs two or more")
+    spec = _spec(request, classes)
     with context.database.read() as session:  # before the work, not after it
         registry.require_same(session, spec.name, spec.task, spec.classes)
     settings = TrainingSettings(epochs=request.epochs, seed=request.seed)
@@ -57,6 +64,18 @@ def train_and_register(
         folder = Path(draft) / "bundle"
         save_bundle(folder, spec, module, record | {"best_epoch": result.best_epoch}, now=context.clock.now())
         return register_bundle(context, folder, request.manifest, actor="user:cli", selection=rule, accept=accept)
+
+
+def _require_sense(request: TrainingRequest) -> None:
+    """InvalidInput for what no manifest could make right, before anything is read."""
+    if request.network not in network_names():
+        raise InvalidInput(f"there is no network {request.network!r}; known are {', '.join(network_names())}")
+    try:
+        _spec(request, ("a", "b"))
+        SelectionRule(modalities=request.modalities, body_parts=request.body_parts, description_regex=request.description)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_input=False))
+        raise InvalidInput(f"this cannot be a model: {faults}; name and task are lower-case letters, digits, . _ -") from None
 
 
 def _require_splits(studies: list[LabelledStudy], manifest: Path) -> None:

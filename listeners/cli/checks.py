@@ -18,8 +18,11 @@ from listeners.cli.findings import Finding
 from schemas.settings import Settings
 from schemas.tables import ModelVersion
 from services.runtime.clock import SystemClock
-from services.runtime.database import Database
+from services.runtime.database import Database, reason_of
 from services.runtime.errors import InvalidInput, Transient
+
+UNDEFINED_TABLE: Final = "42P01"
+"""PostgreSQL's SQLSTATE."""
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -41,7 +44,7 @@ def examine(settings: Settings) -> list[Finding]:
     )
     findings: list[Finding] = []
     for check in checks:
-        if any(finding.subject == "database" and finding.advice for finding in findings) and check in NEED_DATABASE:
+        if check in NEEDS and any(finding.subject in NEEDS[check] and finding.advice for finding in findings):
             continue
         try:
             findings.extend(check(settings))
@@ -53,7 +56,11 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        yield Finding("state folder", f"{settings.state_dir}: {error.strerror}", "set RECLAIM_STATE_DIR", bad=True)
+        return
     free = shutil.disk_usage(settings.state_dir).free
     text = f"{settings.state_dir.absolute()} has {free / 1e9:.1f} GB free"
     low = free < 2 * settings.dicom.min_free_bytes
@@ -68,8 +75,13 @@ def _database(settings: Settings) -> Iterator[Finding]:
             session.exec(select(ModelVersion).limit(1)).all()
     except Transient as error:
         yield Finding("database", str(error), "start it, or correct RECLAIM_DATABASE_URL", bad=True)
-    except DBAPIError:
-        yield Finding("database", f"{database.dialect} has no tables yet", "`reclaim up`, or any other command, makes them")
+    except DBAPIError as error:
+        if "no such table" in str(error.orig) or getattr(error.orig, "sqlstate", "") == UNDEFINED_TABLE:
+            yield Finding("database", f"{database.dialect} has no tables yet", "`reclaim up`, or any other command, makes them")
+        else:
+            yield Finding(
+                "database", f"cannot be used ({reason_of(error)})", "correct RECLAIM_DATABASE_URL, or restore it", bad=True
+            )
     else:
         yield Finding("database", f"{database.dialect} answers")
 
@@ -85,7 +97,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         yield Finding("broker", "embedded, started by `reclaim up`", advice, bad=not wheel)
         return
     for server in servers:
-        host, _, port = server.rpartition(":")
+        host, _, port = server.rpartition(":") if ":" in server else (server, "", "9092")
         reached = _connects(host, int(port))
         advice = "" if reached else "start the broker, open the firewall, or correct RECLAIM_KAFKA_BOOTSTRAP"
         yield Finding("broker", f"{server} {'answers' if reached else 'does not answer'}", advice, bad=not reached)
@@ -162,9 +174,10 @@ def _llm(settings: Settings) -> Iterator[Finding]:
     if not settings.llm.base_url:
         yield Finding("LLM", "none configured: the built-in rule planner answers")
         return
-    request = urllib.request.Request(f"{settings.llm.base_url.rstrip('/')}/models")  # noqa: S310 - the address is the operator's own
-    request.add_header("Authorization", f"Bearer {settings.llm.api_key.get_secret_value()}")
+    header = {"Authorization": f"Bearer {settings.llm.api_key.get_secret_value()}"}
     try:
+        address = f"{settings.llm.base_url.rstrip('/')}/models"
+        request = urllib.request.Request(address, headers=header)  # noqa: S310 - the address is the operator's own
         with urllib.request.urlopen(request, timeout=5):  # noqa: S310 - as above
             yield Finding("LLM", f"{settings.llm.base_url} answers")
     except (urllib.error.URLError, OSError, ValueError) as error:
@@ -190,5 +203,12 @@ def _connects(host: str, port: int) -> bool:
         return False
 
 
-NEED_DATABASE: Final = frozenset({_bundles, site_checks.models, site_checks.service, site_checks.feed})
-"""Left out while there is no database to look into."""
+NEEDS: Final = {
+    site_checks.permissions: {"state folder"},
+    _database: {"state folder"},
+    _bundles: {"state folder", "database"},
+    site_checks.models: {"state folder", "database"},
+    site_checks.service: {"state folder", "database"},
+    site_checks.feed: {"state folder", "database"},
+}
+"""What must be well before a check can look at anything."""

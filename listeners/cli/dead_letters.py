@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from listeners.cli.context import console, open_context, remark_on_service
+from listeners.cli.context import console, open_context, remark_on_service, show
 from schemas.tables import DeadLetter
 from services.runtime import dead_letters
 from services.runtime.errors import InvalidInput
@@ -32,7 +32,7 @@ def list_letters(
         for row in dead_letters.list_letters(session, include_replayed=everything, limit=limit):
             cells = (str(row.id), row.topic, row.consumer, row.reason, f"{row.created_at:%F %R}", _state(row))
             table.add_row(*map(escape, cells))
-    console.print(table if table.row_count else "No dead letter waits.")
+    show(table, "No dead letter waits.")
 
 
 def _state(row: DeadLetter) -> str:
@@ -41,8 +41,8 @@ def _state(row: DeadLetter) -> str:
     return f"replayed {row.replayed_at:%F %R}" if row.replayed_at else "waits"
 
 
-@app.command()
-def show(identity: Annotated[int, typer.Argument(metavar="ID", help="Id, as `list` prints it")]) -> None:
+@app.command("show")
+def show_letter(identity: Annotated[int, typer.Argument(metavar="ID", help="Id, as `list` prints it")]) -> None:
     """Everything about one dead letter: why, from where, and the message itself.
 
     Example: reclaim dead-letters show 12

@@ -3,48 +3,64 @@
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from sqlmodel import col, select
 
-from listeners.cli.context import console, open_context
+from listeners.cli.context import console, nearest, open_context, show
 from schemas.tables import Evaluation, Report
+from services.runtime import registry
 from services.runtime.errors import InvalidInput
 
 evaluations = typer.Typer(help="What the statistics said, batch by batch.", no_args_is_help=True)
 reports = typer.Typer(help="Maintenance reports.", no_args_is_help=True)
 STYLES = {"healthy": "green", "watch": "yellow", "degraded": "red", "undecided": "dim"}
+SEARCHED = 200
 Limit = Annotated[int, typer.Option(min=1, help="Newest so many")]
+Model = Annotated[str | None, typer.Option(help="Only this model")]
 
 
 @evaluations.command("list")
-def list_evaluations(model: Annotated[str | None, typer.Option(help="Only this model")] = None, limit: Limit = 20) -> None:
-    """The newest evaluations."""
+def list_evaluations(model: Model = None, limit: Limit = 20) -> None:
+    """The newest evaluations. The last column but one is the published 5 % rule, which decides nothing here.
+
+    Example: reclaim evaluations list --model lung
+    """
     query = select(Evaluation).order_by(col(Evaluation.evaluated_at).desc()).limit(limit)
     table = Table("evaluation", "model", "version", "cases", "status", "diagnosis", "5 % rule", "summary")
     with open_context().database.read() as session:
-        for row in session.exec(query.where(Evaluation.model == model) if model else query):
+        if model:
+            query = query.where(Evaluation.model == registry.model(session, model).name)
+        for row in session.exec(query):
             status = f"[{STYLES[row.status]}]{row.status}[/]"
-            rule = "decline" if row.reclaim_rule else "-"
-            table.add_row(row.evaluation_id, row.model, str(row.version), str(row.cases), status, row.diagnosis, rule, row.summary)
-    console.print(table)
+            rule = "decline" if row.reclaim_rule else "no decline"
+            cells = (row.evaluation_id, row.model, str(row.version), str(row.cases))
+            table.add_row(*map(escape, cells), status, row.diagnosis, rule, escape(row.summary))
+    show(table, "No batch has been evaluated yet. It takes scored studies and their labels: `reclaim labels import FILE`.")
 
 
 @evaluations.command("show")
 def show_evaluation(evaluation_id: Annotated[str, typer.Argument(help="Id, as `list` prints it")]) -> None:
-    """One evaluation: every metric with its interval, and the detector's evidence."""
+    """One evaluation: every metric with its interval, and the detector's evidence.
+
+    Example: reclaim evaluations show EVALUATION
+    """
     with open_context().database.read() as session:
         row = session.get(Evaluation, evaluation_id)
+        newest = select(Evaluation.evaluation_id).order_by(col(Evaluation.evaluated_at).desc()).limit(SEARCHED)
+        known = [] if row else list(session.exec(newest))
     if row is None:
-        raise InvalidInput(f"there is no evaluation {evaluation_id!r}; ask `reclaim evaluations list`")
+        raise InvalidInput(f"there is no evaluation {evaluation_id!r}{nearest(evaluation_id, known)}")
     status = f"[{STYLES[row.status]}]{row.status}[/], {row.diagnosis}"
-    console.print(f"{row.model} version {row.version}, batch {row.batch_id}: {status}\n{row.summary}")
+    console.print(f"{escape(row.model)} version {row.version}, batch {escape(row.batch_id)}: {status}\n{escape(row.summary)}")
     table = Table("metric", "value", "95 % interval", "baseline", "cases")
     for metric in row.metrics:
         interval = "-" if metric["low"] is None else f"{metric['low']:.3f} to {metric['high']:.3f}"
-        table.add_row(metric["name"], _number(metric["value"]), interval, _number(metric["baseline"]), str(metric["cases"]))
+        cells = (_number(metric["value"]), interval, _number(metric["baseline"]), str(metric["cases"]))
+        table.add_row(escape(metric["name"]), *cells)
     console.print(table)
     for name, value in row.evidence.items():
-        console.print(f"  {name}: {value}", soft_wrap=True)
+        console.print(escape(f"  {name.replace('_', ' ')}: {value}"), soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
@@ -52,24 +68,35 @@ def _number(value: float | None) -> str:
 
 
 @reports.command("list")
-def list_reports(limit: Limit = 20) -> None:
-    """The newest reports."""
-    context = open_context()
+def list_reports(model: Model = None, limit: Limit = 20) -> None:
+    """The newest reports.
+
+    Example: reclaim reports list
+    """
+    query = select(Report).order_by(col(Report.written_at).desc()).limit(limit)
     table = Table("report", "model", "version", "kind", "status", "title", "written")
-    with context.database.read() as session:
-        for row in session.exec(select(Report).order_by(col(Report.written_at).desc()).limit(limit)):
-            table.add_row(row.report_id, row.model, str(row.version), row.kind, row.status, row.title, f"{row.written_at:%F %R}")
-    console.print(table)
+    with open_context().database.read() as session:
+        if model:
+            query = query.where(Report.model == registry.model(session, model).name)
+        for row in session.exec(query):
+            cells = (row.report_id, row.model, str(row.version), row.kind.replace("_", " "), row.status, row.title)
+            table.add_row(*map(escape, cells), f"{row.written_at:%F %R}")
+    show(table, 'No report is written yet. Ask for one: reclaim chat "write a report on MODEL".')
 
 
 @reports.command("show")
 def show_report(report_id: Annotated[str, typer.Argument(help="Id, as `list` prints it")]) -> None:
-    """Print a report's text, and where its HTML lies."""
+    """Print a report's text, and where its HTML lies.
+
+    Example: reclaim reports show REPORT
+    """
     context = open_context()
     with context.database.read() as session:
         row = session.get(Report, report_id)
+        newest = select(Report.report_id).order_by(col(Report.written_at).desc()).limit(SEARCHED)
+        known = [] if row else list(session.exec(newest))
     if row is None:
-        raise InvalidInput(f"there is no report {report_id!r}; ask `reclaim reports list`")
+        raise InvalidInput(f"there is no report {report_id!r}{nearest(report_id, known)}")
     root = context.settings.reports_dir.absolute()
     console.print((root / row.markdown).read_text(encoding="utf-8"), markup=False)
-    console.print(f"HTML: {root / row.html}", soft_wrap=True)
+    console.print(f"HTML: {root / row.html}", soft_wrap=True, markup=False)

@@ -16,7 +16,11 @@ app = typer.Typer(help="Ground truth: what the studies really showed.", no_args_
 def import_file(
     file: Annotated[
         Path,
-        typer.Argument(help="CSV with columns study (or study_key or accession), task, label; labelled_at and source optional"),
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            help="CSV with columns study (or study_key or accession), task, label; labelled_at and source optional",
+        ),
     ],
     source: Annotated[str, typer.Option(help="Who says so, for rows without a source column")] = "csv",
 ) -> None:

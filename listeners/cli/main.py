@@ -4,12 +4,16 @@ import sys
 from tomllib import TOMLDecodeError
 
 import typer
+from alembic.util import CommandError
 from pydantic import ValidationError
+from rich.markup import escape
+from sqlalchemy.exc import DBAPIError
 
 from listeners.cli import dead_letters, inspect, labels, models, orders, pacs, run, studies, talk
 from listeners.cli.context import console
 from models.errors import ModelError
-from schemas.settings import UnknownSetting, settings_file
+from schemas.settings import Settings, UnknownSetting, settings_file
+from services.runtime.database import reason_of
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.privacy import keep_to_this_user
 
@@ -47,19 +51,27 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
-        _fail(f"settings: {_first_faults(error)}", 78)
+        where = "settings" if error.title == Settings.__name__ else f"{error.title} is not valid"
+        _fail(f"{where}: {_first_faults(error)}", 78 if error.title == Settings.__name__ else 2)
     except UnknownSetting as error:
         _fail(f"settings: {error}", 78)
     except (TOMLDecodeError, UnicodeDecodeError) as error:
         _fail(f"settings: {settings_file()} is not TOML: {error}", 78)
-    except (InvalidInput, ModelError, FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError) as error:
+    except (InvalidInput, ModelError) as error:
         _fail(str(error), 2)
+    except BrokenPipeError:
+        sys.exit(0)  # whoever read our output has seen enough
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 2)
+    except (DBAPIError, CommandError) as error:
+        reason = reason_of(error) if isinstance(error, DBAPIError) else str(error)
+        _fail(f"the database cannot be used ({reason}): is it ours, and of this version?", 70)
     except Transient as error:
         _fail(f"{error}; try again, or ask `reclaim doctor`", 75)
 
 
 def _fail(message: str, code: int) -> None:
-    console.print(f"[red]error:[/red] {message}", soft_wrap=True)
+    console.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
     sys.exit(code)
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from listeners.cli.context import ask_leave, console, open_context
+from listeners.cli.context import ask_leave, console, open_context, show
 from schemas.tables import ModelVersion
 from schemas.vocabulary import Modality, VersionState
 from services.runtime import registry
@@ -40,15 +40,14 @@ def list_models() -> None:
                 state = version.state if model.serving or version.state != VersionState.CHAMPION else "champion (stopped)"
                 cells = (model.name, str(version.version), state, model.task, ", ".join(model.classes), version.origin)
                 table.add_row(*map(escape, cells), f"{version.created_at:%F %R}")
-    if table.row_count:
-        console.print(table)
-    else:
-        console.print("No model is registered. Begin with `reclaim models train --help`, or see `reclaim demo`.")
+    show(table, "No model is registered. Begin with `reclaim models train --help`, or see `reclaim demo`.")
 
 
 @app.command()
 def train(
-    manifest: Annotated[Path, typer.Argument(help="CSV with columns path,label,patient,split; DICOM files or folders")],
+    manifest: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="CSV with columns path,label,patient,split; DICOM files or folders")
+    ],
     name: Annotated[str, typer.Option(help="Name of the model: lower-case letters, digits, . _ -")],
     task: Annotated[str, typer.Option(help="Task that the labels belong to")],
     modality: Annotated[list[Modality], typer.Option(help="Modality the model scores; may be given several times")],
@@ -97,8 +96,11 @@ def train(
 
 @app.command()
 def register(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle (see docs/models.md)")],
-    dataset: Annotated[Path, typer.Option(help="Manifest of the development data; its split `test` becomes the baseline")],
+    bundle: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of a bundle (see docs/models.md)")],
+    dataset: Annotated[
+        Path,
+        typer.Option(exists=True, dir_okay=False, help="Manifest of the development data; its split `test` becomes the baseline"),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Let it serve even if its baseline is at chance level")] = False,
 ) -> None:
     """Register a finished bundle as a version.

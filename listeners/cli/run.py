@@ -10,10 +10,14 @@ import typer
 from listeners.cli.catalogue import BUILDERS, PROCESSES, build
 from listeners.cli.context import console, open_context
 from schemas.settings import load_settings
+from services.runtime.errors import InvalidInput
 
 
 def up() -> None:
-    """Run everything on this machine: embedded broker (unless RECLAIM_KAFKA_BOOTSTRAP is set), all services, one terminal."""
+    """Run everything on this machine: embedded broker (unless RECLAIM_KAFKA_BOOTSTRAP is set), all services, one terminal.
+
+    Ctrl-C ends it. Example: RECLAIM_DICOM_PORT=104 reclaim up
+    """
     from services.runtime import logs
     from services.runtime.supervisor import AlreadyRunning, ChildSpec, supervise
 
@@ -34,14 +38,21 @@ def up() -> None:
 def serve(
     service: Annotated[list[str], typer.Argument(help=f"One or more of: {', '.join(BUILDERS)}")],
 ) -> None:
-    """Run the named services in one process, for real deployments."""
+    """Run the named services in one process, for real deployments.
+
+    Example: RECLAIM_KAFKA_BOOTSTRAP=kafka:9092 reclaim serve inference
+    """
     from services.runtime import logs, process, telemetry
+    from services.runtime.outbox import RELAY
 
     loaded = load_settings()
     logs.setup(loaded, "+".join(service))
     telemetry.setup(loaded, "+".join(service))
     context = open_context(loaded)
-    code = asyncio.run(process.run([build(name, context) for name in service], context))
+    services = [build(name, context) for name in service]
+    if not loaded.kafka.servers and any(each.consumers or each.name == RELAY for each in services):
+        raise InvalidInput("no broker is named: set RECLAIM_KAFKA_BOOTSTRAP, or run `reclaim up`, which brings its own")
+    code = asyncio.run(process.run(services, context))
     telemetry.shutdown()
     sys.exit(code)
 
@@ -59,14 +70,20 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of images and training")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end, until Ctrl-C")] = False,
 ) -> None:
-    """Watch a classifier decay and recover on studies pushed over DICOM (two to six minutes)."""
+    """Watch a classifier decay and recover on studies pushed over DICOM (two to six minutes).
+
+    Example: reclaim demo --data FOLDER
+    """
     from listeners.demo.story import DemoOptions, tell
 
     sys.exit(tell(DemoOptions(data, shifted, modality, state, network, seed, keep), console))
 
 
 def settings() -> None:
-    """Print all settings in use; secrets are redacted."""
+    """Print all settings in use; secrets are redacted. Each may be set as RECLAIM_GROUP_NAME or in reclaim.toml.
+
+    Example: RECLAIM_DICOM_PORT=104 reclaim settings
+    """
     loaded = load_settings()
     console.print_json(loaded.model_dump_json())
     console.print(f"database in use: {_redacted_url(loaded.database_url)}", soft_wrap=True)

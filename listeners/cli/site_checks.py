@@ -32,9 +32,9 @@ def permissions(settings: Settings) -> Iterator[Finding]:
         yield Finding("state folder", f"{folder} cannot be written by this user", "give it to the user of the service", bad=True)
     elif loose := loose_entries(folder):
         named = ", ".join(path.name for path in loose[:4]) + (" …" if len(loose) > 4 else "")
-        yield Finding("state folder", f"other users may read {named}", "`reclaim doctor --repair` closes it to them", bad=True)
+        yield Finding("permissions", f"other users may read {named}", "`reclaim doctor --repair` closes it to them", bad=True)
     else:
-        yield Finding("state folder", f"{folder.absolute()} is its user's only")
+        yield Finding("permissions", f"{folder.absolute()} is its user's only")
 
 
 def loose_entries(folder: Path) -> list[Path]:

@@ -19,7 +19,10 @@ def send(
     calling_ae: Annotated[str | None, typer.Option(help="Calling AE title; default: RECLAIM_SCU, with --peer this site's")] = None,
     associations: Annotated[int, typer.Option(min=1, max=32, help="Parallel associations")] = 1,
 ) -> None:
-    """Push DICOM files with C-STORE, as a modality would. Exit code 1 when any instance was not stored; see the tally."""
+    """Push DICOM files with C-STORE, as a modality would. Exit code 1 when any instance was not stored; see the tally.
+
+    Example: reclaim send study/; reclaim send study/ --host pacs.example --port 104 --called-ae PACS
+    """
     from listeners.dicom.send import send_to
     from services.runtime import scu
 
@@ -41,7 +44,10 @@ def send(
 
 
 def reindex() -> None:
-    """Rebuild the archive's index from its files (after a restore, or when `doctor` says so)."""
+    """Rebuild the archive's index from its files (after a restore, or when `doctor` says so).
+
+    Example: reclaim reindex
+    """
     from services.assembly.reindex import reindex as rebuild
 
     context = open_context()

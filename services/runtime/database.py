@@ -76,8 +76,14 @@ def outages_as_transient() -> Iterator[None]:
         yield
     except DBAPIError as error:
         if is_transient(error):
-            raise Transient(f"the database is away ({type(error.orig).__name__})") from error
+            raise Transient(f"the database is away ({reason_of(error)})") from error
         raise
+
+
+def reason_of(error: DBAPIError) -> str:
+    """The driver's own first line, which names no value of a row: those stand in the lines after it."""
+    lines = str(error.orig).strip().splitlines()
+    return (lines[0] if lines else type(error.orig).__name__)[:200]
 
 
 def is_transient(error: DBAPIError) -> bool:
@@ -87,8 +93,8 @@ def is_transient(error: DBAPIError) -> bool:
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
         return str(sqlstate)[:2] in {"08", "40", "53", "55", "57"}
-    locked = "locked" in str(error.orig) or "busy" in str(error.orig)
-    return isinstance(error, OperationalError) and (locked or "connection" in str(error.orig))
+    passing = ("locked", "busy", "connection", "resolve host")
+    return isinstance(error, OperationalError) and any(word in str(error.orig) for word in passing)
 
 
 def _make_engine(url: str, pool_size: int) -> Engine:

@@ -1,0 +1,146 @@
+"""Whatever is wrong with the input, the answer is a line that says what to do, never a traceback."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Reclaim = Callable[..., Any]
+TRAIN = ("--name", "lung", "--task", "pneumonia", "--modality", "DX")
+
+
+@pytest.fixture
+def files(tmp_path: Path, state: Path) -> Path:
+    assert state.exists()
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "manifest.csv").write_text("path,label,patient,split\na.dcm,x,p,train\n")
+    (tmp_path / "bad.toml").write_text("this is = = not")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "wrong.toml").write_text('[dicom]\nport = "many"\n')
+    (tmp_path / "typo.toml").write_text("[dicmo]\nport = 1\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        (("models", "train", "nope.csv", *TRAIN), "does not exist"),
+        (("models", "train", "folder", *TRAIN), "is a directory"),
+        (("models", "train", "binary.csv", *TRAIN), "cannot be read"),
+        (("models", "train", "empty.csv", *TRAIN), "column path is missing"),
+        (("models", "train", "manifest.csv", *TRAIN), "no such file"),
+        (("models", "train", "manifest.csv", "--name", "Lung X", "--task", "p", "--modality", "DX"), "lower-case"),
+        (("models", "train", "manifest.csv", *TRAIN, "--network", "resnet5"), "resnet50"),
+        (("models", "train", "manifest.csv", *TRAIN, "--description", "("), "does not compile"),
+        (("models", "train", "manifest.csv", "--name", "a", "--task", "b", "--modality", "US"), "'MR', 'CT', 'CR', 'DX'"),
+        (("models", "register", "nope", "--dataset", "manifest.csv"), "does not exist"),
+        (("models", "register", "folder", "--dataset", "manifest.csv"), "cannot be read"),
+        (("models", "retire", "lung", "--yes"), "no model 'lung'"),
+        (("models", "rollback", "lung"), "no model 'lung'"),
+        (("models", "rollback", "lung", "--to", "x"), "not a valid int"),
+        (("models", "promote", "lung", "2", "--reason", "r"), "no model 'lung'"),
+        (("models", "promote", "lung", "2"), "--reason"),
+        (("models", "stop", "lung"), "no model 'lung'"),
+        (("models", "lst"), "Did you mean 'list'"),
+        (("labels", "import", "nope.csv"), "does not exist"),
+        (("labels", "import", "binary.csv"), "header"),
+        (("labels", "import", "empty.csv"), "empty"),
+        (("evaluations", "list", "--model", "lng"), "no model 'lng'"),
+        (("evaluations", "show", "x"), "there is none yet"),
+        (("reports", "list", "--model", "lng"), "no model 'lng'"),
+        (("reports", "show", "x"), "there is none yet"),
+        (("orders", "show", "x"), "there is none yet"),
+        (("send", "nope"), "does not exist"),
+        (("send", "folder"), "no DICOM files"),
+        (("dead-letters", "show", "abc"), "not a valid int"),
+        (("serve", "nope"), "known: relay"),
+        (("serve", "inference"), "reclaim up"),
+    ],
+)
+def test_wrong_arguments(reclaim: Reclaim, files: Path, command: tuple[str, ...], part: str) -> None:
+    assert files.is_dir()
+    said = reclaim(*command)
+    assert said.code == 2, said.text
+    assert part in " ".join(said.text.split()), said.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code", "part"),
+    [
+        ("RECLAIM_CONFIG", "bad.toml", 78, "is not TOML"),
+        ("RECLAIM_CONFIG", "binary.toml", 78, "is not TOML"),
+        ("RECLAIM_CONFIG", "wrong.toml", 78, "dicom.port"),
+        ("RECLAIM_CONFIG", "typo.toml", 78, "dicmo"),
+        ("RECLAIM_CONFIG", "nope.toml", 2, "not a file"),
+        ("RECLAIM_CONFIG", "folder", 2, "not a file"),
+        ("RECLAIM_DICOM_PORT", "x", 78, "dicom.port"),
+        ("RECLAIM_DICOM_PORT", "99999", 78, "dicom.port"),
+        ("RECLAIM_KAFKA_BOOTSTRAP", "kafka:x", 78, "kafka.bootstrap"),
+        ("RECLAIM_STATE_DIR", "empty.csv", 2, "RECLAIM_STATE_DIR"),
+        ("RECLAIM_STATE_DIR", "/proc/nope", 2, "RECLAIM_STATE_DIR"),
+        ("RECLAIM_DATABASE_URL", "nonsense", 2, "database.url"),
+        ("RECLAIM_DATABASE_URL", "sqlite:///binary.csv", 70, "the database cannot be used"),
+        ("RECLAIM_DATABASE_URL", "postgresql+psycopg://u:sekret@127.0.0.1:1/x", 75, "the database is away"),
+        ("RECLAIM_DATABASE_URL", "postgresql+psycopg://u:sekret@host.invalid/x", 75, "the database is away"),
+    ],
+)
+def test_wrong_settings(
+    reclaim: Reclaim, files: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, code: int, part: str
+) -> None:
+    assert files.is_dir()
+    monkeypatch.setenv(name, value)
+    said = reclaim("models", "list")
+    assert (said.code, part in said.text) == (code, True), said.text
+    assert "sekret" not in said.text
+    if name != "RECLAIM_CONFIG" and code != 78:
+        assert reclaim("doctor").code == 1, "the doctor does not fall ill itself"
+
+
+def test_a_folder_without_rights_is_told(reclaim: Reclaim, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(state))
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    said = reclaim("models", "list")
+    assert (said.code, "Permission denied" in said.text) == (2, True)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:1/v1"])
+def test_the_doctor_bears_a_wrong_language_model(reclaim: Reclaim, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RECLAIM_LLM_BASE_URL", address)
+    said = reclaim("doctor")
+    assert "RECLAIM_LLM_BASE_URL" in said.text
+    assert "cannot be examined" not in said.text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("models", "list"), ("evaluations", "list"), ("reports", "list"), ("orders", "list"), ("dead-letters", "list")],
+)
+def test_an_empty_list_says_so(reclaim: Reclaim, command: tuple[str, ...]) -> None:
+    said = reclaim(*command)
+    assert said.code == 0
+    assert "┃" not in said.text
+    assert len(said.text) > 10
+
+
+def commands() -> list[tuple[str, ...]]:
+    import typer.main
+
+    from listeners.cli.main import app
+
+    group: Any = typer.main.get_command(app)
+    found: list[tuple[str, ...]] = []
+    for name, each in group.commands.items():
+        if name == "pacs":  # its group's help teaches once for all of them
+            continue
+        found += [(name, inner) for inner in each.commands] if hasattr(each, "commands") else [(name,)]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_help_teaches_with_an_example(reclaim: Reclaim, command: tuple[str, ...]) -> None:
+    assert "reclaim" in reclaim(*command, "--help").text.partition("Example")[2]
