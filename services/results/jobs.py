@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from schemas.events import Prediction
+from schemas.results import ResultJob
 from schemas.settings import ResultsSettings
-from schemas.tables import ResultJob
 from schemas.vocabulary import ResultState
 from services.results import repository
 from services.results.states import ResultEvent, after, delay_s

@@ -8,7 +8,8 @@ from sqlalchemy import ColumnElement, and_, or_, update
 from sqlmodel import Session, col, select
 
 from models.spec import SelectionRule
-from schemas.tables import Instance, ModelVersion, RegisteredModel, ResultJob, Study
+from schemas.results import ResultJob
+from schemas.tables import Instance, ModelVersion, RegisteredModel, Study
 from schemas.vocabulary import Modality, ResultState
 from services.results.finding import Reference
 from services.runtime.errors import InvalidInput

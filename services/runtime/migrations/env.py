@@ -9,6 +9,7 @@ from sqlmodel import SQLModel
 from sqlmodel.sql.sqltypes import AutoString, UTCDateTime
 
 import schemas.announcements
+import schemas.results
 import schemas.tables  # noqa: F401 - fills the metadata
 
 

@@ -405,6 +405,12 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_study_state_look_at"), ["state", "look_at"], unique=False)
 
     op.create_table(
+        "training_patient",
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("patient_key", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("model", "patient_key", name=op.f("pk_training_patient")),
+    )
+    op.create_table(
         "instance",
         sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
         sa.Column("study_uid", sa.String(length=64), nullable=False),
@@ -455,6 +461,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_instance_series_uid"))
 
     op.drop_table("instance")
+    op.drop_table("training_patient")
     with op.batch_alter_table("study", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_study_state_look_at"))
         batch_op.drop_index(batch_op.f("ix_study_patient_key"))
