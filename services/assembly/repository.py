@@ -84,14 +84,19 @@ def _correct(session: Session, present: Instance, instance: Instance) -> None:
 
 
 def _move_on(tx: Transaction, study: Study, instances: Sequence[Instance]) -> None:
-    """Insert new instances and count them in their study."""
-    is_first = bool(tx.insert_new(Study, [study], returning="study_key"))
+    """Insert new instances and count them in their study, which neither opens for our own results nor counts them."""
+    is_new = bool(tx.insert_new(Study, [study], returning="study_key"))
     row = _locked_study(tx.session, study.study_uid)
     if len(tx.insert_new(Instance, instances, returning="sop_instance_uid")) < len(instances):
         raise LostRaceError
+    counted = [instance for instance in instances if not is_result_uid(instance.sop_instance_uid)]
+    if not counted:
+        _stay_closed(tx, row, is_new=is_new)
+        return
+    is_first = row.instances == 0
     was = StudyState(row.state)
     progress = progress_of(row)
-    for instance in instances:
+    for instance in counted:
         progress = on_instance(progress, instance.received_at)
     _apply(row, progress)
     _mind_signals(tx, row, study.stated_instances, opened=is_first or was is StudyState.COMPLETE, is_first=is_first)
@@ -99,6 +104,14 @@ def _move_on(tx: Transaction, study: Study, instances: Sequence[Instance]) -> No
     row.calling_ae = study.calling_ae or row.calling_ae
     row.traceparent = study.traceparent or row.traceparent
     tx.session.add(row)
+    tx.session.flush()
+
+
+def _stay_closed(tx: Transaction, row: Study, *, is_new: bool) -> None:
+    """Only results of ours came, by auto-routing: a study that has nothing else yet has nothing to announce."""
+    if is_new:
+        row.state = StudyState.COMPLETE
+        tx.session.add(row)
     tx.session.flush()
 
 
