@@ -1,12 +1,13 @@
 """Labelled data sets: a manifest that names studies, their labels, patients and splits, and their tensors in memory."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import torch
 
 from models.errors import InvalidDataset, ModelError
@@ -14,17 +15,25 @@ from models.preprocessing import Prepared, load_study
 from models.spec import PreprocessingSpec
 
 COLUMNS = ("path", "label", "patient", "split")
+ISSUER = "issuer"
+"""Optional column: who issued the patient's ID, as IssuerOfPatientID (0010,0021) says it."""
+MAX_LISTED = 20
+"""Mistakes of a manifest that are told at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledStudy:
-    """One study of a data set: its DICOM files and its truth. `key` is unique in the set; `split` is free text such as train."""
+    """One study of a data set: its DICOM files and its truth. `key` is unique in the set; `split` is free text such as train.
+
+    `issuer` is the manifest's word on who issued the patient's ID, empty where it says nothing.
+    """
 
     key: str
     paths: tuple[Path, ...]
     label: str
     patient: str
     split: str = ""
+    issuer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +63,51 @@ class TensorSet:
 
 
 def read_manifest(path: Path, classes: Sequence[str] | None = None) -> list[LabelledStudy]:
-    """Studies of a CSV manifest with the columns path, label, patient, split.
+    """Studies of a CSV manifest with the columns path, label, patient, split and, optionally, issuer.
 
-    `path` is a DICOM file or a folder of DICOM files, relative to the manifest. Raises InvalidDataset naming row and
-    column for a missing file, a path outside the manifest's folder, an empty cell, an unknown class, a path twice, or a
-    patient in two splits.
+    `path` is a DICOM file or a folder of DICOM files, relative to the manifest. Raises InvalidDataset naming row and column
+    of every mistake at once: a missing file, a path outside the manifest's folder, an empty cell, an unknown class, a path
+    twice, or a patient in two splits. Cells are not quoted: a shifted column would put an identity into the message.
     """
+    faults: list[str] = []
+    rows: list[tuple[int, LabelledStudy]] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
             missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
             if missing:
-                raise InvalidDataset(f"{path.name}: column {missing[0]} is missing; needed are {', '.join(COLUMNS)}")
-            studies = [_study(path, number, row, classes) for number, row in enumerate(reader, start=2)]
+                is_or_are = "column {} is missing" if len(missing) == 1 else "columns {} are missing"
+                raise InvalidDataset(f"{path.name}: {is_or_are.format(', '.join(missing))}; needed are {', '.join(COLUMNS)}")
+            for number, row in enumerate(reader, start=2):
+                study, wrong = _study(path, row, classes)
+                faults += [f"{path.name} row {number}, column {fault}" for fault in wrong]
+                rows.append((number, study))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidDataset(f"{path.name} cannot be read ({type(error).__name__})") from error
-    _check_unique(path, studies)
-    return studies
+    if not rows:
+        raise InvalidDataset(f"{path.name} has no rows")
+    faults += [f"{path.name} row {number}, column {fault}" for number, fault in _contradictions(rows)]
+    if faults:
+        more = [f"… and {len(faults) - MAX_LISTED} more"] if len(faults) > MAX_LISTED else []
+        raise InvalidDataset("\n".join([*faults[:MAX_LISTED], *more]))
+    return [study for _, study in rows]
+
+
+def issuers_of(studies: Iterable[LabelledStudy]) -> dict[str, str]:
+    """Study key to the issuer of its patient's ID: the manifest's word, else that of the study's first file.
+
+    A file counts only where its PatientID is the manifest's patient: else the manifest speaks of IDs of its own.
+    """
+    return {study.key: study.issuer or _issuer_in_file(study) for study in studies}
+
+
+def _issuer_in_file(study: LabelledStudy) -> str:
+    try:
+        header = pydicom.dcmread(study.paths[0], stop_before_pixels=True, specific_tags=["PatientID", "IssuerOfPatientID"])
+        patient, issuer = (str(header.get(keyword) or "").strip() for keyword in ("PatientID", "IssuerOfPatientID"))
+    except Exception:  # noqa: BLE001 - what is no DICOM file names no issuer; whoever decodes it will say so
+        return ""
+    return issuer if patient == study.patient else ""
 
 
 def load_tensors(
@@ -149,32 +186,31 @@ def _index_of(study: LabelledStudy, classes: Sequence[str]) -> int:
     return list(classes).index(study.label)
 
 
-def _study(manifest: Path, number: int, row: Mapping[str, str | None], classes: Sequence[str] | None) -> LabelledStudy:
-    cells = {column: (row.get(column) or "").strip() for column in COLUMNS}
-    where = f"{manifest.name} row {number}, column"
-    for column, value in cells.items():
-        if not value:
-            raise InvalidDataset(f"{where} {column}: empty")
-    if classes is not None and cells["label"] not in classes:
-        raise InvalidDataset(f"{where} label: {cells['label']!r} is not one of {', '.join(classes)}")
+def _study(manifest: Path, row: Mapping[str, str | None], classes: Sequence[str] | None) -> tuple[LabelledStudy, list[str]]:
+    """A row as a study, and its mistakes as "COLUMN: what is wrong"."""
+    cells = {column: (row.get(column) or "").strip() for column in (*COLUMNS, ISSUER)}
+    faults = [f"{column}: empty" for column in COLUMNS if not cells[column]]
+    if cells["label"] and classes is not None and cells["label"] not in classes:
+        faults.append(f"label: not one of {', '.join(classes)}")
     target = manifest.parent / cells["path"]
-    if not target.resolve().is_relative_to(manifest.parent.resolve()):
-        raise InvalidDataset(f"{where} path: leaves the manifest's folder")
-    files = tuple(sorted(each for each in target.rglob("*") if each.is_file())) if target.is_dir() else (target,)
-    if not files or not files[0].is_file():
-        raise InvalidDataset(f"{where} path: no such file, or a folder without files")
-    return LabelledStudy(cells["path"], files, cells["label"], cells["patient"], cells["split"])
+    files: tuple[Path, ...] = ()
+    if cells["path"] and not target.resolve().is_relative_to(manifest.parent.resolve()):
+        faults.append("path: leaves the manifest's folder")
+    elif cells["path"]:
+        files = tuple(sorted(each for each in target.rglob("*") if each.is_file())) if target.is_dir() else (target,)
+        if not files or not files[0].is_file():
+            faults.append("path: no such file, or a folder without files")
+    return LabelledStudy(cells["path"], files, cells["label"], cells["patient"], cells["split"], cells[ISSUER]), faults
 
 
-def _check_unique(manifest: Path, studies: Sequence[LabelledStudy]) -> None:
-    rows: dict[str, int] = {}
-    splits: dict[str, tuple[str, int]] = {}
-    if not studies:
-        raise InvalidDataset(f"{manifest.name} has no rows")
-    for number, study in enumerate(studies, start=2):
-        if study.key in rows:
-            raise InvalidDataset(f"{manifest.name} row {number}, column path: the same as in row {rows[study.key]}")
-        rows[study.key] = number
-        split, first = splits.setdefault(study.patient, (study.split, number))
-        if split != study.split:
-            raise InvalidDataset(f"{manifest.name} row {number}, column split: the patient of row {first} is in split {split!r}")
+def _contradictions(rows: Sequence[tuple[int, LabelledStudy]]) -> Iterator[tuple[int, str]]:
+    """Rows that contradict an earlier one: a path twice, a patient in two splits."""
+    paths: dict[str, int] = {}
+    splits: dict[tuple[str, str], tuple[str, int]] = {}
+    for number, study in rows:
+        if study.key and paths.setdefault(study.key, number) != number:
+            yield number, f"path: the same as in row {paths[study.key]}"
+        if study.patient and study.split:
+            split, first = splits.setdefault((study.issuer, study.patient), (study.split, number))
+            if split != study.split:
+                yield number, f"split: the patient of row {first} is in another split"

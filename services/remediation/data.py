@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from sqlmodel import Session
 
-from models.data import LabelledStudy, TensorSet, read_manifest
+from models.data import LabelledStudy, TensorSet, issuers_of, read_manifest
 from models.errors import InvalidDataset, ModelError
 from models.preprocessing import Prepared, load_study
 from models.spec import ModelSpec, SelectionRule
@@ -27,8 +27,9 @@ def development(dataset: str, classes: Sequence[str]) -> list[LabelledStudy]:
 
 
 def development_patients(studies: Sequence[LabelledStudy], pseudonyms: Pseudonyms) -> set[str]:
-    """Pseudonyms of the manifest's patients: they may neither tune nor judge."""
-    return {pseudonyms.patient(study.patient) for study in studies}
+    """Pseudonyms of the manifest's patients, with the issuer of their ID and without: they may neither tune nor judge."""
+    issuers = issuers_of(studies)
+    return {pseudonyms.patient(study.patient, issuer) for study in studies for issuer in {issuers[study.key], ""}}
 
 
 def archived(session: Session, archive: Path, cases: Sequence[LabelledCase]) -> list[LabelledStudy]:

@@ -2,15 +2,15 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from models.bundle import load_bundle
-from models.data import load_tensors, read_manifest
+from models.data import LabelledStudy, issuers_of, load_tensors, read_manifest
 from models.predictor import Predictor
 from models.scoring import ScoredCase, score
 from models.spec import ModelSpec, SelectionRule
-from schemas.tables import BaselineCase, ModelVersion, RegisteredModel
+from schemas.tables import BaselineCase, ModelVersion, RegisteredModel, TrainingPatient
 from schemas.vocabulary import VersionState
 from services.runtime import registry
 from services.runtime.chance import Standing, standing
@@ -48,19 +48,24 @@ def register_bundle(
     """
     loaded = load_bundle(bundle)
     spec = loaded.spec
-    studies = [study for study in read_manifest(dataset, spec.classes) if study.split == TEST_SPLIT]
+    developed = read_manifest(dataset, spec.classes)
+    studies = [study for study in developed if study.split == TEST_SPLIT]
     if not studies:
         raise InvalidInput(f"{dataset.name} has no rows with split {TEST_SPLIT!r}: there is nothing to compare later cases with")
     tensors = load_tensors(studies, spec.classes, spec.preprocessing, on_study=on_study)
     cases = score(Predictor(loaded, batch_size=context.settings.inference.batch_size), tensors)
     rule = selection or default_selection(spec)
-    serve = _vouched(context, spec, baseline_rows(spec.name, 0, cases, context.pseudonyms), accept)
+    issuers = issuers_of(studies)
+    serve = _vouched(context, spec, baseline_rows(spec.name, 0, cases, issuers, context.pseudonyms), accept)
     with context.database.transaction() as tx:
         registry.register_model(tx, spec.name, spec.task, list(spec.classes), rule.model_dump(mode="json"))
         registry.lock_model(tx.session, spec.name)
         row = _version_row(tx, context, bundle, dataset, spec, loaded.info.sha256)
         row.state = VersionState.CHALLENGER if challenger else VersionState.CANDIDATE
-        registry.add_version(tx, row, baseline_rows(spec.name, row.version, cases, context.pseudonyms), actor=actor, serve=serve)
+        baseline = baseline_rows(spec.name, row.version, cases, issuers, context.pseudonyms)
+        registry.add_version(tx, row, baseline, actor=actor, serve=serve)
+        taught = training_patients(spec.name, [each for each in developed if each.split != TEST_SPLIT], context.pseudonyms)
+        tx.insert_new(TrainingPatient, taught, returning="patient_key")
     return row
 
 
@@ -80,20 +85,29 @@ def default_selection(spec: ModelSpec) -> SelectionRule:
     )
 
 
-def baseline_rows(model: str, version: int, cases: Sequence[ScoredCase], pseudonyms: Pseudonyms) -> list[BaselineCase]:
-    """Scored cases as a version's baseline; patients and paths become pseudonyms."""
+def baseline_rows(
+    model: str, version: int, cases: Sequence[ScoredCase], issuers: Mapping[str, str], pseudonyms: Pseudonyms
+) -> list[BaselineCase]:
+    """Scored cases as a version's baseline; patients and paths become pseudonyms. `issuers` of patient IDs by case key."""
     return [
         BaselineCase(
             model=model,
             version=version,
             case_key=hashlib.sha256(case.case_key.encode()).hexdigest()[:32],
-            patient_key=pseudonyms.patient(case.patient),
+            patient_key=pseudonyms.patient(case.patient, issuers.get(case.case_key, "")),
             truth=case.truth,
             predicted=case.predicted,
             probabilities=dict(case.probabilities),
         )
         for case in cases
     ]
+
+
+def training_patients(model: str, studies: Sequence[LabelledStudy], pseudonyms: Pseudonyms) -> list[TrainingPatient]:
+    """The patients of the studies that a model has learnt from, each once."""
+    issuers = issuers_of(studies)
+    keys = {pseudonyms.patient(study.patient, issuers.get(study.key, "")) for study in studies}
+    return [TrainingPatient(model=model, patient_key=key) for key in sorted(keys)]
 
 
 def _version_row(tx: Transaction, context: Context, bundle: Path, dataset: Path, spec: ModelSpec, sha256: str) -> ModelVersion:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
-from models.data import load_tensors, read_manifest, split_by_patient
+from models.data import issuers_of, load_tensors, read_manifest, split_by_patient
 from models.errors import InvalidDataset
 from models.spec import PercentileRange, PreprocessingSpec
 
@@ -58,7 +58,7 @@ def test_more_columns_and_a_byte_order_mark_do_no_harm(folder):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (["one.dcm,normal,p1,train", "series,healthy,p2,test"], "row 3, column label: 'healthy' is not one of normal, sick"),
+        (["one.dcm,normal,p1,train", "series,healthy,p2,test"], "row 3, column label: not one of normal, sick"),
         (["one.dcm,normal,,train"], "row 2, column patient: empty"),
         (["one.dcm,normal"], "row 2, column patient: empty"),
         (["two.dcm,normal,p1,train"], "row 2, column path: no such file"),
@@ -72,6 +72,43 @@ def test_more_columns_and_a_byte_order_mark_do_no_harm(folder):
 def test_a_mistake_is_named_by_row_and_column(folder, rows, words):
     with pytest.raises(InvalidDataset, match=words):
         read_manifest(manifest(folder, *rows), CLASSES)
+
+
+def test_all_mistakes_are_told_at_once_and_no_cell_is_quoted(folder):
+    rows = ["one.dcm,Miller^Anna,p1,train", "two.dcm,normal,,train", "../x,sick,p3,", "one.dcm,sick,p1,test"]
+    with pytest.raises(InvalidDataset) as caught:
+        read_manifest(manifest(folder, *rows), CLASSES)
+    assert [line.partition(" row ")[2] for line in str(caught.value).splitlines()] == [
+        "2, column label: not one of normal, sick",
+        "3, column patient: empty",
+        "3, column path: no such file, or a folder without files",
+        "4, column split: empty",
+        "4, column path: leaves the manifest's folder",
+        "5, column path: the same as in row 2",
+        "5, column split: the patient of row 2 is in another split",
+    ]
+
+
+def test_many_mistakes_are_counted(folder):
+    with pytest.raises(InvalidDataset, match="… and 5 more"):
+        read_manifest(manifest(folder, *(f"absent{number}.dcm,normal,p{number},train" for number in range(25))), CLASSES)
+
+
+def test_a_patient_is_a_patient_within_the_issuer_of_the_id(folder):
+    header = "path,label,patient,split,issuer"
+    studies = read_manifest(manifest(folder, "one.dcm,normal,p1,train,East", "series,sick,p1,test,West", header=header))
+    assert issuers_of(studies) == {"one.dcm": "East", "series": "West"}
+    with pytest.raises(InvalidDataset, match="column split"):
+        read_manifest(manifest(folder, "one.dcm,normal,p1,train,East", "series,sick,p1,test,East", header=header))
+
+
+def test_the_issuer_is_the_files_where_the_manifest_names_the_files_patient(folder):
+    for name, patient, issuer in (("one.dcm", "p1", "East"), ("series/a.dcm", "other", "East")):
+        mr = pydicom.dcmread(folder / name)
+        mr.PatientID, mr.IssuerOfPatientID = patient, issuer
+        mr.save_as(folder / name)
+    studies = read_manifest(manifest(folder, "one.dcm,normal,p1,train", "series,sick,p2,test", "broken.dcm,sick,p3,test"))
+    assert issuers_of(studies) == {"one.dcm": "East", "series": "", "broken.dcm": ""}
 
 
 def test_a_missing_column_or_file_is_named(folder):
