@@ -1,7 +1,8 @@
-"""The HTTP endpoint: one aiohttp application for labels and chat, behind one bearer token.
+"""The HTTP endpoint: one aiohttp application for labels, chat and DICOMweb, behind one bearer token.
 
-A page that a local user's browser shows must not speak for that user: bodies are JSON (a foreign page would need leave
-for that), an Origin must be the endpoint's own, and without a token the Host must name this machine (DNS rebinding).
+A page that a local user's browser shows must not speak for that user: bodies are JSON or multipart/related (a foreign page
+would need leave for either), an Origin must be the endpoint's own, and without a token the Host must name this machine
+(DNS rebinding).
 
 Add an API by appending its route factory to `ROUTE_FACTORIES`.
 """
@@ -21,6 +22,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from listeners.chat.http import routes as chat_routes
+from listeners.dicomweb.http import install as install_dicomweb
 from listeners.labels.http import create_routes as label_routes
 from schemas.settings import HttpSettings
 from services.runtime.errors import InvalidInput, Transient
@@ -29,6 +31,9 @@ from services.runtime.service import Context, Service, StopSignal, Worker
 logger = logging.getLogger(__name__)
 RouteFactory = Callable[[Context], Iterable[web.AbstractRouteDef]]
 
+API: Final = "/api/"
+GUARDED: Final = (API, "/dicomweb/")
+"""What nobody reaches without the token."""
 ROUTE_FACTORIES: Final[tuple[RouteFactory, ...]] = (label_routes, chat_routes)
 """All APIs. A factory returns routes below `/api/`; errors it raises as `web.HTTPException`, `InvalidInput` (422) or
 `Transient` (503) become JSON, and requests reach it only with the right token."""
@@ -47,12 +52,13 @@ def build(context: Context) -> Service:
 
 
 def create_app(context: Context) -> web.Application:
-    """The application with all routes."""
+    """The application with all routes. DICOMweb checks its content type itself, with the words of its standard."""
     settings = context.settings.http
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=[_errors_as_json, _guard(settings)])
     app.add_routes([web.get("/health", _health(context))])
     for factory in ROUTE_FACTORIES:
         app.add_routes(factory(context))
+    install_dicomweb(app, context)
     return app
 
 
@@ -81,7 +87,7 @@ def _guard(settings: HttpSettings) -> Middleware:
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path.startswith("/api/"):
+        if request.path.startswith(GUARDED):
             given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             if token and not hmac.compare_digest(given, expected):
                 raise web.HTTPUnauthorized(text="a valid bearer token is required", headers={"WWW-Authenticate": "Bearer"})
@@ -99,7 +105,7 @@ def _refuse_foreign(request: web.Request, settings: HttpSettings) -> None:
     origin = request.headers.get("Origin")
     if origin is not None and origin.partition("://")[2].lower() != host.lower():
         raise web.HTTPForbidden(text="requests of another origin's pages are refused")
-    if request.method == "POST" and request.content_type != "application/json":
+    if request.method == "POST" and request.path.startswith(API) and request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="the body must be application/json")
 
 

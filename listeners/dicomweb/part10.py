@@ -1,0 +1,87 @@
+"""From a DICOM file as it lies in a request's part (PS3.10 §7) to the request that the archive's reception checks and stores."""
+
+import struct
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from typing import IO, Final
+
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+
+from listeners.dicom.reception import StoreRequest
+from services.assembly.headers import UnreadableHeader, is_valid_uid, read_facts
+
+SOURCE: Final = "STOW-RS"
+"""Stands where an association's calling AE title does."""
+DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
+_META_UIDS: Final = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
+_HEAD: Final = 144
+_MOST_META: Final = 65_536
+_MOST_HEADER: Final = 1 << 26
+"""Inflated bytes in which the elements up to group 0020 have to lie."""
+
+
+class NotPart10(Exception):  # noqa: N818 - named for what the part is not
+    """The part is no DICOM file with file meta information."""
+
+
+@dataclass(frozen=True)
+class FileMeta:
+    """What the file meta information says; not to be trusted. `offset` is where the data set starts."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    offset: int
+
+
+def read_meta(file: IO[bytes]) -> FileMeta:
+    """The file meta information, read from the start of `file`; raises NotPart10."""
+    file.seek(0)
+    head = file.read(_HEAD)
+    if len(head) < _HEAD or head[128:132] != b"DICM" or head[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
+        raise NotPart10
+    length = int(struct.unpack_from("<L", head, 140)[0])
+    if length > _MOST_META:
+        raise NotPart10
+    try:
+        meta = read_dataset(BytesIO(file.read(length)), is_implicit_VR=False, is_little_endian=True)
+        uids = [_uid(meta, name) for name in _META_UIDS]
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds for rubbish, and their texts quote it
+        raise NotPart10 from None
+    return FileMeta(uids[0], uids[1], uids[2], _HEAD + length)
+
+
+def store_request(file: IO[bytes], meta: FileMeta) -> StoreRequest:
+    """The whole data set, as sent, with the file meta's UIDs in the place of a C-STORE command's."""
+    file.seek(meta.offset)
+    return StoreRequest(
+        context_sop_class_uid=meta.sop_class_uid,
+        affected_sop_class_uid=meta.sop_class_uid,
+        affected_sop_instance_uid=meta.sop_instance_uid,
+        transfer_syntax_uid=meta.transfer_syntax_uid,
+        dataset=file.read(),
+        calling_ae=SOURCE,
+    )
+
+
+def study_of(request: StoreRequest) -> str:
+    """StudyInstanceUID (0020,000D) of the data set; raises UnreadableHeader or MissingElement."""
+    data, syntax = request.dataset, request.transfer_syntax_uid
+    if syntax == DEFLATED:
+        try:
+            data, syntax = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, _MOST_HEADER), EXPLICIT_LITTLE
+        except zlib.error:
+            raise UnreadableHeader("zlib.error") from None
+    return read_facts(data, syntax).study_uid
+
+
+def shown(uid: str) -> str:
+    """A UID as it may be repeated in an answer: what is none is not."""
+    return uid if is_valid_uid(uid) else ""
+
+
+def _uid(meta: Dataset, keyword: str) -> str:
+    return str(meta.get(keyword) or "").strip("\x00 ")
