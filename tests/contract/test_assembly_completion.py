@@ -13,7 +13,7 @@ from schemas.vocabulary import CommitmentState, StepState
 from services.assembly.announcement_repository import claim_reports, forget, postpone, references_of, settle, stored_of
 from services.assembly.commitments import Reference, Request
 from services.assembly.completion import complete_studies
-from services.assembly.repository import ASSEMBLY_BELL, record_instance
+from services.assembly.repository import ASSEMBLY_BELL, record_instances
 from services.assembly.rules import COMMITMENT_SETTLE_S, Rules
 from services.assembly.signals import Entered, create_step, request_commitment, set_step
 from services.assembly.steps import StepRefusal
@@ -64,7 +64,7 @@ class World:
             received_at=now,
         )
         with self.database.transaction() as tx:
-            record_instance(tx, row, instance)
+            record_instances(tx, row, [instance])
             return tx.rings
 
     def look(self, rules=RULES):
