@@ -12,7 +12,7 @@ from services.evaluation.diagnosis import Cause, diagnose, mix_shift, root_cause
 from services.evaluation.metrics import MetricSet, measure
 from services.evaluation.reclaim_rule import RuleVerdict, apply_rule
 from services.evaluation.stream import StreamCase, count, one_per_patient
-from services.evaluation.summary import summarise
+from services.evaluation.summary import Seen, summarise
 from services.evaluation.verdict import Assessment, Fall, assess
 
 MIX_RISK = 0.001
@@ -22,7 +22,10 @@ Evidence = dict[str, float | str | None]
 
 @dataclass(frozen=True)
 class Material:
-    """What one evaluation is computed from. `stream` is in order and ends with the batch under evaluation or later."""
+    """What one evaluation is computed from. `stream` is in order and ends with the batch under evaluation or later.
+
+    `taught` are the patients whom the model was trained on: it knows them, so their cases say nothing about others.
+    """
 
     model: str
     classes: tuple[str, ...]
@@ -33,6 +36,12 @@ class Material:
     thresholds: Thresholds
     draws: int
     seed: int
+    taught: frozenset[str] = frozenset()
+
+    @property
+    def evidence(self) -> list[StreamCase]:
+        """The stream without the patients whom the model was trained on."""
+        return [case for case in self.stream if case.patient_key not in self.taught]
 
 
 @dataclass(frozen=True)
@@ -51,13 +60,13 @@ class Outcome:
 
 def evaluate(material: Material) -> Outcome:
     """Measure the batch, judge the stream, explain what fell."""
-    batch = [case for case in material.stream if case.batch == material.batch]
-    measured = Cases.of(batch, material.classes)
+    evidence = material.evidence
+    measured = Cases.of([case for case in evidence if case.batch == material.batch], material.classes)
     baseline = Cases.of(material.baseline, material.classes)
     metrics = measure(measured, draws=material.draws, seed=material.seed)
     before = measure(baseline, draws=1, seed=material.seed)
     rule = apply_rule(baseline.confusion(), measured.confusion(), material.classes)
-    independent = one_per_patient(material.stream, {row.patient_key for row in material.baseline})
+    independent = one_per_patient(evidence, {row.patient_key for row in material.baseline})
     assessment = _assess(material, independent) if baseline.count else None
     cause = _explain(material, independent, assessment, rule)
     since = _since(material.stream, assessment)
@@ -65,13 +74,19 @@ def evaluate(material: Material) -> Outcome:
     return Outcome(
         status=assessment.status if assessment else Status.UNDECIDED,
         diagnosis=cause.kind,
-        cases=len(batch),
+        cases=sum(case.batch == material.batch for case in material.stream),
         stream_cases=len(material.stream),
         metrics=_values(metrics, before),
         evidence=_evidence(material, independent, assessment, since, cause, line, rule),
         reclaim_rule=rule.declined,
-        summary=summarise(material.model, len(material.stream), assessment, cause, line),
+        summary=summarise(material.model, _seen(material, evidence, assessment), assessment, cause, line),
     )
+
+
+def _seen(material: Material, evidence: Sequence[StreamCase], assessment: Assessment | None) -> Seen:
+    """The cases that the summary speaks of: after a recovery those since then."""
+    first = assessment.restarted_after if assessment else 0
+    return Seen(sum(case.batch > first for case in evidence), first, len(material.stream) - len(evidence))
 
 
 def _assess(material: Material, independent: Sequence[StreamCase]) -> Assessment:
@@ -132,6 +147,9 @@ def _evidence(
     if assessment:
         found |= _detector_evidence(assessment)
     found |= {"rule_metric": rule.metric, "rule_change": rule.change, "independent_cases": len(independent), "seed": material.seed}
+    known = [case.patient_key for case in material.stream if case.patient_key in material.taught]
+    if known:
+        found |= {"returning_training_cases": len(known), "returning_training_patients": len(set(known))}
     unknown = foreign(material.stream, material.classes)
     if unknown:
         found["cases_of_unknown_classes"] = unknown
@@ -165,6 +183,7 @@ def _detector_evidence(assessment: Assessment) -> Evidence:
         "thresholds_from": assessment.thresholds.origin,
         "smallest_fall_in_a_year": assessment.smallest_fall,
         "more_cases_needed": assessment.more_cases if assessment.status is Status.UNDECIDED else None,
+        "recovered_after_batch": assessment.restarted_after or None,
         "own_baseline_cases": assessment.own_baseline or None,
         "unproven_classes": ", ".join(assessment.unproven) or None,
     }

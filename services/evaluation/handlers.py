@@ -75,6 +75,7 @@ class Evaluate(BatchConsumer[Prepared]):
             stream = repository.stream(session, found.model, found.version, last)
             baseline = list(registry.baseline(session, found.model, found.version))
             classes = repository.classes(session, found.model) or _classes_in(stream)
+            taught = repository.taught(session, found.model)
             task = repository.task_of(session, found.batch_id)
             mark, kept = self._kept_thresholds(session, found, baseline, classes)
         thresholds = kept or self._calibrate(mark, baseline, classes)
@@ -88,6 +89,7 @@ class Evaluate(BatchConsumer[Prepared]):
             thresholds=thresholds,
             draws=self.settings.bootstrap_draws,
             seed=self.settings.seed,
+            taught=taught,
         )
         return Finished(found, task, data.corrected, evaluate(material), mark, thresholds)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqlmodel import Session, col, func, select
 
-from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, RegisteredModel
+from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, RegisteredModel, TrainingPatient
 from services.evaluation.detector import Thresholds
 from services.evaluation.stream import StreamCase
 
@@ -56,6 +56,11 @@ def stream(session: Session, model: str, version: int, up_to: int) -> list[Strea
         .order_by(col(Batch.number), col(Case.acquired_at), col(Case.study_key))
     )
     return [StreamCase(*row) for row in session.execute(query)]
+
+
+def taught(session: Session, model: str) -> frozenset[str]:
+    """Patients whom the model was trained on."""
+    return frozenset(session.exec(select(TrainingPatient.patient_key).where(TrainingPatient.model == model)))
 
 
 def task_of(session: Session, batch_id: str) -> str:

@@ -1,5 +1,7 @@
 """What an evaluation says, in two sentences a radiologist understands."""
 
+from dataclasses import dataclass
+
 from schemas.vocabulary import Diagnosis, Status
 from services.evaluation.diagnosis import Cause
 from services.evaluation.verdict import Assessment, Fall
@@ -13,18 +15,33 @@ _CAUSES = {
 }
 
 
-def summarise(model: str, cases: int, assessment: Assessment | None, cause: Cause, root_cause: str) -> str:
+@dataclass(frozen=True)
+class Seen:
+    """The labelled cases that a summary speaks of: those after batch `recovered_after` (0: all), and those left out."""
+
+    cases: int
+    recovered_after: int = 0
+    left_out: int = 0
+
+    def __str__(self) -> str:
+        since = f" since batch {self.recovered_after + 1}, after a recovery," if self.recovered_after else ""
+        out = f" ({self.left_out} studies of patients whom it was trained on are left out)" if self.left_out else ""
+        return f"{self.cases} labelled cases{out}{since}"
+
+
+def summarise(model: str, seen: Seen, assessment: Assessment | None, cause: Cause, root_cause: str) -> str:
     """Two sentences: what was seen, then what it means or what is still missing."""
     if assessment is None:
-        return f"{model} has no labelled test set to compare with. Its {cases} labelled cases were measured but not judged."
+        return f"{model} has no labelled reference cases to be compared with. {seen} were measured but not judged."
     if assessment.status is Status.UNDECIDED:
-        return f"No decline of {model} shows in {cases} labelled cases. {_undecided(assessment)}"
+        return f"No decline of {model} shows, but {seen} are too few to rule one out. {_undecided(assessment)}"
     if assessment.fall is None:
-        return f"{model} performs as on its test set: {cases} labelled cases show no decline. {_limits(assessment, cause)}"
-    seen = _fall(model, assessment.fall, certain=assessment.status is Status.DEGRADED)
+        own = f", the first {assessment.own_baseline} of them being reference cases too" if assessment.own_baseline else ""
+        return f"{model} performs as on its reference cases: {seen} show no decline{own}. {_limits(assessment, cause)}"
+    told = _fall(model, assessment.fall, certain=assessment.status is Status.DEGRADED)
     why = _CAUSES.get(cause.kind, "the cause is not known")
     line = f" ({root_cause})" if root_cause else ""
-    return f"{seen} {why[0].upper()}{why[1:]}{line}."
+    return f"{told} {why[0].upper()}{why[1:]}{line}."
 
 
 def _fall(model: str, fall: Fall, *, certain: bool) -> str:
@@ -36,7 +53,7 @@ def _fall(model: str, fall: Fall, *, certain: bool) -> str:
 
 def _undecided(assessment: Assessment) -> str:
     if assessment.more_cases is None:
-        return "Its test set is too small to tell a fall of 20 percentage points from chance, however many cases follow."
+        return "Its reference cases lack a usual class, so nothing can be said of that class, however many cases follow."
     return f"About {assessment.more_cases} more are needed before a fall of 20 percentage points in one class would show."
 
 
@@ -44,6 +61,6 @@ def _limits(assessment: Assessment, cause: Cause) -> str:
     if cause.kind is Diagnosis.PREVALENCE:
         return f"However, {cause.what}, which moves precision and accuracy."
     if assessment.smallest_fall is None:
-        return "Falls of single classes cannot be told from chance with this test set."
+        return "Falls of single classes cannot be told from chance with these reference cases."
     points = round(100 * assessment.smallest_fall)
     return f"In a year at this volume a fall of {points} percentage points in one class would show, a smaller one may not."

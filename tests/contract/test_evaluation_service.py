@@ -11,7 +11,7 @@ from sqlmodel import col, select
 from schemas import topics
 from schemas.events import Label, Prediction
 from schemas.settings import EvaluationSettings, JoinSettings
-from schemas.tables import Audit, BaselineCase, DeadLetter, DetectorCalibration, Evaluation, ModelVersion, Outbox
+from schemas.tables import Audit, BaselineCase, DeadLetter, DetectorCalibration, Evaluation, ModelVersion, Outbox, TrainingPatient
 from services.evaluation import calibration, repository
 from services.evaluation.app import build
 from services.ground_truth.handlers import Join
@@ -219,7 +219,7 @@ def test_a_version_without_a_test_set_is_measured_but_not_judged(site):
     site.evaluate()
     row = site.latest()
     assert (row.status, row.diagnosis) == ("undecided", "none")
-    assert "no labelled test set" in row.summary
+    assert "no labelled reference cases" in row.summary
 
 
 def test_an_unknown_batch_goes_to_the_dead_letters(site):
@@ -255,3 +255,25 @@ def test_a_batch_that_is_delivered_again_late_does_not_change_the_status(site):
     late = max(site.rows(Evaluation), key=lambda row: row.evaluated_at)
     assert (late.status, late.stream_cases) == ("degraded", 200)
     assert (site.latest().status, site.latest(version=1).status) == ("degraded", "degraded")
+
+
+def test_patients_that_the_model_was_trained_on_are_no_evidence(site):
+    """They are read better than others: here they hide a fall that all other patients show."""
+    site.register()
+    with site.database.transaction() as tx:
+        # Every study but the last eight of ten is of a patient whom the model knows by heart.
+        known = [TrainingPatient(model="tumour", patient_key=_key("p", number)) for number in range(100) if number % 10 < 8]
+        tx.session.add_all([*known, TrainingPatient(model="another", patient_key=_key("p", 9))])
+    for _ in range(10):
+        site.score_and_label(8, error=0.0)
+        site.score_and_label(2, error=0.9)
+    site.evaluate()
+    row = site.latest()
+    assert row.stream_cases == 100
+    assert row.evidence["independent_cases"] == 20
+    assert row.evidence["returning_training_cases"] == 80
+    assert row.evidence["returning_training_patients"] == 80
+    recall = next(metric for metric in row.metrics if metric["name"] == "recall:glioma")
+    assert recall["cases"] == 5
+    assert recall["value"] < 0.5
+    assert row.status == "degraded"

@@ -9,7 +9,7 @@ from models.bundle import network_of, save_bundle
 from models.data import load_tensors, read_manifest
 from models.training import TrainingSettings, train
 from schemas.events import MaintenancePromotion
-from schemas.tables import Audit, BaselineCase, Case, Job, ModelVersion, RegisteredModel
+from schemas.tables import Audit, BaselineCase, Case, Job, ModelVersion, RegisteredModel, TrainingPatient
 from schemas.topics import PROMOTION
 from schemas.vocabulary import CaseRole, Verdict, VersionState
 from services.remediation import repository
@@ -99,3 +99,13 @@ def test_only_a_candidate_of_a_model_in_service_is_judged(stripes: Context) -> N
         registry.retire(tx, "stripes", 1, actor="user:owner")
     with pytest.raises(InvalidInput, match="no version of 'stripes' serves"):
         admit(stripes, "stripes", 1, **WORDS)
+
+
+def test_whom_a_model_has_learnt_from_is_on_record(stripes: Context, template: Path) -> None:
+    learnt = [each for each in read_manifest(template / "development" / "manifest.csv") if each.split in ("train", "valid")]
+    with stripes.database.read() as session:
+        known = session.exec(select(TrainingPatient.patient_key).where(TrainingPatient.model == "stripes")).all()
+        tested = set(session.exec(select(BaselineCase.patient_key)))
+    assert set(known) == {stripes.pseudonyms.patient(each.patient) for each in learnt}
+    assert known
+    assert not tested & set(known)

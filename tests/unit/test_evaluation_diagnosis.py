@@ -10,7 +10,7 @@ from schemas.vocabulary import Diagnosis, Status
 from services.evaluation.detector import Thresholds
 from services.evaluation.diagnosis import Cause, diagnose, mix_shift, root_cause
 from services.evaluation.stream import StreamCase, one_per_patient
-from services.evaluation.summary import summarise
+from services.evaluation.summary import Seen, summarise
 from services.evaluation.verdict import Assessment, Fall
 
 START = datetime(2026, 3, 12, 9, tzinfo=UTC)
@@ -114,11 +114,18 @@ def test_a_patient_counts_once_and_never_with_the_test_set():
         (replace(ASSESSMENT, status=Status.HEALTHY, fall=None), Cause(Diagnosis.NONE), "a fall of 9 percentage points"),
         (replace(ASSESSMENT, status=Status.HEALTHY, fall=None), Cause(Diagnosis.PREVALENCE, "the mix moved"), "the mix moved"),
         (replace(ASSESSMENT, status=Status.UNDECIDED, fall=None, more_cases=120), Cause(Diagnosis.NONE), "About 120 more"),
-        (replace(ASSESSMENT, status=Status.UNDECIDED, fall=None, more_cases=None), Cause(Diagnosis.NONE), "too small"),
-        (None, Cause(Diagnosis.NONE), "no labelled test set"),
+        (replace(ASSESSMENT, status=Status.UNDECIDED, fall=None, more_cases=None), Cause(Diagnosis.NONE), "however many"),
+        (
+            replace(ASSESSMENT, status=Status.HEALTHY, fall=None, restarted_after=11),
+            Cause(Diagnosis.NONE),
+            "250 labelled cases (3 studies of patients whom it was trained on are left out) since batch 12, after a recovery, show",
+        ),
+        (replace(ASSESSMENT, status=Status.HEALTHY, fall=None, own_baseline=100), Cause(Diagnosis.NONE), "the first 100 of them"),
+        (None, Cause(Diagnosis.NONE), "no labelled reference cases"),
     ],
 )
 def test_two_sentences(assessment, cause, words):
-    text = summarise("tumour", 250, assessment, cause, root_cause(cause, FALL, START))
+    seen = Seen(250, assessment.restarted_after if assessment else 0, 3)
+    text = summarise("tumour", seen, assessment, cause, root_cause(cause, FALL, START))
     assert words in text
     assert text.rstrip(".").count(". ") == 1
