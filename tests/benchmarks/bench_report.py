@@ -39,6 +39,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     """The options every benchmark has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a few seconds instead of the full measurement")
+    parser.add_argument("--data", type=Path, help="labelled images as for `reclaim demo --data`; default: packaged ones")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     return parser
 

@@ -1,6 +1,6 @@
 """Studies a minute from the first C-STORE to the published prediction, against transfer + decode + forward alone.
 
-    python tests/benchmarks/e2e.py [--quick] [--studies N] [--json FILE]
+    python tests/benchmarks/e2e.py [--quick] [--studies N] [--data FOLDER] [--json FILE]
 
 Starts `reclaim up` (embedded broker, SQLite) with a small model, pushes single-image MR studies over real associations and
 reads the predictions from the bus like any outside consumer. The bare sum does the same work without durability or bus:
@@ -13,7 +13,7 @@ import os
 import statistics
 import tempfile
 import time
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer
@@ -24,7 +24,8 @@ from rich.console import Console
 from sqlmodel import select
 
 from listeners.demo.builtin import BuiltinSource
-from listeners.demo.cohort import BEFORE, Development
+from listeners.demo.cohort import BEFORE, Development, Source
+from listeners.demo.folder import FolderSource
 from listeners.demo.stage import Stage, free_port
 from listeners.demo.studies import Phase, write_development, write_phase
 from listeners.dicom.send import send_folder
@@ -49,15 +50,16 @@ def main() -> None:
     rounds = 1 if options.quick else 3
     with tempfile.TemporaryDirectory() as folder:
         os.environ["RECLAIM_DICOM_QUIET_PERIOD_S"] = str(QUIET_S)
-        rows, targets = measure(Path(folder), count, rounds, options.associations)
-    finish(
-        "e2e", rows, targets, options.json, f"{count} MR studies of one 96x96 image a round, {options.associations} associations."
-    )
+        source = FolderSource(options.data, None, "MR") if options.data else BuiltinSource(counts=(120, 40, 60))
+        rows, targets = measure(source, Path(folder), count, rounds, options.associations)
+    note = f"{count} MR studies of one image a round ({source.name}), {options.associations} associations."
+    finish("e2e", rows, targets, options.json, note)
 
 
-def measure(folder: Path, count: int, rounds: int, associations: int) -> tuple[list[dict[str, object]], list[Target]]:
+def measure(
+    source: Source, folder: Path, count: int, rounds: int, associations: int
+) -> tuple[list[dict[str, object]], list[Target]]:
     """Interleaved rounds of ours and of the bare sum."""
-    source = BuiltinSource(counts=(120, 40, 60))
     phases = write_rounds(source, folder, count, rounds)
     ours, latencies, bare = [], [], []
     with Stage(folder / "stage", {}) as stage:
@@ -73,19 +75,22 @@ def measure(folder: Path, count: int, rounds: int, associations: int) -> tuple[l
     return table(ours, latencies, bare)
 
 
-def write_rounds(source: BuiltinSource, folder: Path, count: int, rounds: int) -> list[Phase]:
-    """One folder of fresh studies a round."""
-    stream = source.stable()
+def write_rounds(source: Source, folder: Path, count: int, rounds: int) -> list[Phase]:
+    """One folder of fresh studies a round; a source with too few images gives them again, as studies of their own."""
+    images = list(islice(source.stable(), rounds * count))
+    stream = cycle(images)
     return [
         write_phase(f"round{n}", source, list(islice(stream, count)), folder, BEFORE, n * count, lambda: None)
         for n in range(rounds)
     ]
 
 
-def prepare_model(stage: Stage, source: BuiltinSource, images: Development, folder: Path) -> None:
+def prepare_model(stage: Stage, source: Source, images: Development, folder: Path) -> None:
     """A trained and registered model to score with."""
     manifest = write_development(source, images, folder / "development", BEFORE, lambda: None)
-    train_and_register(stage.context, TrainingRequest(manifest, "bench", source.task, ("MR",), epochs=2), lambda _: None, lambda _: True)
+    train_and_register(
+        stage.context, TrainingRequest(manifest, "bench", source.task, ("MR",), epochs=2), lambda _: None, lambda _: True
+    )
 
 
 async def one_round(stage: Stage, phase: Phase, associations: int) -> tuple[float, list[float]]:

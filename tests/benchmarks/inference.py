@@ -1,6 +1,7 @@
 """Studies a second of the scoring consumer against a bare forward pass on tensors that are already in memory.
 
-    python tests/benchmarks/inference.py [--quick] [--networks resnet50,densenet121] [--studies N] [--rounds N] [--json FILE]
+    python tests/benchmarks/inference.py [--quick] [--networks resnet50,densenet121] [--studies N] [--rounds N]
+        [--data FOLDER] [--json FILE]
 
 Ours is the whole path of a polled batch: validate the events, look into the inbox, read the registry, read and decode the
 DICOM files, prepare, forward, and commit predictions, inbox and outbox (SQLite, synchronous=FULL). The bare peer has the
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 from torch.nn import functional
 
+from listeners.demo.folder import load
 from models.bundle import LoadedModel, load_bundle, network_of, save_bundle
 from models.predictor import Predictor
 from models.preprocessing import load_study
@@ -90,8 +93,9 @@ def main() -> None:
         workers=options.workers,
     )
     cases = [(network, device) for device in options.devices.split(",") for network in options.networks.split(",")]
-    measured = [measure(network, device, plan) for network, device in cases]
-    note = f"{plan.studies} studies of one {SIDE}x{SIDE} CT image"
+    measured = [measure(network, device, plan, options.data) for network, device in cases]
+    images = f" from {options.data.name}" if options.data else ""
+    note = f"{plan.studies} studies of one {SIDE}x{SIDE} CT image{images}"
     targets = [target for _, target in measured if target] + _missing(options.devices)
     finish("inference", [row for row, _ in measured], targets, options.json, f"{note}, input {SIZE}x{SIZE}, {plan.rounds} rounds.")
 
@@ -100,12 +104,12 @@ def _missing(devices: str) -> list[Target]:
     return [] if "cuda" in devices else [at_least("consumer / bare, GPU, bfloat16 (no GPU on this machine)", None, BOUNDS["cuda"])]
 
 
-def measure(network: str, device: str, plan: Plan) -> tuple[dict[str, Any], Target | None]:
+def measure(network: str, device: str, plan: Plan, data: Path | None) -> tuple[dict[str, Any], Target | None]:
     """One network on one device, in a state folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         context = make_context(Path(folder), device, plan)
         loaded = register(context, network)
-        studies = make_archive(context, plan.studies)
+        studies = make_archive(context, plan.studies, data)
         consumer = make_consumer(context)
         try:
             return compare(context, consumer, loaded, studies, plan, network)
@@ -222,15 +226,21 @@ def register(context: Context, network: str) -> LoadedModel:
     return load_bundle(folder)
 
 
-def make_archive(context: Context, count: int) -> list[StudyReceived]:
-    """Studies of one uncompressed 16-bit CT image each: pydicom's real slice, enlarged, with noise of its own."""
+def make_archive(context: Context, count: int, data: Path | None) -> list[StudyReceived]:
+    """Studies of one uncompressed 16-bit image each, with noise of its own: pydicom's real CT slice, or images of `data`."""
     dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
-    pixels = torch.from_numpy(dataset.pixel_array.astype(np.float32))[None, None]
-    large = functional.interpolate(pixels, size=(SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0].numpy()
+    dataset.WindowCenter, dataset.WindowWidth = (128, 256) if data else (40, 400)
+    sources = [item.image for item in load(data).items[:count]] if data else [dataset.pixel_array]
     dataset.Rows = dataset.Columns = SIDE
-    dataset.WindowCenter, dataset.WindowWidth = 40, 400
     rng = np.random.default_rng(0)
-    return [_store(context, dataset, large + rng.normal(0, 5, large.shape)) for _ in range(count)]
+    large = [enlarged(image) for image in sources]
+    return [_store(context, dataset, image + rng.normal(0, 5, image.shape)) for image in islice(cycle(large), count)]
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """An image as float [SIDE, SIDE]."""
+    pixels = torch.from_numpy(image.astype(np.float32))[None, None]
+    return functional.interpolate(pixels, size=(SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
 def _store(context: Context, dataset: pydicom.Dataset, pixels: np.ndarray) -> StudyReceived:
