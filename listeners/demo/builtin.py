@@ -36,7 +36,7 @@ class BuiltinSource:
     classes: Sequence[str] = tuple(LEVELS)
     sizes = Sizes()
 
-    def __init__(self, seed: int = 0, size: int = 96, counts: tuple[int, int, int] = (560, 120, 400)) -> None:
+    def __init__(self, seed: int = 0, size: int = 96, counts: tuple[int, int, int] = (560, 120, 800)) -> None:
         self._seed, self._size, self._counts = seed, size, counts
 
     def development(self) -> Development:
