@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from sqlalchemy import and_, or_
 from sqlmodel import Session, col, func, select
 
 from agents.guardrails import Facts, Situation
@@ -12,6 +13,8 @@ from services.remediation.plan import start_of_decline
 from services.runtime import registry
 
 ACTIVE = (OrderState.AWAITING_APPROVAL, OrderState.ACCEPTED, OrderState.RUNNING)
+_STREAM = (col(Evaluation.stream_cases), col(Evaluation.evaluated_at), col(Evaluation.evaluation_id))
+"""Order of a version's evaluations: by the stream that they judge, however late they were made."""
 STARTED = (OrderState.ACCEPTED, OrderState.RUNNING, OrderState.DONE, OrderState.FAILED)
 
 
@@ -31,18 +34,25 @@ def latest(session: Session, model: str, version: int | None) -> Evaluation | No
 
 
 def last_decline(session: Session, model: str) -> Evaluation | None:
-    """The newest degraded evaluation of any version of a model."""
-    query = select(Evaluation).where(Evaluation.model == model, Evaluation.status == Status.DEGRADED)
-    return session.exec(query.order_by(col(Evaluation.evaluated_at).desc()).limit(1)).first()
+    """The newest degraded evaluation of the version that declined last; one that is delivered again makes no version newer."""
+    degraded = (Evaluation.model == model, Evaluation.status == Status.DEGRADED)
+    first = select(Evaluation.version).where(*degraded).group_by(col(Evaluation.version), col(Evaluation.batch_id))
+    version = session.exec(first.order_by(func.min(Evaluation.evaluated_at).desc()).limit(1)).first()
+    query = select(Evaluation).where(*degraded, Evaluation.version == version)
+    return session.exec(query.order_by(*(column.desc() for column in _STREAM)).limit(1)).first()
 
 
 def noticed_at(session: Session, model: str, version: int) -> datetime | None:
-    """When the last decline of a version was found: its first degraded evaluation after the last healthy one."""
-    own = (Evaluation.model == model, Evaluation.version == version)
-    healthy = select(func.max(Evaluation.evaluated_at)).where(*own, Evaluation.status == Status.HEALTHY)
-    since = session.exec(healthy).one()
-    query = select(func.min(Evaluation.evaluated_at)).where(*own, Evaluation.status == Status.DEGRADED)
-    return session.exec(query.where(col(Evaluation.evaluated_at) > since) if since else query).one()
+    """When the last decline of a version was found: its first degraded evaluation after the last healthy one, in the stream."""
+    cases, at = col(Evaluation.stream_cases), col(Evaluation.evaluated_at)
+    own = select(cases, at).where(Evaluation.model == model, Evaluation.version == version)
+    well = own.where(Evaluation.status == Status.HEALTHY).order_by(*(column.desc() for column in _STREAM)).limit(1)
+    healthy = session.exec(well).first()
+    ill = own.where(Evaluation.status == Status.DEGRADED).order_by(*_STREAM).limit(1)
+    if healthy is not None:
+        ill = ill.where(or_(cases > healthy[0], and_(cases == healthy[0], at > healthy[1])))
+    found = session.exec(ill).first()
+    return found[1] if found is not None else None
 
 
 def orders_since(session: Session, model: str, kind: OrderKind, since: datetime | None) -> Sequence[Order]:
