@@ -129,7 +129,7 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything one report is made from. `history`: the newest evaluation of each batch, in closing order."""
+    """Everything one report is made from. `history`: each batch with its newest figures and its status, in closing order."""
 
     cause: Cause
     task: str

@@ -1,6 +1,7 @@
 """All SQL of the reports: gathers the facts as they stood at the cause, stores the finished report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import and_, not_
@@ -32,8 +33,9 @@ def gather(session: Session, cause: Cause) -> Facts:
     """All facts of a report; InvalidInput when the model, version or evaluation does not exist."""
     owner = registry.model(session, cause.model)
     number = _version_number(session, owner, cause)
-    history = _history(session, cause.model, cause.as_of)
-    latest = _latest(history, number, cause)
+    judgements = _judgements(session, cause.model, cause.as_of)
+    history = _history(judgements)
+    latest = _latest(judgements, history, number, cause)
     return Facts(
         cause=cause,
         task=owner.task,
@@ -64,21 +66,33 @@ def _version_number(session: Session, owner: RegisteredModel, cause: Cause) -> i
     return registry.version(session, owner.name, wanted).version
 
 
-def _history(session: Session, model: str, until: datetime) -> list[EvaluationFacts]:
+def _judgements(session: Session, model: str, until: datetime) -> list[EvaluationFacts]:
+    """All evaluations, those of a version in the order of the stream that they judge, however late they were made."""
     query = (
         select(Evaluation, Batch)
         .join(Batch, col(Batch.batch_id) == col(Evaluation.batch_id), isouter=True)
         .where(Evaluation.model == model, col(Evaluation.evaluated_at) <= until)
-        .order_by(col(Evaluation.evaluated_at), Evaluation.evaluation_id)
+        .order_by(col(Evaluation.stream_cases), col(Evaluation.evaluated_at), Evaluation.evaluation_id)
     )
-    newest: dict[str, tuple[Evaluation, Batch | None]] = {}
-    for evaluation, batch in session.exec(query):
-        newest[evaluation.batch_id] = (evaluation, batch)
-    numbered: list[EvaluationFacts] = []
-    for evaluation, closed in newest.values():
-        earlier = sum(each.version == evaluation.version for each in numbered)
-        numbered.append(_evaluation_facts(evaluation, closed, earlier + 1))
-    return sorted(numbered, key=lambda each: (each.closed_at, each.version, each.number))
+    found: list[EvaluationFacts] = []
+    places: dict[int, dict[str, int]] = {}
+    for evaluation, closed in session.exec(query):
+        known = places.setdefault(evaluation.version, {})
+        found.append(_evaluation_facts(evaluation, closed, known.setdefault(evaluation.batch_id, len(known) + 1)))
+    return found
+
+
+def _history(judgements: Sequence[EvaluationFacts]) -> list[EvaluationFacts]:
+    """Each batch with its newest figures and the status that the stream had with it: a later judgement is no alarm of then."""
+    first: dict[str, EvaluationFacts] = {}
+    newest: dict[str, EvaluationFacts] = {}
+    for each in judgements:
+        known = first.get(each.batch_id)
+        if known is None or known.stream_cases == each.stream_cases:
+            first[each.batch_id] = each
+        newest[each.batch_id] = each
+    merged = [replace(each, status=first[batch].status, evaluated_at=first[batch].evaluated_at) for batch, each in newest.items()]
+    return sorted(merged, key=lambda each: (each.closed_at, each.version, each.number))
 
 
 def _evaluation_facts(row: Evaluation, batch: Batch | None, place: int) -> EvaluationFacts:
@@ -104,13 +118,27 @@ def _evaluation_facts(row: Evaluation, batch: Batch | None, place: int) -> Evalu
     )
 
 
-def _latest(history: Sequence[EvaluationFacts], version: int, cause: Cause) -> EvaluationFacts | None:
+def _latest(
+    judgements: Sequence[EvaluationFacts], history: Sequence[EvaluationFacts], version: int, cause: Cause
+) -> EvaluationFacts | None:
+    """The evaluation that the cause names, else the newest judgement of the version with the figures of its newest batch."""
     if cause.evaluation_id is not None and cause.promotion is None:
-        named = next((each for each in history if each.evaluation_id == cause.evaluation_id), None)
+        named = next((each for each in judgements if each.evaluation_id == cause.evaluation_id), None)
         if named is not None:
             return named
     about = cause.promotion.champion_before if cause.promotion is not None else version
-    return next((each for each in reversed(history) if each.version == about), None)
+    judged = next((each for each in reversed(judgements) if each.version == about), None)
+    batch = next((each for each in reversed(history) if each.version == about), None)
+    if judged is None or batch is None:
+        return None
+    return replace(
+        judged,
+        batch_id=batch.batch_id,
+        number=batch.number,
+        cases=batch.cases,
+        metrics=batch.metrics,
+        reclaim_rule=batch.reclaim_rule,
+    )
 
 
 def _version_facts(row: ModelVersion) -> VersionFacts:

@@ -225,6 +225,35 @@ def test_an_alarm_report_names_class_start_and_cause(story):
     assert "https://" not in page
 
 
+def judged_again(context, number, identity, **values):
+    """Another evaluation of an old batch, as after a correction or a late delivery; returns its row."""
+    with context.database.transaction() as tx:
+        old = tx.session.get_one(Evaluation, f"ev-{MODEL}-1-{number}")
+        tx.session.add(Evaluation(**(old.model_dump() | {"evaluation_id": identity} | values)))
+
+
+def test_a_correction_of_an_old_batch_moves_no_alarm(story, clock):
+    clock.advance(3600)
+    newest = {"status": "degraded", "stream_cases": 700, "evaluated_at": clock.now(), "summary": "It is worse. Still."}
+    judged_again(story, 2, "corrected", **newest, evidence=fall_evidence(), diagnosis="covariate")
+    clock.advance(60)
+    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
+    [report] = reported(story)
+    data = json.loads(contents(story, report)["report.json"])["data"]
+    assert [each["status"] for each in data["history"]] == ["healthy"] * 4 + ["watch"] + ["degraded"] * 2
+    assert report.summary == "It is worse. Still.", "the newest judgement of the stream"
+    assert data["latest"]["batch_number"] == 7, "with the figures of the newest batch"
+
+
+def test_a_late_judgement_of_a_shorter_stream_is_not_the_newest(story, clock):
+    clock.advance(3600)
+    judged_again(story, 3, "late", evaluated_at=clock.now())
+    clock.advance(60)
+    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
+    [report] = reported(story)
+    assert (report.status, json.loads(contents(story, report)["report.json"])["data"]["latest"]["batch_number"]) == ("degraded", 7)
+
+
 def test_the_json_holds_the_numbers_of_the_tables(story):
     process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
     [report] = reported(story)
