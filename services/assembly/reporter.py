@@ -30,7 +30,6 @@ from services.assembly.announcement_repository import (
     stored_of,
 )
 from services.assembly.commitments import Reference, Report, next_attempt, report_on
-from services.runtime.bells import Bells
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.health import pause
 from services.runtime.scu import Peer, PeerLost, PeerRefuses, Timeouts, association, peers, status_words
@@ -70,7 +69,7 @@ class Reporter:
     async def run(self, stop: StopSignal) -> None:
         """Deliver reports until `stop` is set."""
         awake = asyncio.Event()
-        with Bells(self._context.settings.bells_dir).listen(REPORTER_BELL, awake):
+        with self._database.listen(REPORTER_BELL, awake):
             while not stop.is_set:
                 awake.clear()
                 worked = await asyncio.to_thread(self.step, stop)

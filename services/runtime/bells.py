@@ -1,8 +1,9 @@
-"""Doorbells between the processes of one machine: "look now" instead of waiting for the next look.
+"""Doorbells between processes: "look now" instead of waiting for the next look.
 
-A bell says only that something may have happened; the database says what. A ring that is lost, or a listener on another
-machine, costs the listener's ordinary interval and nothing else. Each listener has a FIFO of its own under the state
-folder: writing to it never blocks, fails at once when nobody listens, and no address has to be agreed on.
+A bell says only that something may have happened; the database says what. A ring that is lost costs the listener's
+ordinary interval and nothing else. On PostgreSQL the database carries the ring (NOTIFY, with the commit), to other machines
+too. Beside SQLite, each listener has a FIFO of its own under the state folder: writing to it never blocks, fails at once
+when nobody listens, and no address has to be agreed on.
 """
 
 import asyncio
@@ -14,11 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy import Engine, func, select
+from sqlmodel import Session
+
 _MOST_BYTES: Final = 65_536
+_RECONNECT_S: Final = 1.0
 
 
 class Bells:
-    """The bells of one state folder; thread-safe. `ring` never raises: bells are a courtesy."""
+    """The FIFOs of one state folder; thread-safe. `ring` never raises: bells are a courtesy."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -45,6 +50,42 @@ class Bells:
             loop.remove_reader(descriptor)
             path.unlink(missing_ok=True)
             os.close(descriptor)
+
+
+def notify(session: Session, name: str) -> None:
+    """PostgreSQL: ring with the commit of this transaction."""
+    session.execute(select(func.pg_notify(_channel(name), "")))
+
+
+@contextlib.contextmanager
+def listen_to_notifications(engine: Engine, name: str, awake: asyncio.Event) -> Iterator[None]:
+    """PostgreSQL: set `awake` at every ring while the body runs, over a connection of its own. Needs a running loop."""
+    task = asyncio.get_running_loop().create_task(_hear_notifications(engine, name, awake))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _hear_notifications(engine: Engine, name: str, awake: asyncio.Event) -> None:
+    """Listen until cancelled; a database that is away comes back, and then what was missed is looked at."""
+    import psycopg  # noqa: PLC0415 - installed only where PostgreSQL is used
+    from psycopg.sql import SQL, Identifier  # noqa: PLC0415
+
+    arguments, parameters = engine.dialect.create_connect_args(engine.url)
+    while True:
+        try:
+            async with await psycopg.AsyncConnection.connect(*arguments, **parameters, autocommit=True) as connection:
+                await connection.execute(SQL("LISTEN {}").format(Identifier(_channel(name))))
+                awake.set()
+                async for _ in connection.notifies():
+                    awake.set()
+        except (psycopg.Error, OSError):
+            await asyncio.sleep(_RECONNECT_S)
+
+
+def _channel(name: str) -> str:
+    return f"reclaim_{name}"
 
 
 def _make(folder: Path) -> tuple[Path, int]:

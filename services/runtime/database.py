@@ -4,8 +4,9 @@ SQLite runs in WAL with foreign keys, synchronous=FULL and BEGIN IMMEDIATE for e
 transactions two claimers can both read a row as free.
 """
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlmodel import Session
 
 from schemas.settings import Settings
-from services.runtime.bells import Bells
+from services.runtime.bells import Bells, listen_to_notifications, notify
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.transaction import Transaction
@@ -48,10 +49,19 @@ class Database:
         with self._session() as session:
             transaction = Transaction(session, self.clock)
             yield transaction
+            if self.dialect == "postgresql":
+                for bell in sorted(transaction.rings):
+                    notify(session, bell)
             session.commit()
-        if self._bells is not None:
+        if self._bells is not None and self.dialect != "postgresql":
             for bell in transaction.rings:
                 self._bells.ring(bell)
+
+    def listen(self, bell: str, awake: asyncio.Event) -> AbstractContextManager[None]:
+        """Have `awake` set whenever a transaction that rings `bell` is committed (see `services.runtime.bells`)."""
+        if self.dialect == "postgresql":
+            return listen_to_notifications(self.engine, bell, awake)
+        return self._bells.listen(bell, awake) if self._bells is not None else nullcontext()
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -14,7 +14,6 @@ from faststream.kafka import KafkaBroker
 
 from schemas.settings import KafkaSettings
 from services.runtime import lease
-from services.runtime.bells import Bells
 from services.runtime.bus import backoff, make_broker, subscribe
 from services.runtime.errors import Transient
 from services.runtime.health import EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, Health
@@ -149,7 +148,7 @@ async def _work(worker: Worker, health: Health) -> None:
 
 async def _tick(ticker: Ticker, context: Context, health: Health) -> None:
     awake = asyncio.Event()
-    with Bells(context.settings.bells_dir).listen(ticker.bell, awake) if ticker.bell else contextlib.nullcontext():
+    with context.database.listen(ticker.bell, awake) if ticker.bell else contextlib.nullcontext():
         await _tick_until_stopped(ticker, context, health, awake)
 
 

@@ -15,7 +15,6 @@ from faststream.kafka import KafkaBroker
 
 from schemas.settings import KafkaSettings
 from services.runtime import lease, outbox
-from services.runtime.bells import Bells
 from services.runtime.bus import backoff, make_broker
 from services.runtime.database import Database
 from services.runtime.errors import Transient
@@ -76,7 +75,7 @@ class Relay:
         async with _connected(kafka) as broker:
             try:
                 await self._prepare()
-                with Bells(self._settings.bells_dir).listen(RELAY_BELL, self._awake):
+                with self._database.listen(RELAY_BELL, self._awake):
                     await self._loop(stop, broker)
             finally:
                 with contextlib.suppress(Transient):

@@ -110,7 +110,7 @@ class Transaction:
         self._put_out(row)
 
     def ring(self, bell: str) -> None:
-        """Wake who listens to `bell` on this machine, after the commit (see `services.runtime.bells`)."""
+        """Wake who listens to `bell` after the commit (see `services.runtime.bells`)."""
         self.rings.add(bell)
 
     def _put_out(self, row: Outbox) -> None:
