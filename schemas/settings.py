@@ -114,14 +114,29 @@ class DicomSettings(Group):
         86_400.0, gt=0, description="A report that could not be delivered for this long is given up"
     )
     max_associations: int = Field(50, ge=1)
-    max_pdu: int = Field(131_072, ge=0)
-    network_timeout_s: float = Field(60.0, gt=0)
+    max_associations_per_peer: int = Field(0, ge=0, description="Associations of one IP address at the same time; 0: no limit")
+    max_pending_connections: int = Field(100, ge=1, description="Connections that have not negotiated yet; the oldest gives way")
+    max_pdu: int = Field(131_072, ge=0, description="Longest PDU accepted; 0: no limit")
+    max_object_bytes: int = Field(1 << 31, ge=1_000, description="A larger object is answered A700")
+    network_timeout_s: float = Field(
+        60.0, gt=0, description="A peer that sends nothing, or next to nothing, for so long is cut off"
+    )
+    acse_timeout_s: float = Field(30.0, gt=0, description="Time for TLS handshake and association negotiation together")
+    calling_ae_titles: tuple[str, ...] = Field((), description="Who may call; empty: everybody")
+    called_ae_titles: tuple[str, ...] = Field((), description="By which titles we may be called; empty: by any")
+    allowed_networks: tuple[str, ...] = Field((), description="Networks (CIDR) that may connect; empty: all")
+    sop_classes_by_ae: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="Calling AE title to the only SOP Class UIDs that it may store; the others may store all"
+    )
+    tls_certificate: Path | None = Field(None, description="Certificate chain (PEM); with it the listener speaks TLS only")
+    tls_key: Path | None = Field(None, description="Its private key (PEM); default: in the certificate's file")
+    tls_ca: Path | None = Field(None, description="Certificates that must have signed the peer's: mutual authentication")
     min_free_bytes: int = Field(500_000_000, ge=0, description="Below this much free disk C-STORE answers A700")
     silent_after_s: float = Field(
         2 * 86_400.0, gt=0, description="`reclaim doctor`: no study for this long is a fault where a model serves"
     )
     sop_classes: tuple[str, ...] = Field(
-        (), description="SOP Class UIDs of further storage classes to accept, e.g. Secondary Capture"
+        (), description="SOP Class UIDs of further storage classes to accept, e.g. Encapsulated PDF"
     )
     peers: dict[str, PeerSettings] = Field(default_factory=dict, description="Name to DICOM system that we may call, e.g. pacs")
 
@@ -139,6 +154,13 @@ class HttpSettings(Group):
     )
 
 
+class RetentionSettings(Group):
+    """How long pixel data stays. Results, cases, reports and the audit record stay in any case."""
+
+    pixel_days: float = Field(0.0, ge=0, description="Images of studies whose last image came longer ago are deleted; 0 keeps them")
+    committed: bool = Field(False, description="True: delete also what a sender has asked storage commitment for")
+
+
 class InferenceSettings(Group):
     """The scoring consumer."""
 
@@ -147,6 +169,9 @@ class InferenceSettings(Group):
     batch_size: int = Field(32, ge=1)
     decode_workers: int = Field(2, ge=1, description="Threads that read and prepare images while others are scored")
     threads: int = Field(0, ge=0, description="Cores of a forward pass on the CPU; 0 leaves it to torch (all, or OMP_NUM_THREADS)")
+    unscored_days: int = Field(
+        30, ge=1, description="How long a study that came while a model was stopped waits to be scored when it is resumed"
+    )
 
 
 class JoinSettings(Group):
@@ -263,6 +288,7 @@ class Settings(BaseSettings):
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     dicom: DicomSettings = DicomSettings()
     http: HttpSettings = HttpSettings()
+    retention: RetentionSettings = RetentionSettings()
     inference: InferenceSettings = InferenceSettings()
     join: JoinSettings = JoinSettings()
     evaluation: EvaluationSettings = EvaluationSettings()

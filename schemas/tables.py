@@ -73,6 +73,7 @@ class Study(SQLModel, table=True):
     stated_instances: int = Field(default=0, description="Number of Study Related Instances (0020,1208) where sent, else 0")
     look_at: datetime | None = Field(default=None, description="When to look next whether an open study is complete; None: at once")
     ring_at: int | None = Field(default=None, description="Number of instances at which to look at once")
+    purged_at: datetime | None = Field(default=None, description="When retention last took the study's images out of the archive")
     traceparent: str = Field(default="", max_length=64, description="Trace of the last C-STORE, which the study's event continues")
 
 
@@ -94,6 +95,7 @@ class Instance(SQLModel, table=True):
     size: int = Field(sa_column=Column(BigInteger, nullable=False))
     sha256: str = Field(default="", max_length=64)
     received_at: datetime
+    purged_at: datetime | None = Field(default=None, description="When retention took the file out of the archive; None: it is there")
 
 
 class Outbox(SQLModel, table=True):
@@ -239,6 +241,23 @@ class Case(SQLModel, table=True):
     acquired_at: datetime
     scored_at: datetime
     joined_at: datetime | None = None
+
+
+class UnscoredStudy(SQLModel, table=True):
+    """A study that came while `model` was stopped and is scored when it is resumed, or, with `model` empty, that no model takes."""
+
+    __tablename__ = "unscored_study"
+    __table_args__ = (Index(None, "model", "noticed_at"),)
+    study_key: str = Field(primary_key=True, max_length=32)
+    revision: int = Field(primary_key=True)
+    model: str = Field(primary_key=True, max_length=64)
+    modality: str = Field(default="", max_length=16)
+    body_part: str = Field(default="", max_length=64)
+    reason: str = Field(default="", max_length=255)
+    event: dict[str, Any] = Field(
+        default_factory=dict, sa_column=Column(Json, nullable=False), description="The study's event, to be announced again"
+    )
+    noticed_at: datetime
 
 
 class GroundTruth(SQLModel, table=True):

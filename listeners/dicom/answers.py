@@ -38,6 +38,16 @@ STORAGE_AWAY: Final = Answer(
 INDEX_AWAY: Final = Answer(
     0xA700, "DCM-103", "Temporary: index not available, send again", "check the database (`reclaim doctor`); senders retry"
 )
+INDEX_BEHIND: Final = Answer(
+    0xA700, "DCM-104", "Temporary: index is behind, send again", "check the database (`reclaim doctor`); senders retry"
+)
+TOO_LARGE: Final = Answer(
+    0xA700, "DCM-105", "Out of resources: the object is too large", "raise RECLAIM_DICOM_MAX_OBJECT_BYTES if it is a real one"
+)
+NOT_AUTHORIZED: Final = Answer(
+    0x0124, "DCM-209", "This AE may not store this SOP class", "add the class to RECLAIM_DICOM_SOP_CLASSES_BY_AE if it shall come"
+)
+NO_DATASET: Final = Answer(0xC000, "DCM-210", "The C-STORE announces no data set", "the sender is at fault: ask its vendor")
 CLASS_NOT_NEGOTIATED: Final = Answer(
     0x0122, "DCM-201", "SOP class differs from the presentation context", "the sender is at fault: ask its vendor"
 )

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from listeners.dicom.presentation import storage_classes
+from listeners.dicom.commitment import commitment_handlers
+from listeners.dicom.mpps import mpps_handlers
+from listeners.dicom.operations import Handlers
 from listeners.dicom.reception import Reception
-from listeners.dicom.scp import StorageScp
+from listeners.dicom.scp import StorageScp, check_settings
 from services.assembly.files import ArchiveFiles
 from services.assembly.index import ArchiveIndex
 from services.assembly.reindex import enter_missing
+from services.assembly.writer import IndexWriter
 from services.runtime.errors import Transient
 from services.runtime.service import Context, Service, StopSignal, Worker
 
@@ -23,8 +26,8 @@ RECONCILE_RETRY_S: Final = 10.0
 
 
 def build(context: Context) -> Service:
-    """The service; InvalidInput when a configured SOP class is none."""
-    storage_classes(context.settings.dicom.sop_classes)
+    """The service; InvalidInput when SOP classes, networks or certificates are none."""
+    check_settings(context.settings.dicom)
 
     async def run(stop: StopSignal) -> None:
         await serve(context, stop)
@@ -35,9 +38,11 @@ def build(context: Context) -> Service:
 async def serve(context: Context, stop: StopSignal) -> None:
     """Serve until `stop` is set; raises Transient when the port is taken."""
     with _open_files(context.settings.archive_dir) as files:
-        index = ArchiveIndex(context.database, context.pseudonyms)
-        scp = StorageScp(context.settings.dicom, Reception(files, index, context.clock, context.settings.dicom.min_free_bytes))
+        reception = _reception(context, files)
+        assert reception.writer is not None
+        scp = StorageScp(context.settings.dicom, reception, _handlers(context))
         port = await asyncio.to_thread(scp.start)
+        reception.writer.start()
         announcement = _announce(context.settings.state_dir, port)
         reconciling = asyncio.create_task(_reconcile(context, files, stop))
         logger.info("DCM-300 %s listens on %s port %d", context.settings.dicom.ae_title, context.settings.dicom.host, port)
@@ -46,7 +51,27 @@ async def serve(context: Context, stop: StopSignal) -> None:
         finally:
             announcement.unlink(missing_ok=True)
             await asyncio.to_thread(scp.stop)
+            await asyncio.to_thread(reception.writer.stop)
             await reconciling
+
+
+def _handlers(context: Context) -> Handlers:
+    """Everything on an association that is neither C-STORE nor C-ECHO."""
+    return {**mpps_handlers(context.database), **commitment_handlers(context.database, context.settings.dicom.peers)}
+
+
+def _reception(context: Context, files: ArchiveFiles) -> Reception:
+    settings = context.settings.dicom
+    index = ArchiveIndex(context.database, context.pseudonyms)
+    return Reception(
+        files,
+        index,
+        context.clock,
+        settings.min_free_bytes,
+        writer=IndexWriter(files, index),
+        max_object_bytes=settings.max_object_bytes,
+        classes_of_ae=settings.sop_classes_by_ae,
+    )
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """From one C-STORE request to its answer. Knows nothing of the network: any receive loop may call it, from any thread.
 
-Success is answered only after file and index row are on stable storage (DESIGN promise 1).
+Success is answered only after the file is on stable storage under its final name (DESIGN promise 1). The row of the index is
+derived from it: an `IndexWriter` enters it a moment later, or, without one, it is entered before the answer.
 """
 
 import errno
-import hashlib
 import logging
 import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,18 +18,35 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from listeners.dicom import answers
 from listeners.dicom.answers import Answer
 from listeners.dicom.file_meta import encode_file_meta
-from listeners.dicom.structure import BrokenStructureError, check_structure, plain_dataset
-from services.assembly.files import CONFLICTS, ArchiveFiles, NotPart10Error, dataset_digest
-from services.assembly.headers import InstanceFacts, MissingElement, UnreadableHeader, is_valid_uid, read_facts
+from listeners.dicom.sources import BrokenStructureError, FileSource
+from listeners.dicom.structure import Elements, check_structure, plain_source
+from services.assembly.conflicts import keep_aside
+from services.assembly.files import ArchiveFiles, NotPart10Error, Temporary, same_dataset
+from services.assembly.headers import (
+    LAST_GROUP,
+    TAGS,
+    InstanceFacts,
+    MissingElement,
+    UnreadableHeader,
+    facts_from,
+    is_valid_uid,
+)
 from services.assembly.index import ArchiveIndex, StoredFile
-from services.assembly.reindex import enter_file
+from services.assembly.reindex import enter_file, read_stored
 from services.assembly.repository import Recorded
+from services.assembly.writer import IndexWriter
 from services.runtime.clock import Clock
 from services.runtime.errors import Transient
+from services.runtime.transaction import current_traceparent
 
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("reclaim.dicom")
+MOST_OBJECT_BYTES: Final = 1 << 31
+LONGEST_HEADER: Final = 1 << 22
+"""Of a header that has to be decoded as a whole because its text is not ASCII."""
+ROOM_WAIT_S: Final = 5.0
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WANTED: Final = frozenset(TAGS.values())
 
 
 class Refused(Exception):  # noqa: N818 - named for what the sender hears
@@ -37,6 +55,19 @@ class Refused(Exception):  # noqa: N818 - named for what the sender hears
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.message_id)
         self.answer = answer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreHead:
+    """What is known of a C-STORE before its data set comes. UIDs are the command's and not to be trusted."""
+
+    context_sop_class_uid: str
+    affected_sop_class_uid: str
+    affected_sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae: str
+    has_dataset: bool = True
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,128 +85,227 @@ class StoreRequest:
 class Reception:
     """Checks, stores and indexes instances; thread-safe."""
 
-    def __init__(self, files: ArchiveFiles, index: ArchiveIndex, clock: Clock, min_free_bytes: int) -> None:
-        self._files = files
-        self._index = index
-        self._clock = clock
+    def __init__(
+        self,
+        files: ArchiveFiles,
+        index: ArchiveIndex,
+        clock: Clock,
+        min_free_bytes: int,
+        *,
+        writer: IndexWriter | None = None,
+        max_object_bytes: int = MOST_OBJECT_BYTES,
+        classes_of_ae: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.files = files
+        self.index = index
+        self.clock = clock
+        self.writer = writer
+        self.max_object_bytes = max_object_bytes
         self._min_free_bytes = min_free_bytes
+        self._classes_of_ae = classes_of_ae or {}
 
     def receive(self, request: StoreRequest) -> Answer:
-        """Deal with one request inside its own span; never raises."""
+        """Deal with one whole request inside its own span; never raises."""
         with tracer.start_as_current_span("C-STORE", kind=trace.SpanKind.SERVER) as span:
-            answer = self._answer(request)
+            incoming = self.begin(
+                StoreHead(
+                    context_sop_class_uid=request.context_sop_class_uid,
+                    affected_sop_class_uid=request.affected_sop_class_uid,
+                    affected_sop_instance_uid=request.affected_sop_instance_uid,
+                    transfer_syntax_uid=request.transfer_syntax_uid,
+                    calling_ae=request.calling_ae,
+                    traceparent=current_traceparent(),
+                )
+            )
+            incoming.write([request.dataset])
+            answer = incoming.finish()
             span.set_attribute("dicom.status", f"0x{answer.status:04X}")
             span.set_attribute("dicom.bytes", len(request.dataset))
             span.set_attribute("reclaim.message_id", answer.message_id)
             if not answer.is_success:
                 span.set_status(trace.StatusCode.ERROR, answer.comment)
-        _log(answer, request)
         return answer
 
-    def _answer(self, request: StoreRequest) -> Answer:
-        try:
-            facts = checked_facts(request)
-            return self._store(request, facts)
-        except Refused as refused:
-            return refused.answer
-        except (Transient, PoolTimeoutError):
-            return answers.INDEX_AWAY
-        except MemoryError:
-            return answers.STORAGE_AWAY
-        except OSError as error:
-            return answers.DISK_FULL if error.errno in _NO_SPACE else answers.STORAGE_AWAY
-        except Exception as error:  # noqa: BLE001 - the sender must hear the right status whatever the defect is
-            _log_defect(error)
-            return answers.FAILED
+    def begin(self, head: StoreHead) -> "Incoming":
+        """Begin to take an instance. Never raises: what is refused already is taken and thrown away, and `finish` says why."""
+        return Incoming(self, head)
 
-    def _store(self, request: StoreRequest, facts: InstanceFacts) -> Answer:
-        file = self._file_of(request, facts)
-        known = self._index.known_as(facts.sop_instance_uid)
-        path = self._index.path_of(facts)
-        if known and known.sha256 == file.sha256 and known.path == path and (self._files.root / path).is_file():
-            return answers.RESENT
-        self._require_space(len(request.dataset))
-        meta = encode_file_meta(
-            facts.sop_class_uid, facts.sop_instance_uid, request.transfer_syntax_uid, _printable(request.calling_ae)
-        )
-        temporary = self._files.write((meta, request.dataset))
-        try:
-            return self._file_away(temporary, path, file)
-        finally:
-            self._files.discard(temporary)
+    def has_space(self) -> bool:
+        """Whether the disk has more room than the limit; raises OSError."""
+        return self.files.free_bytes() >= self._min_free_bytes
 
-    def _file_away(self, temporary: Path, path: str, file: StoredFile) -> Answer:
-        """Publish the temporary file and commit its row; other bytes for a known UID go aside."""
-        if not self._files.publish(temporary, path) and not self._holds_same(path, file):
-            return self._set_aside(temporary, path, file)
-        recorded = self._index.enter(file)
+    def check_head(self, head: StoreHead) -> None:
+        """Raise Refused for a request that cannot be stored whatever its data set."""
+        if not head.has_dataset:
+            raise Refused(answers.NO_DATASET)
+        if head.affected_sop_class_uid != head.context_sop_class_uid:
+            raise Refused(answers.CLASS_NOT_NEGOTIATED)
+        if not is_valid_uid(head.affected_sop_instance_uid):
+            raise Refused(answers.INVALID_INSTANCE_UID)
+        permitted = self._classes_of_ae.get(head.calling_ae)
+        if permitted is not None and head.affected_sop_class_uid not in permitted:
+            raise Refused(answers.NOT_AUTHORIZED)
+        if not self.has_space():
+            raise Refused(answers.DISK_FULL)
+        if self.writer is not None and not self.writer.has_room(ROOM_WAIT_S):
+            raise Refused(answers.INDEX_BEHIND)
+
+    def file_away(self, temporary: Temporary, file: StoredFile) -> Answer:
+        """Publish a checked, synchronised file and have it indexed; other bytes for a known UID go aside."""
+        path = self.index.path_of(file.facts)
+        if self.writer is None and self._is_known_elsewhere(file, path):
+            return self._refuse_conflict(temporary.path, path)
+        if self.files.publish(temporary.path, path):
+            return self._enter(file, path, answers.STORED)
+        if not self._holds_same(Path(temporary.path), path):
+            return self._refuse_conflict(temporary.path, path)
+        return self._enter(file, path, answers.RESENT)
+
+    def _enter(self, file: StoredFile, path: str, answer: Answer) -> Answer:
+        if self.writer is not None:
+            self.writer.submit(file)
+            return answer
+        recorded = self.index.enter(file)
         if recorded is Recorded.CONFLICT:
-            return self._withdraw(path, file)
+            return self._refuse_conflict(self.files.root / path, path)
         return answers.STORED if recorded is Recorded.NEW else answers.RESENT
 
-    def _holds_same(self, path: str, file: StoredFile) -> bool:
-        """Whether the archive's file has the bytes just received. A file that a crash left without row gets it now."""
-        present = self._files.root / path
+    def _is_known_elsewhere(self, file: StoredFile, path: str) -> bool:
+        known = self.index.known_as(file.facts.sop_instance_uid)
+        return known is not None and known.path != path
+
+    def _holds_same(self, temporary: Path, path: str) -> bool:
+        """Whether the archive's file has the data set just received. A file that a crash left without row gets it now."""
+        present = self.files.root / path
         try:
-            if dataset_digest(present) == file.sha256:
+            if same_dataset(temporary, present):
                 return True
-            enter_file(self._index, self._files.root, present)
+            if self.writer is not None:
+                self.writer.submit(read_stored(present))
+            else:
+                enter_file(self.index, self.files.root, present)
         except (NotPart10Error, UnreadableHeader, MissingElement):
             logger.warning("DCM-208 %s is damaged: restore it from a backup", path)
         return False
 
-    def _withdraw(self, path: str, file: StoredFile) -> Answer:
-        """The index knows this UID elsewhere (another study or series) or with other bytes: nothing new stays in the archive."""
-        known = self._index.known_as(file.facts.sop_instance_uid)
-        present = self._files.root / path
-        if known is None or known.path != path:
-            return self._set_aside(present, path, file)
-        if dataset_digest(present) == known.sha256:
-            return answers.RESENT
-        return self._set_aside(present, path, file)
+    def _refuse_conflict(self, source: str | Path, path: str) -> Answer:
+        keep_aside(self.files, self.index, source, path)
+        return answers.CONFLICT
 
-    def _set_aside(self, source: Path, path: str, file: StoredFile) -> Answer:
-        study_key, name = Path(path).parts[1], Path(path).stem
-        kept_as = f"{CONFLICTS}/{study_key}/{name}-{file.sha256[:16]}.dcm"
-        if self._files.publish(source, kept_as):
-            self._index.note_conflict(study_key, kept_as, file.sha256)
-        self._files.discard(source)
-        raise Refused(answers.CONFLICT)
 
-    def _require_space(self, size: int) -> None:
-        if self._files.free_bytes() - size < self._min_free_bytes:
-            raise Refused(answers.DISK_FULL)
+class Incoming:
+    """One instance under way: `write` its data set piece by piece, then `finish` or `abandon`; for one thread."""
 
-    def _file_of(self, request: StoreRequest, facts: InstanceFacts) -> StoredFile:
-        return StoredFile(
-            facts=facts,
-            transfer_syntax_uid=request.transfer_syntax_uid,
-            size=len(request.dataset),
-            sha256=hashlib.sha256(request.dataset).hexdigest(),
-            received_at=self._clock.now(),
-            calling_ae=_printable(request.calling_ae),
+    def __init__(self, reception: Reception, head: StoreHead) -> None:
+        self._reception = reception
+        self._head = head
+        self._temporary: Temporary | None = None
+        self._offset = 0
+        self._answer: Answer | None = None
+        self.received = 0
+        self._guarded(self._open)
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether so much came beyond the largest object that the peer is better cut off than answered."""
+        return self.received > 2 * self._reception.max_object_bytes
+
+    def write(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Take a part of the data set; never raises."""
+        self.received += sum(map(len, pieces))
+        if self._answer is not None or self._temporary is None:
+            return
+        if self.received > self._reception.max_object_bytes:
+            self._refuse(answers.TOO_LARGE)
+            return
+        try:
+            self._temporary.write(pieces)
+        except OSError as error:
+            self._refuse(_of_os_error(error))
+
+    def finish(self) -> Answer:
+        """Check and store what came; never raises. Nothing is left behind unless the answer is success, or a conflict."""
+        if self._answer is None:
+            self._guarded(self._store)
+        self.abandon()
+        assert self._answer is not None
+        _log(self._answer, self._head, self.received)
+        return self._answer
+
+    def abandon(self) -> None:
+        """Remove what is not stored; harmless after `finish`."""
+        if self._temporary is not None:
+            self._temporary.discard()
+            self._temporary = None
+
+    def _open(self) -> None:
+        head = self._head
+        self._reception.check_head(head)
+        meta = encode_file_meta(
+            head.affected_sop_class_uid, head.affected_sop_instance_uid, head.transfer_syntax_uid, printable(head.calling_ae)
         )
+        self._temporary = self._reception.files.open_temporary()
+        self._temporary.write([meta])
+        self._offset = len(meta)
+
+    def _store(self) -> None:
+        assert self._temporary is not None
+        facts = self._checked_facts(self._temporary)
+        self._temporary.sync()
+        file = StoredFile(
+            facts=facts,
+            transfer_syntax_uid=self._head.transfer_syntax_uid,
+            size=self.received,
+            sha256="",
+            received_at=self._reception.clock.now(),
+            calling_ae=printable(self._head.calling_ae),
+            traceparent=self._head.traceparent,
+        )
+        self._answer = self._reception.file_away(self._temporary, file)
+
+    def _checked_facts(self, temporary: Temporary) -> InstanceFacts:
+        """The index's elements of a data set that agrees with its command; raises Refused with the status of DICOM's tables."""
+        facts = read_checked(temporary.descriptor, self._offset, self.received, self._head.transfer_syntax_uid)
+        if facts.sop_class_uid != self._head.affected_sop_class_uid:
+            raise Refused(answers.CLASS_MISMATCH)
+        if facts.sop_instance_uid != self._head.affected_sop_instance_uid:
+            raise Refused(answers.INSTANCE_MISMATCH)
+        return facts
+
+    def _refuse(self, answer: Answer) -> None:
+        self._answer = answer
+        self.abandon()
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Run a step; every exception becomes the answer that DICOM has for it."""
+        try:
+            step()
+        except Refused as refused:
+            self._refuse(refused.answer)
+        except (Transient, PoolTimeoutError):
+            self._refuse(answers.INDEX_AWAY)
+        except MemoryError:
+            self._refuse(answers.STORAGE_AWAY)
+        except OSError as error:
+            self._refuse(_of_os_error(error))
+        except Exception as error:  # noqa: BLE001 - the sender must hear the right status whatever the defect is
+            _log_defect(error)
+            self._refuse(answers.FAILED)
 
 
-def checked_facts(request: StoreRequest) -> InstanceFacts:
-    """The index's elements of a data set that agrees with its command; raises Refused with the status of DICOM's tables."""
-    if request.affected_sop_class_uid != request.context_sop_class_uid:
-        raise Refused(answers.CLASS_NOT_NEGOTIATED)
-    if not is_valid_uid(request.affected_sop_instance_uid):
-        raise Refused(answers.INVALID_INSTANCE_UID)
-    facts = _facts(request)
-    if facts.sop_class_uid != request.affected_sop_class_uid:
-        raise Refused(answers.CLASS_MISMATCH)
-    if facts.sop_instance_uid != request.affected_sop_instance_uid:
-        raise Refused(answers.INSTANCE_MISMATCH)
-    return facts
+def read_checked(descriptor: int, offset: int, size: int, transfer_syntax_uid: str) -> InstanceFacts:
+    """The index's elements of a data set in a file, whose structure holds to its last byte; raises Refused."""
 
+    def header() -> bytes:
+        if elements.header_end > LONGEST_HEADER:
+            raise UnreadableHeader("the header is too long")
+        again, _ = plain_source(FileSource(descriptor, offset, size), transfer_syntax_uid)
+        return again.read(0, elements.header_end)
 
-def _facts(request: StoreRequest) -> InstanceFacts:
     try:
-        plain, syntax = plain_dataset(request.dataset, request.transfer_syntax_uid)
-        check_structure(plain, syntax)
-        return read_facts(plain, syntax)
+        source, syntax = plain_source(FileSource(descriptor, offset, size), transfer_syntax_uid)
+        elements: Elements = check_structure(source, syntax, _WANTED, LAST_GROUP)
+        return facts_from(elements.values, header, syntax)
     except BrokenStructureError as error:
         raise Refused(answers.BROKEN_DATASET.at(error.tag)) from None
     except UnreadableHeader:
@@ -184,19 +314,23 @@ def _facts(request: StoreRequest) -> InstanceFacts:
         raise Refused(answers.MISSING_UID.at(error.tag)) from None
 
 
-def _printable(ae_title: str) -> str:
+def printable(ae_title: str) -> str:
     """An AE title as it may stand in a log line."""
     return "".join(character if " " < character <= "~" else "?" for character in ae_title.strip())[:16]
 
 
-def _log(answer: Answer, request: StoreRequest) -> None:
+def _of_os_error(error: OSError) -> Answer:
+    return answers.DISK_FULL if error.errno in _NO_SPACE else answers.STORAGE_AWAY
+
+
+def _log(answer: Answer, head: StoreHead, size: int) -> None:
     if answer.is_success:
-        logger.debug("%s stored %d bytes from %s", answer.message_id, len(request.dataset), _printable(request.calling_ae))
+        logger.debug("%s stored %d bytes", answer.message_id, size)
         return
     logger.warning(
         "%s C-STORE from %s answered %04X (%s)%s: %s",
         answer.message_id,
-        _printable(request.calling_ae),
+        printable(head.calling_ae),
         answer.status,
         answer.comment,
         f" at ({answer.tag >> 16:04X},{answer.tag & 0xFFFF:04X})" if answer.tag else "",

@@ -1,154 +1,185 @@
-"""The SCP on the wire: pynetdicom negotiates and receives, `Reception` decides. Replace the receive loop here.
+"""The listener's socket: accepts connections, gives each a thread, and keeps silent ones from using up what others need."""
 
-pynetdicom's own log lines quote UIDs and values; they are switched off and replaced by ours.
-"""
-
+import contextlib
+import errno
+import ipaddress
 import logging
+import os
+import select
 import socket
+import ssl
 import threading
 import time
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
-import pynetdicom
-from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
-from pynetdicom.transport import ThreadedAssociationServer
-
-from listeners.dicom.answers import FAILED, Answer
-from listeners.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from listeners.dicom.presentation import TRANSFER_SYNTAXES, VERIFICATION, storage_classes
-from listeners.dicom.reception import Reception, StoreRequest
+from listeners.dicom.acceptance import Rules
+from listeners.dicom.connection import Connection, PlainConnection, TlsConnection, tls_context
+from listeners.dicom.gate import Gate
+from listeners.dicom.operations import Handlers
+from listeners.dicom.presentation import storage_classes
+from listeners.dicom.reception import Reception
+from listeners.dicom.session import Environment, Session
 from schemas.settings import DicomSettings
-from services.runtime.errors import Transient
+from services.runtime.errors import InvalidInput, Transient
 
 logger = logging.getLogger(__name__)
-NEGOTIATION_TIMEOUT_S: Final = 30.0
 GRACE_S: Final = 5.0
-_C_STORE_RQ: Final = 0x0001
-_NO_DATA_SET: Final = 0x0101
+BACKLOG: Final = 256
+PAUSE_S: Final = 0.05
+_OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass
 class StorageScp:
-    """Verification and Storage SCP; `start` and `stop` are blocking, handlers run in pynetdicom's threads."""
+    """Verification and Storage SCP, and whatever `handlers` offer; `start` and `stop` block."""
 
     settings: DicomSettings
     reception: Reception
-    _server: ThreadedAssociationServer | None = None
-    _ae: AE | None = None
+    handlers: Handlers = field(default_factory=dict)
+    _sessions: dict[Session, threading.Thread] = field(default_factory=dict)
+    _pending: dict[Session, None] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _listener: socket.socket | None = None
+    _acceptor: threading.Thread | None = None
+    _wake: tuple[int, int] = (-1, -1)
 
     def start(self) -> int:
-        """Listen and return the port in use; raises Transient when the address is taken."""
-        _silence_pynetdicom()
-        self._ae = _application_entity(self.settings)
-        handlers = [
-            (evt.EVT_C_STORE, self._on_store),
-            (evt.EVT_C_ECHO, _on_echo),
-            (evt.EVT_CONN_OPEN, self._on_connection),
-            (evt.EVT_DIMSE_RECV, _on_message),
-            (evt.EVT_REJECTED, _on_rejected),
-            (evt.EVT_ABORTED, _on_aborted),
-        ]
-        address = (self.settings.host, self.settings.port)
-        try:
-            self._server = self._ae.start_server(address, block=False, evt_handlers=handlers)
-        except OSError as error:
-            raise Transient(
-                f"DCM-301 port {address[1]} cannot be opened ({error.strerror}): is another listener running?"
-            ) from None
-        assert self._server is not None
-        return int(self._server.server_address[1])
+        """Listen and return the port in use; raises Transient when the address is taken, InvalidInput for unusable settings."""
+        self._networks = networks(self.settings.allowed_networks)
+        self._tls = tls_context(self.settings)
+        rules = Rules(self.settings, storage_classes(self.settings.sop_classes), {uid for uid, _ in self.handlers})
+        gate = Gate(self.settings, self.reception)
+        self._environment = Environment(self.settings, self.reception, self.handlers, rules, gate)
+        self._listener = _listen(self.settings.host, self.settings.port)
+        self._wake = os.pipe()
+        self._acceptor = threading.Thread(target=self._accept_all, args=(self._listener,), name="dicom-accept", daemon=True)
+        self._acceptor.start()
+        return int(self._listener.getsockname()[1])
 
     def stop(self) -> None:
-        """Stop listening, let associations finish for a moment, then abort the rest: nothing unacknowledged counts."""
-        if self._server is None or self._ae is None:
+        """Stop listening, let what is under way finish for a moment, then abort the rest: nothing unacknowledged counts."""
+        if self._listener is None or self._acceptor is None:
             return
-        self._server.shutdown()
+        os.write(self._wake[1], b"x")
+        self._acceptor.join()
+        self._listener.close()
+        self._listener = None
         end = time.monotonic() + GRACE_S
-        while self._server.active_associations and time.monotonic() < end:
-            time.sleep(0.05)
-        for association in self._server.active_associations:
-            association.abort()
-        self._server = None
+        while (running := self._running()) and time.monotonic() < end:
+            for session in running:
+                if session.is_idle:
+                    session.end()
+            time.sleep(PAUSE_S)
+        for session, thread in self._running().items():
+            session.end()
+            thread.join(GRACE_S)
+        for descriptor in self._wake:
+            os.close(descriptor)
 
-    def _on_connection(self, event: Any) -> None:
-        """Time limits that pynetdicom leaves out: a peer that stalls inside a PDU ends after the network timeout."""
-        connection: socket.socket = event.assoc.dul.socket.socket
-        connection.settimeout(self.settings.network_timeout_s)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def _running(self) -> dict[Session, threading.Thread]:
+        with self._lock:
+            return dict(self._sessions)
 
-    def _on_store(self, event: Any) -> Dataset:
+    def _accept_all(self, listener: socket.socket) -> None:
+        poller = select.poll()  # select.select knows no descriptor beyond 1,023
+        poller.register(listener, select.POLLIN)
+        poller.register(self._wake[0], select.POLLIN)
+        while self._wake[0] not in dict(poller.poll()):
+            try:
+                connection, address = listener.accept()
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    self._make_room()
+                continue
+            self._welcome(connection, str(address[0]))
+
+    def _welcome(self, connection: socket.socket, address: str) -> None:
+        if self._networks and not is_within(address, self._networks):
+            logger.warning("DCM-310 connection from %s refused: it is in none of RECLAIM_DICOM_ALLOWED_NETWORKS", address)
+            connection.close()
+            return
         try:
-            return _response(self.reception.receive(_request(event)))
-        except Exception as error:  # noqa: BLE001 - an exception that leaves here would become C211 without a word
-            logger.error("DCM-903 C-STORE handler failed: %s", type(error).__name__)  # noqa: TRY400 - the text may quote values
-            return _response(FAILED)
+            session = Session(_wrap(connection, self._tls), address, self._environment, self._on_established)
+            thread = threading.Thread(target=self._serve, args=(session,), name="dicom-association", daemon=True)
+            with self._lock:
+                self._sessions[session] = thread
+                self._pending[session] = None
+                surplus = len(self._pending) > self.settings.max_pending_connections
+            if surplus:
+                self._end_oldest_pending()
+            thread.start()
+        except (OSError, RuntimeError) as error:  # the peer has gone, or the system has no more threads
+            logger.warning("DCM-320 connection from %s dropped (%s)", address, type(error).__name__)
+            connection.close()
+
+    def _serve(self, session: Session) -> None:
+        try:
+            session.run()
+        finally:
+            with self._lock:
+                self._pending.pop(session, None)
+                self._sessions.pop(session, None)
+
+    def _on_established(self, session: Session) -> None:
+        with self._lock:
+            self._pending.pop(session, None)
+
+    def _end_oldest_pending(self) -> None:
+        """Who negotiates does it within milliseconds: the connection that has been silent for longest is the least loss."""
+        with self._lock:
+            oldest = next(iter(self._pending), None)
+            if oldest is not None:
+                del self._pending[oldest]
+        if oldest is not None:
+            oldest.end("pushed out")
+
+    def _make_room(self) -> None:
+        logger.error("DCM-322 no descriptors left: raise the limit (`ulimit -n`) or lower RECLAIM_DICOM_MAX_ASSOCIATIONS")
+        self._end_oldest_pending()
+        time.sleep(PAUSE_S)
 
 
-def _application_entity(settings: DicomSettings) -> AE:
-    ae = AE(settings.ae_title)
-    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    ae.maximum_associations = settings.max_associations
-    ae.maximum_pdu_size = settings.max_pdu
-    ae.network_timeout = settings.network_timeout_s
-    ae.dimse_timeout = settings.network_timeout_s
-    ae.acse_timeout = min(NEGOTIATION_TIMEOUT_S, settings.network_timeout_s)
-    ae.add_supported_context(VERIFICATION)
-    for uid in storage_classes(settings.sop_classes):
-        ae.add_supported_context(uid, list(TRANSFER_SYNTAXES))
-    return ae
+def networks(configured: tuple[str, ...]) -> tuple[Network, ...]:
+    """Networks in CIDR notation; InvalidInput names one that is none."""
+    found = []
+    for text in configured:
+        try:
+            found.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:
+            raise InvalidInput(f"RECLAIM_DICOM_ALLOWED_NETWORKS: {text} is no network such as 10.1.0.0/16") from None
+    return tuple(found)
 
 
-def _request(event: Any) -> StoreRequest:
-    request, context = event.request, event.context
-    dataset = request.DataSet
-    return StoreRequest(
-        context_sop_class_uid=str(context.abstract_syntax),
-        affected_sop_class_uid=str(request.AffectedSOPClassUID or ""),
-        affected_sop_instance_uid=str(request.AffectedSOPInstanceUID or ""),
-        transfer_syntax_uid=str(context.transfer_syntax),
-        dataset=dataset.getvalue() if dataset else b"",
-        calling_ae=str(event.assoc.requestor.ae_title),
-    )
+def is_within(address: str, allowed: tuple[Network, ...]) -> bool:
+    """Whether an address lies in one of the networks; IPv4 in IPv6 counts as IPv4."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(found, "ipv4_mapped", None)
+    return any((mapped or found) in network for network in allowed)
 
 
-def _response(answer: Answer) -> Dataset:
-    """Status with Error Comment (0000,0902) and Offending Element (0000,0901), PS3.7 Annex C."""
-    response = Dataset()
-    response.Status = answer.status
-    if not answer.is_success:
-        response.ErrorComment = answer.comment
-    if answer.tag:
-        response.OffendingElement = answer.tag
-    return response
+def check_settings(settings: DicomSettings) -> None:
+    """Raise InvalidInput for settings that `start` could not use."""
+    storage_classes(settings.sop_classes)
+    networks(settings.allowed_networks)
+    tls_context(settings)
 
 
-def _on_echo(_event: Any) -> int:
-    return 0x0000
+def _wrap(connection: socket.socket, context: ssl.SSLContext | None) -> Connection:
+    return PlainConnection(connection) if context is None else TlsConnection(connection, context)
 
 
-def _on_message(event: Any) -> None:
-    """End the association of a C-STORE that announces no data set: pynetdicom would leave it without any answer."""
-    command = event.message.command_set
-    if command.get("CommandField") == _C_STORE_RQ and command.get("CommandDataSetType") == _NO_DATA_SET:
-        # abort() waits for the thread that this handler runs in
-        threading.Thread(target=event.assoc.abort, name="dicom-abort", daemon=True).start()
-
-
-def _on_rejected(event: Any) -> None:
-    logger.warning("DCM-302 association from %s rejected: %s", _peer(event), "see the sender's log for the reason it was given")
-
-
-def _on_aborted(event: Any) -> None:
-    logger.warning("DCM-303 association from %s ended early: what was not answered with success has to be sent again", _peer(event))
-
-
-def _peer(event: Any) -> str:
-    return str(event.assoc.requestor.address)
-
-
-def _silence_pynetdicom() -> None:
-    pynetdicom._config.LOG_HANDLER_LEVEL = "none"  # noqa: SLF001 - the documented way to configure the library
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            listener.close()
+        raise Transient(f"DCM-301 port {port} cannot be opened ({error.strerror}): is another listener running?") from None
+    return listener

@@ -26,6 +26,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from schemas.settings import Settings
 
 CounterName: TypeAlias = Literal[
+    "reclaim.dicom.associations",  # connections to the listener, by what became of them and by peer
+    "reclaim.dicom.instances",  # C-STORE requests answered, by status and peer
+    "reclaim.dicom.bytes",  # bytes of data sets received, by peer
+    "reclaim.studies.unmatched",  # studies that no model takes
+    "reclaim.predictions.findings",  # findings of the champions' predictions, by code and model
     "reclaim.events.handled",  # events of a polled batch, rejected and repeated ones included
     "reclaim.events.rejected",  # events sent to the dead letters
     "reclaim.outbox.published",  # events the relay has sent
@@ -34,6 +39,7 @@ CounterName: TypeAlias = Literal[
     "reclaim.results.finished",  # results that reached the PACS or were given up, by outcome
 ]
 HistogramName: TypeAlias = Literal[
+    "reclaim.dicom.store.seconds",  # last byte of a data set to the response sent
     "reclaim.batch.seconds",  # time to handle one polled batch
     "reclaim.outbox.lag.seconds",  # age of an event when the relay sends it
     "reclaim.job.seconds",  # time of one job attempt

@@ -1,0 +1,140 @@
+"""Bytes over one accepted connection, plain or TLS, with a time limit on every step; the kernel keeps the time where it can."""
+
+import contextlib
+import socket
+import ssl
+import struct
+import time
+from typing import Final, Protocol
+
+from schemas.settings import DicomSettings
+from services.runtime.errors import InvalidInput
+
+CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
+"""Of TLS 1.2; those of 1.3 are all good. What BCP 195 (RFC 9325 §4.2) recommends, forward secrecy always."""
+LINGER_S: Final = 2.0
+LINGER_BYTES: Final = 1 << 20
+_QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)
+
+
+class Connection(Protocol):
+    """One peer's connection; `interrupt` may be called from any thread."""
+
+    def handshake(self, seconds: float) -> None:
+        """Make the connection usable; raises OSError (TimeoutError, ssl.SSLError)."""
+
+    def set_timeout(self, seconds: float) -> None:
+        """How long one `receive` or `send` may wait."""
+
+    def receive(self, buffer: memoryview) -> int:
+        """Bytes received, 0 when the peer has gone; raises OSError, TimeoutError when nothing came in time."""
+
+    def send(self, data: bytes) -> None:
+        """Send everything; raises OSError."""
+
+    def interrupt(self) -> None:
+        """Have a waiting `receive` return 0 at once."""
+
+    def close(self) -> None:
+        """Wait for the peer to close, within limits, so that it can read what was sent; then close."""
+
+
+class PlainConnection:
+    """TCP. The socket blocks and the kernel limits the wait: no system call more than the transfer needs."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        connection.setblocking(True)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def handshake(self, seconds: float) -> None:
+        """Nothing to do."""
+
+    def set_timeout(self, seconds: float) -> None:
+        """See `Connection`."""
+        limit = struct.pack("@ll", int(seconds), max(int(seconds % 1 * 1e6), 0 if seconds >= 1 else 1))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def receive(self, buffer: memoryview) -> int:
+        """See `Connection`; acknowledges at once, because a peer with Nagle's algorithm waits for it (RFC 1122 §4.2.3.2)."""
+        try:
+            count = self._socket.recv_into(buffer)
+        except BlockingIOError:
+            raise TimeoutError from None
+        if _QUICKACK is not None:
+            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)  # not sticky
+        return count
+
+    def send(self, data: bytes) -> None:
+        """See `Connection`."""
+        try:
+            self._socket.sendall(data)
+        except BlockingIOError:
+            raise TimeoutError from None
+
+    def interrupt(self) -> None:
+        """See `Connection`."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def close(self) -> None:
+        """See `Connection`. The peer closes first (PS3.8 §9.2, state 13): closing over unread bytes would reset the connection."""
+        with contextlib.suppress(OSError):
+            self._drain()
+        self._socket.close()
+
+    def _drain(self) -> None:
+        end, buffer, left = time.monotonic() + LINGER_S, memoryview(bytearray(1 << 14)), LINGER_BYTES
+        while left > 0 and (rest := end - time.monotonic()) > 0:
+            self._socket.settimeout(rest)
+            count = self._socket.recv_into(buffer)  # TLS too: what comes is not looked at
+            if not count:
+                return
+            left -= count
+
+
+class TlsConnection(PlainConnection):
+    """TLS over TCP; the handshake runs in the thread of the association, so that a silent peer holds up nobody."""
+
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(connection)
+        self._tls = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        self._socket = self._tls
+
+    def handshake(self, seconds: float) -> None:
+        """See `Connection`."""
+        self._tls.settimeout(seconds)
+        self._tls.do_handshake()
+
+    def set_timeout(self, seconds: float) -> None:
+        """See `Connection`. OpenSSL does not pass the kernel's time limit on: Python keeps the time."""
+        self._tls.settimeout(seconds)
+
+    def interrupt(self) -> None:
+        """See `Connection`. The TCP connection's, not TLS's: that one belongs to another thread."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._tls, socket.SHUT_RD)
+
+
+def tls_context(settings: DicomSettings) -> ssl.SSLContext | None:
+    """TLS as the settings ask for, None without; InvalidInput when certificate or key cannot be used."""
+    if settings.tls_certificate is None:
+        if settings.tls_ca is not None or settings.tls_key is not None:
+            raise InvalidInput("RECLAIM_DICOM_TLS_CERTIFICATE is missing: without it the listener would speak no TLS")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        if settings.tls_ca is not None:
+            context.load_verify_locations(settings.tls_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput(
+            f"RECLAIM_DICOM_TLS_*: certificate, key or CA cannot be used ({type(error).__name__}: {error})"
+        ) from None
+    return context

@@ -1,0 +1,229 @@
+"""One connection from handshake to end, in a thread of its own: carries out what the association's state machine asks for."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry import trace
+
+from listeners.dicom import messages
+from listeners.dicom.acceptance import Rules, read_request
+from listeners.dicom.association import (
+    Acceptance,
+    Action,
+    Association,
+    Closed,
+    Message,
+    Rejection,
+    Request,
+    Send,
+    StoreBegun,
+    StoreData,
+    StoreEnded,
+)
+from listeners.dicom.connection import Connection
+from listeners.dicom.gate import Gate
+from listeners.dicom.operations import Handlers, Peer
+from listeners.dicom.reception import Incoming, Reception, StoreHead, printable
+from schemas.settings import DicomSettings
+from services.runtime.telemetry import count, observe
+from services.runtime.transaction import current_traceparent
+
+logger = logging.getLogger(__name__)
+tracer = trace.get_tracer("reclaim.dicom")
+BUFFER_BYTES: Final = 80 * 1024
+"""Fits the second-level cache; larger buffers cost several times the kernel time (docs/decisions/0008)."""
+PACE_BYTES: Final = 1 << 16
+"""A message under way must bring so much in every network timeout: a peer that drips is as dead as a silent one."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What all sessions share."""
+
+    settings: DicomSettings
+    reception: Reception
+    handlers: Handlers
+    rules: Rules
+    gate: Gate
+
+
+class Session:
+    """Serves one connection. `on_established` is called once when the peer has been let in."""
+
+    def __init__(
+        self, connection: Connection, address: str, environment: Environment, on_established: Callable[["Session"], None]
+    ) -> None:
+        self._connection = connection
+        self._environment = environment
+        self._on_established = on_established
+        self._association = Association(self._accept, environment.settings.max_pdu)
+        self._peer = Peer("", "", address)
+        self._label = "unknown"
+        self._deadline = time.monotonic() + environment.settings.acse_timeout_s
+        self._incoming: Incoming | None = None
+        self._traceparent = ""
+        self._holds_slot = False
+        self._ending = False
+        self._window_began, self._window_bytes = 0.0, 0
+        self._outcome = ""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way that would be lost."""
+        return self._association.is_idle and self._incoming is None
+
+    def end(self, why: str = "") -> None:
+        """Have the session end soon; for other threads."""
+        self._ending = True
+        self._outcome = self._outcome or why
+        self._connection.interrupt()
+
+    def run(self) -> None:
+        """Serve until the association ends, then clean up; never raises."""
+        with tracer.start_as_current_span("DICOM association", kind=trace.SpanKind.SERVER):
+            self._traceparent = current_traceparent()
+            try:
+                self._connection.handshake(self._deadline - time.monotonic())
+                self._serve()
+            except TimeoutError:
+                self._abort("the peer said nothing for too long")
+            except OSError as error:
+                self._note_end(f"the connection broke ({type(error).__name__})")
+            except Exception as error:  # noqa: BLE001 - a defect costs this association, never the listener
+                logger.error("DCM-905 association failed: %s", type(error).__name__)  # noqa: TRY400 - the text may quote values
+                self._abort("a defect")
+            finally:
+                self._clean_up()
+
+    def _serve(self) -> None:
+        buffer = memoryview(bytearray(BUFFER_BYTES))
+        association, connection = self._association, self._connection
+        while not association.is_closed:
+            if not association.is_established:
+                connection.set_timeout(max(self._deadline - time.monotonic(), 0.001))
+            size = connection.receive(buffer)
+            if not size:
+                self._abort("the listener stops") if self._ending else self._note_end("the peer closed the connection")
+                return
+            self._keep_pace(size)
+            self._carry_out(association.receive(buffer[:size]))
+
+    def _carry_out(self, actions: Iterator[Action]) -> None:
+        """Do everything that one piece of input asks for; data that came with it is written before the buffer is used again."""
+        pieces: list[memoryview] = []
+        for action in actions:
+            if isinstance(action, StoreData):
+                pieces.append(action.data)
+                continue
+            self._write(pieces)
+            self._perform(action)
+        self._write(pieces)
+        if self._incoming is not None and self._incoming.is_endless:
+            self._abort("an object without end")
+
+    def _write(self, pieces: list[memoryview]) -> None:
+        if pieces and self._incoming is not None:
+            self._incoming.write(pieces)
+            pieces.clear()
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Send(data):
+                self._connection.send(data)
+            case StoreBegun(request):
+                self._incoming = self._environment.reception.begin(self._head(request))
+            case StoreEnded(request):
+                self._finish_store(request)
+            case Message(request):
+                command, dataset = messages.answer(action, self._environment.handlers, self._peer)
+                self._connection.send(self._association.message_response(request, command, dataset))
+            case Closed(problem):
+                self._note_end(problem)
+
+    def _finish_store(self, request: Request) -> None:
+        incoming, self._incoming = self._incoming, None
+        assert incoming is not None
+        began = time.perf_counter()
+        answer = incoming.finish()
+        self._connection.send(self._association.store_response(request, answer))
+        count("reclaim.dicom.instances", 1, status=f"{answer.status:04X}", peer=self._label)
+        count("reclaim.dicom.bytes", incoming.received, peer=self._label)
+        observe("reclaim.dicom.store.seconds", time.perf_counter() - began)
+
+    def _head(self, request: Request) -> StoreHead:
+        context, command = request.context, request.command
+        return StoreHead(
+            context_sop_class_uid=context.abstract_syntax,
+            affected_sop_class_uid=command.sop_class_uid,
+            affected_sop_instance_uid=command.sop_instance_uid,
+            transfer_syntax_uid=context.transfer_syntax,
+            calling_ae=self._peer.calling_ae,
+            has_dataset=command.has_dataset,
+            traceparent=self._traceparent,
+        )
+
+    def _accept(self, body: bytes) -> Acceptance | Rejection:
+        environment = self._environment
+        request, version, self._peer = read_request(body, self._peer.address)
+        refusal = environment.rules.refusal(request, version, self._peer)
+        if refusal is None:
+            refusal = environment.gate.admit(self._peer.address, stores=environment.rules.proposes_storage(request))
+            self._holds_slot = refusal is None
+        if refusal is not None:
+            self._outcome = f"rejected {refusal.rejection.result}/{refusal.rejection.source}/{refusal.rejection.reason}"
+            logger.warning("%s association of %s rejected: %s", refusal.message_id, self._name(), refusal.reason)
+            return refusal.rejection
+        acceptance = environment.rules.accept(request)
+        self._label = environment.gate.label(printable(self._peer.calling_ae))
+        self._on_established(self)
+        self._connection.set_timeout(environment.settings.network_timeout_s)
+        return acceptance
+
+    def _keep_pace(self, size: int) -> None:
+        """Raise TimeoutError for a peer that always sends something, and never enough."""
+        now = time.monotonic()
+        if not self._association.is_established:
+            if now > self._deadline:
+                raise TimeoutError
+        elif self.is_idle or self._window_bytes + size >= PACE_BYTES:
+            self._window_began, self._window_bytes = now, 0
+        else:
+            self._window_bytes += size
+            if now - self._window_began > self._environment.settings.network_timeout_s:
+                raise TimeoutError
+
+    def _abort(self, problem: str) -> None:
+        try:
+            for action in self._association.abort(problem):
+                self._perform(action)
+        except OSError:
+            self._note_end(problem)
+
+    def _note_end(self, problem: str) -> None:
+        if not problem:
+            self._outcome = self._outcome or "released"
+            return
+        self._outcome = self._outcome or "aborted"
+        if self._association.is_established:
+            logger.warning(
+                "DCM-303 association of %s ended early (%s): what was not answered with success has to be sent again",
+                self._name(),
+                problem,
+            )
+        else:
+            logger.info("DCM-319 connection from %s ended without association (%s)", self._peer.address, problem)
+
+    def _name(self) -> str:
+        return f"{printable(self._peer.calling_ae) or 'somebody'} at {self._peer.address}"
+
+    def _clean_up(self) -> None:
+        if self._incoming is not None:
+            self._incoming.abandon()
+            self._incoming = None
+        if self._holds_slot:
+            self._environment.gate.leave(self._peer.address)
+        count("reclaim.dicom.associations", 1, outcome=self._outcome or "aborted", peer=self._label)
+        self._connection.close()

@@ -1,0 +1,120 @@
+"""What is refused on the wire, with which status, and that nothing is left behind (PS3.4 Table B.2-1, PS3.7 Annex C)."""
+
+import shutil
+import time
+
+import numpy as np
+import pytest
+from pydicom.uid import generate_uid
+from pynetdicom.dimse_messages import C_STORE_RQ
+
+from tests.dicom_listener import (
+    CT,
+    EXPLICIT,
+    MR,
+    SC,
+    Listener,
+    associated,
+    encoded,
+    make,
+    one,
+    refused,
+    request_of,
+    send_by_hand,
+    store,
+)
+
+
+@pytest.fixture(scope="module")
+def listener(tmp_path_factory, sqlite_template):
+    folder = tmp_path_factory.mktemp("listener")
+    shutil.copy(sqlite_template, folder / "database.sqlite")
+    with Listener(folder / "state", f"sqlite:///{folder / 'database.sqlite'}", sop_classes=(SC,)) as running:
+        yield running
+
+
+def test_sop_class_of_dataset_differs_from_command(listener, tmp_path):
+    dataset, before = make("class-mismatch", tmp_path), listener.files()
+    response = one(listener, encoded(dataset), dataset.SOPInstanceUID, CT)
+    refused(listener, before, response, 0xA900)
+    assert response.OffendingElement in ([0x00080016], 0x00080016)
+
+
+def test_instance_uid_of_dataset_differs_from_command(listener, tmp_path):
+    before = listener.files()
+    refused(listener, before, one(listener, encoded(make("uid-mismatch", tmp_path)), generate_uid()), 0xA900)
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
+@pytest.mark.parametrize("value", [None, "", "../../etc", "1." * 40])
+def test_missing_or_invalid_filing_uid(listener, tmp_path, keyword, value):
+    dataset, before = make(f"filing-{keyword}-{value}"[:20].replace("/", "_"), tmp_path), listener.files()
+    if value is None:
+        del dataset[keyword]
+    else:
+        setattr(dataset, keyword, value)
+    refused(listener, before, one(listener, encoded(dataset), dataset.SOPInstanceUID), 0xA900)
+
+
+@pytest.mark.parametrize("cut", [1, 500, 1100])
+def test_dataset_cut_inside_an_element(listener, tmp_path, cut):
+    dataset, before = make("cut", tmp_path), listener.files()
+    refused(listener, before, one(listener, encoded(dataset)[:-cut], dataset.SOPInstanceUID), 0xC000)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", EXPLICIT, "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"])
+def test_dataset_is_noise(listener, syntax):
+    before, noise = listener.files(), np.random.default_rng(5).integers(0, 255, 5000, dtype=np.uint8).tobytes()
+    refused(listener, before, one(listener, noise, generate_uid(), syntax=syntax), 0xC000)
+
+
+def test_dataset_is_empty(listener):
+    before = listener.files()
+    with associated(listener.port) as association:
+        response = send_by_hand(association, b"\x02", 0x0001)
+    refused(listener, before, response, 0xC000)
+
+
+def test_a_store_without_dataset_is_answered(listener):
+    before = listener.files()
+    with associated(listener.port) as association:
+        refused(listener, before, send_by_hand(association, None, 0x0101), 0xC000)
+        assert association.is_established
+
+
+@pytest.mark.parametrize("uid", ["../../x", "1.2.3/4", "1..2", "1.2\n3"])
+def test_invalid_instance_uid(listener, tmp_path, uid):
+    dataset, before = make("invalid-uid", tmp_path), listener.files()
+    dataset.SOPInstanceUID = uid
+    refused(listener, before, one(listener, encoded(dataset), uid), 0x0117)
+
+
+def test_sop_class_differs_from_the_context(listener, tmp_path):
+    dataset, before = make("context", tmp_path), listener.files()
+    refused(listener, before, one(listener, encoded(dataset), dataset.SOPInstanceUID, MR, context_class=CT), 0x0122)
+
+
+def test_unknown_sop_class_is_not_negotiated(listener):
+    with associated(listener.port, ("1.2.826.0.1.3680043.99.1", EXPLICIT)) as association:
+        assert not association.accepted_contexts
+
+
+def test_store_on_a_context_never_accepted_ends_the_association(listener, tmp_path):
+    dataset, before = make("no-context", tmp_path), listener.files()
+    with associated(listener.port, (MR, EXPLICIT)) as association:
+        assert store(association, encoded(dataset), dataset.SOPInstanceUID, context=99) is None
+    assert listener.files() == before
+
+
+def test_aborted_in_the_middle_leaves_nothing(listener, tmp_path):
+    dataset, before = make("aborted", tmp_path), listener.files()
+    with associated(listener.port, max_pdu=4096) as association:
+        message = C_STORE_RQ()
+        message.primitive_to_message(request_of(encoded(dataset) * 50, dataset.SOPInstanceUID))
+        for part, _ in zip(message.encode_msg(1, 512), range(4), strict=False):
+            association.dul.send_pdu(part)
+        time.sleep(0.1)
+        association.abort()
+    assert listener.files() == before
+    assert listener.temporary() == []
+    assert listener.instance(dataset.SOPInstanceUID) is None
