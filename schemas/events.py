@@ -45,6 +45,9 @@ class StudyReceived(Event):
     received_at: AwareDatetime
     completed_by: str = Field(description="Why the study counts as complete, e.g. quiet_period")
     series: tuple[SeriesReference, ...]
+    models: tuple[str, ...] = Field(
+        default=(), description="Only these models score it, where it is announced again because they were resumed; else empty"
+    )
 
 
 class Prediction(Event):
@@ -63,6 +66,9 @@ class Prediction(Event):
     scored_at: AwareDatetime
     facets: dict[str, str] = Field(default_factory=dict, description="Scanner and acquisition facts, e.g. Manufacturer")
     findings: tuple[str, ...] = Field(default=(), description="Doubts about the feed, e.g. window_missing")
+    finding_details: dict[str, str] = Field(
+        default_factory=dict, description="Finding to its numbers, e.g. 3 missing at 1 places; a finding without any is left out"
+    )
 
 
 class Label(Event):

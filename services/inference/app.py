@@ -6,13 +6,23 @@ from schemas.settings import InferenceSettings
 from services.inference.bundles import BundleCache
 from services.inference.handlers import Inference
 from services.inference.scoring import Scorer
-from services.runtime.service import Context, Service
+from services.inference.unscored import catch_up
+from services.runtime.service import Context, Service, Ticker
+from services.runtime.transaction import Transaction
+
+CATCH_UP_S = 5.0
 
 
 def build(context: Context) -> Service:
-    """The consumer that scores studies; its threads end with `on_close`."""
+    """The consumer that scores studies, and the ticker that has it catch up on a resumed model; threads end with `on_close`."""
     consumer = make_consumer(context)
-    return Service(name=Inference.name, consumers=(consumer,), on_close=(consumer.close,))
+    keep_days = context.settings.inference.unscored_days
+
+    def run(tx: Transaction) -> None:
+        catch_up(tx, keep_days)
+
+    ticker = Ticker("inference.catch_up", CATCH_UP_S, run)
+    return Service(name=Inference.name, consumers=(consumer,), tickers=(ticker,), on_close=(consumer.close,))
 
 
 def make_consumer(context: Context) -> Inference:

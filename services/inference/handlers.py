@@ -1,4 +1,4 @@
-"""Complete studies in, predictions out. A study that no model wants passes in silence, an unreadable one never does."""
+"""Complete studies in, predictions out. A study that no model takes is noted, an unreadable one is a dead letter."""
 
 import hashlib
 import logging
@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import ClassVar
 
 from models.predictor import predicted_class
+from models.spec import SelectionRule
 from schemas.events import Prediction, StudyReceived
 from schemas.topics import PREDICTION, STUDY_RECEIVED, Topic
 from services.inference import repository
 from services.inference.bundles import BrokenChampion, BundleCache, ScoringModel
 from services.inference.repository import RegisteredVersion
-from services.inference.scoring import Score, Scorer
+from services.inference.scoring import Failure, Score, Scorer
 from services.inference.selection import Task, tasks_of, views_of
+from services.inference.unscored import unmatched_row, waiting_row, waits_for
+from services.runtime import telemetry
 from services.runtime.consumer import Batch, BatchConsumer
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput, Transient
@@ -41,6 +44,10 @@ class Prepared:
     scores: tuple[Score, ...]
     rejections: tuple[Rejection, ...]
     broken: tuple[tuple[RegisteredVersion, str], ...]
+    unmatched: tuple[tuple[StudyReceived, str], ...]
+    """Studies that no model takes, and why."""
+    waiting: tuple[tuple[StudyReceived, str], ...]
+    """Studies that came while a model was stopped, and that model's name."""
 
 
 class Inference(BatchConsumer[Prepared]):
@@ -55,24 +62,28 @@ class Inference(BatchConsumer[Prepared]):
         self._archive = archive
         self._bundles = bundles
         self._scorer = scorer
-        self.unwanted = 0
-        """Studies of this process's life that no model was meant for."""
 
     def prepare(self, batch: Batch) -> Prepared:
         """Read, decode and score. Raises BrokenChampion, and Transient while the archive is away."""
         if not self._archive.is_dir():
             raise Transient("the archive folder is not there")
-        ready, broken = self._scoring_models()
+        ready, broken, stopped = self._scoring_models()
         tasks, rejections = self._tasks(batch, ready)
         scored = self._scorer.score(tasks)
-        wanted = {id(task.event) for task in tasks} - _without_scores(scored.unwanted, tasks)
-        self._count_unwanted(len(batch) - len(wanted) - len(rejections))
         failed = _rejections((failure.task.event, failure.kind, failure.reason) for failure in scored.failures)
-        return Prepared(scored.scores, (*rejections, *failed), tuple(broken))
+        rejected = (*rejections, *failed)
+        waiting = tuple((event.data, model) for event in batch for model in waits_for(event.data, stopped))
+        dealt_with = {id(score.task.event) for score in scored.scores} | {id(each.event) for each in rejected}
+        dealt_with |= {id(event) for event in batch if event.data.models or waits_for(event.data, stopped)}
+        unmatched = _unmatched((event for event in batch if id(event) not in dealt_with), scored.unwanted)
+        return Prepared(scored.scores, rejected, tuple(broken), unmatched, waiting)
 
     def apply(self, tx: Transaction, batch: Batch, prepared: Prepared) -> None:  # noqa: ARG002
-        """Publish the predictions, reject the unreadable studies, record broken versions."""
+        """Publish the predictions, reject the unreadable studies, note those without a score, record broken versions."""
         now = tx.clock.now()
+        notes = [unmatched_row(study, reason, now) for study, reason in prepared.unmatched]
+        repository.note_unscored(tx, [*notes, *(waiting_row(study, model, now) for study, model in prepared.waiting)])
+        _tell(prepared)
         for score in prepared.scores:
             tx.emit(PREDICTION, prediction_of(score, now), event_id=prediction_id(score), cause=score.task.event)
         for rejection in prepared.rejections:
@@ -84,9 +95,12 @@ class Inference(BatchConsumer[Prepared]):
         """End the worker threads."""
         self._scorer.close()
 
-    def _scoring_models(self) -> tuple[list[ScoringModel], list[tuple[RegisteredVersion, str]]]:
+    def _scoring_models(
+        self,
+    ) -> tuple[list[ScoringModel], list[tuple[RegisteredVersion, str]], dict[str, SelectionRule]]:
         with self._database.read() as session:
             rows = repository.scoring_versions(session)
+            stopped = repository.stopped_models(session)
         ready, broken = self._bundles.refresh(rows)
         champions = [(row, reason) for row, reason in broken if row.serving]
         if champions:
@@ -94,7 +108,7 @@ class Inference(BatchConsumer[Prepared]):
                 repository.audit_broken(tx, champions)
             row, reason = champions[0]
             raise BrokenChampion(f"the version in service, {row.model}:{row.version}, cannot score: {reason}")
-        return ready, broken
+        return ready, broken, stopped
 
     def _tasks(self, batch: Batch, ready: Sequence[ScoringModel]) -> tuple[list[Task], list[Rejection]]:
         tasks: list[Task] = []
@@ -106,11 +120,6 @@ class Inference(BatchConsumer[Prepared]):
             except InvalidInput as error:
                 rejections.append(Rejection(event, type(error).__name__, error.reason))
         return tasks, rejections
-
-    def _count_unwanted(self, count: int) -> None:
-        self.unwanted += count
-        if count:
-            logger.info("%d studies came that no serving model selects (%d since the start)", count, self.unwanted)
 
 
 def prediction_of(score: Score, now: datetime) -> Prediction:
@@ -130,6 +139,7 @@ def prediction_of(score: Score, now: datetime) -> Prediction:
         scored_at=now,
         facets=dict(score.prepared.facets),
         findings=score.prepared.codes,
+        finding_details={finding.code: finding.detail for finding in score.prepared.findings if finding.detail},
     )
 
 
@@ -139,11 +149,21 @@ def prediction_id(score: Score) -> str:
     return hashlib.sha256(f"prediction|{study.study_key}|{study.revision}|{row.model}|{row.version}".encode()).hexdigest()
 
 
-def _without_scores(unwanted: Iterable[Task], tasks: Iterable[Task]) -> set[int]:
-    """Events all of whose tasks turned out to be unwanted."""
-    dropped = {id(task) for task in unwanted}
-    kept = {id(task.event) for task in tasks if id(task) not in dropped}
-    return {id(task.event) for task in tasks} - kept
+def _unmatched(left: Iterable[Received[StudyReceived]], unwanted: Iterable[Failure]) -> tuple[tuple[StudyReceived, str], ...]:
+    """Studies without score or rejection, each with what its files said, or that its modality already is no model's."""
+    reasons = {id(each.task.event): each.reason for each in unwanted}
+    return tuple((event.data, reasons.get(id(event), "no serving model takes its modality")) for event in left)
+
+
+def _tell(prepared: Prepared) -> None:
+    for study, reason in prepared.unmatched:
+        # BodyPartExamined is a word of a list, but scanners let people type it: it stays out of the log.
+        modality = study.modality if study.modality.isalnum() else "?"
+        logger.warning("no model takes study %s (modality %s): %s", study.study_key, modality, reason)
+        telemetry.count("reclaim.studies.unmatched", modality=modality)
+    for score in prepared.scores:
+        for code in score.prepared.codes if score.model.row.serving else ():
+            telemetry.count("reclaim.predictions.findings", code=code, model=score.model.row.model)
 
 
 def _rejections(failed: Iterable[tuple[Received[StudyReceived], str, str]]) -> list[Rejection]:

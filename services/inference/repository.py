@@ -1,12 +1,13 @@
 """All SQL of the inference service."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, delete, func, select
 
 from models.spec import SelectionRule
-from schemas.tables import Audit
+from schemas.tables import Audit, RegisteredModel, UnscoredStudy
 from schemas.vocabulary import VersionState
 from services.runtime import registry
 from services.runtime.transaction import Transaction
@@ -44,6 +45,56 @@ def scoring_versions(session: Session) -> list[RegisteredVersion]:
         )
         for owner, row in registry.scoring_versions(session)
     ]
+
+
+def stopped_models(session: Session) -> dict[str, SelectionRule]:
+    """Models that will score again when they are resumed, with the studies that they are meant for."""
+    return {row.name: SelectionRule.model_validate(row.selection) for row in registry.stopped_models(session)}
+
+
+def note_unscored(tx: Transaction, rows: Sequence[UnscoredStudy]) -> None:
+    """Keep notes on studies without a score; the first note on a study revision and model stays."""
+    tx.insert_new(UnscoredStudy, rows, returning="study_key")
+
+
+def resumed(session: Session, limit: int) -> Sequence[UnscoredStudy]:
+    """Notes on studies that came while a model was stopped which serves again, the oldest first."""
+    query = (
+        select(UnscoredStudy)
+        .join(RegisteredModel, col(RegisteredModel.name) == col(UnscoredStudy.model))
+        .where(col(RegisteredModel.serving))
+        .order_by(col(UnscoredStudy.noticed_at), UnscoredStudy.study_key, col(UnscoredStudy.revision))
+        .limit(limit)
+    )
+    return session.exec(query).all()
+
+
+def forget_unscored(tx: Transaction, before: datetime) -> None:
+    """Drop notes from before a time."""
+    tx.session.execute(delete(UnscoredStudy).where(col(UnscoredStudy.noticed_at) < before))
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """How many studies of a kind have no score. `model` is the stopped one that they wait for, empty where none takes them."""
+
+    model: str
+    modality: str
+    body_part: str
+    studies: int
+
+
+def unscored(session: Session, since: datetime) -> list[Unscored]:
+    """Studies that no model took since then, and all that wait for a stopped model; most first."""
+    number = func.count(func.distinct(col(UnscoredStudy.study_key)))
+    kind = (UnscoredStudy.model, UnscoredStudy.modality, UnscoredStudy.body_part)
+    query = (
+        select(*kind, number)
+        .where((col(UnscoredStudy.model) != "") | (col(UnscoredStudy.noticed_at) >= since))
+        .group_by(*kind)
+        .order_by(number.desc(), *kind)
+    )
+    return [Unscored(*row) for row in session.execute(query)]
 
 
 def audit_broken(tx: Transaction, broken: Iterable[tuple[RegisteredVersion, str]]) -> None:

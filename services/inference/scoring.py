@@ -30,7 +30,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that gave no score by fault of the study's files."""
+    """A task that gave no score, and why: by fault of the study's files, or because no image of them is for the model."""
 
     task: Task
     reason: str
@@ -43,7 +43,7 @@ class Scored:
 
     scores: tuple[Score, ...]
     failures: tuple[Failure, ...]
-    unwanted: tuple[Task, ...]
+    unwanted: tuple[Failure, ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Scorer:
         """Decode every task once and score it with all its models."""
         reading = [(task, self._decoders.submit(_decode, task)) for task in sorted(tasks, key=_order)]
         failures: list[Failure] = []
-        unwanted: list[Task] = []
+        unwanted: list[Failure] = []
         batches = _batches(_finished(reading, failures, unwanted), self._batch_size)
         passes = [self._device.submit(_forward, batch) for batch in batches]
         outcomes = [each.result() for each in passes]
@@ -104,14 +104,14 @@ def _decode(task: Task) -> Prepared:
 
 
 def _finished(
-    reading: Iterable[tuple[Task, "Future[Prepared]"]], failures: list[Failure], unwanted: list[Task]
+    reading: Iterable[tuple[Task, "Future[Prepared]"]], failures: list[Failure], unwanted: list[Failure]
 ) -> Iterator[_Ready]:
     """Decoded studies in order; the others go to `failures` and `unwanted`."""
     for task, future in reading:
         try:
             yield _Ready(task, future.result())
-        except NotSelected:
-            unwanted.append(task)
+        except NotSelected as error:
+            unwanted.append(Failure(task, error.reason, type(error).__name__))
         except ModelError as error:
             failures.append(Failure(task, error.reason, type(error).__name__))
 

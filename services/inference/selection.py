@@ -49,9 +49,10 @@ def tasks_of(event: Received[StudyReceived], views: Views, archive: Path) -> lis
     """
     tasks = []
     for view, sharing in views.items():
-        paths = _files(event.data, view.rule, archive)
+        asked = tuple(model for model in sharing if not event.data.models or model.row.model in event.data.models)
+        paths = _files(event.data, view.rule, archive) if asked else ()
         if paths:
-            tasks.append(Task(event, view, paths, sharing))
+            tasks.append(Task(event, view, paths, asked))
     return tasks
 
 

@@ -76,6 +76,12 @@ def scoring_versions(session: Session) -> Sequence[tuple[RegisteredModel, ModelV
     return [(model_row, version_row) for model_row, version_row in session.exec(query)]
 
 
+def stopped_models(session: Session) -> Sequence[RegisteredModel]:
+    """Models that have a champion and do not serve: they will score again when they are resumed."""
+    query = select(RegisteredModel).where(col(RegisteredModel.serving).is_(False), col(RegisteredModel.champion).is_not(None))
+    return session.exec(query.order_by(RegisteredModel.name)).all()
+
+
 def next_version(session: Session, name: str) -> int:
     """The number after the highest one given so far."""
     highest = session.exec(select(func.max(ModelVersion.version)).where(ModelVersion.model == name)).one()

@@ -31,6 +31,8 @@ CounterName: TypeAlias = Literal[
     "reclaim.dicom.bytes",  # bytes of data sets received, by peer
     "reclaim.studies.unmatched",  # studies that no model takes
     "reclaim.predictions.findings",  # findings of the champions' predictions, by code and model
+    "reclaim.studies.unmatched",  # studies that no model takes
+    "reclaim.predictions.findings",  # findings of the champions' predictions, by code and model
     "reclaim.events.handled",  # events of a polled batch, rejected and repeated ones included
     "reclaim.events.rejected",  # events sent to the dead letters
     "reclaim.outbox.published",  # events the relay has sent

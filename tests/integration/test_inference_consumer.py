@@ -3,6 +3,7 @@
 import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pydicom
@@ -18,11 +19,13 @@ from models.predictor import Predictor
 from models.preprocessing import load_study
 from models.spec import ModelSpec, PercentileRange, PreprocessingSpec, SelectionRule
 from schemas.events import Prediction, SeriesReference, StudyReceived
-from schemas.tables import Audit, DeadLetter, Inbox, ModelVersion, Outbox
+from schemas.tables import Audit, DeadLetter, Inbox, ModelVersion, Outbox, UnscoredStudy
 from schemas.topics import PREDICTION, STUDY_RECEIVED
 from schemas.vocabulary import VersionState
 from services.inference.app import build, make_consumer
 from services.inference.bundles import BrokenChampion
+from services.inference.repository import Unscored, unscored
+from services.inference.unscored import catch_up, waiting_row
 from services.runtime import registry
 from services.runtime.archive import instance_path, series_folder
 from services.runtime.consumer import process
@@ -157,8 +160,11 @@ def test_a_model_scores_only_what_it_is_meant_for(context, consumer):
         ("ct-model", ct.study_key),
         ("mr-model", mr.study_key),
     }
-    assert consumer.unwanted == 1
     assert letters(context) == []
+    with context.database.read() as session:
+        [note] = session.execute(select(UnscoredStudy)).scalars()
+    assert (note.study_key, note.model, note.modality) == (other.study_key, "", "MR")
+    assert note.reason == "no image of the study fits the model: 1 x not what the selection rule asks for"
 
 
 def test_an_unreadable_image_is_rejected_and_the_others_go_on(context, consumer):
@@ -333,3 +339,126 @@ def test_decoding_takes_one_core_a_thread_and_other_threads_keep_theirs(sqlite_c
     assert consumer._scorer._decoders.submit(torch.get_num_threads).result() == 1
     consumer.close()
     torch.set_num_threads(before)
+
+
+def serving(context, name, *, on):
+    with context.database.transaction() as tx:
+        registry.set_serving(tx, name, serving=on, actor="test")
+
+
+def notes(context):
+    with context.database.read() as session:
+        return session.execute(select(UnscoredStudy).order_by(UnscoredStudy.study_key)).scalars().all()
+
+
+def announced_again(context):
+    """Let the ticker look once; the records of what it announced."""
+    with context.database.transaction() as tx:
+        catch_up(tx, 30)
+    with context.database.read() as session:
+        rows = session.execute(select(Outbox).where(Outbox.topic == STUDY_RECEIVED.name).order_by(Outbox.id)).scalars()
+        return [Record(row.topic, 0, row.id, row.key, row.headers, row.body) for row in rows]
+
+
+def test_studies_that_came_while_a_model_was_stopped_are_scored_when_it_is_resumed(context, consumer):
+    register(context, "m", rule=SelectionRule(modalities=("CT",)))
+    register(context, "other")
+    serving(context, "m", on=False)
+    first, late, mr = archived(context, CT), archived(context, CT), archived(context, MR)
+    later = late.model_copy(update={"revision": 2})
+    for study in (first, late, later, mr):
+        process(context.database, consumer, [record(study)])
+    assert {each.model for each in predictions(context)} == {"other"}
+    assert announced_again(context) == []
+    assert [(note.model, note.reason) for note in notes(context)] == [("m", "the model was stopped")] * 3
+    serving(context, "m", on=True)
+    again = announced_again(context)
+    assert notes(context) == []
+    before = len(predictions(context))
+    assert process(context.database, consumer, again) == 0
+    found = predictions(context)[before:]
+    # The other model has scored them already and is not asked again; of two revisions the last one counts.
+    assert {(each.model, each.study_key, each.revision) for each in found} == {
+        ("m", first.study_key, 1),
+        ("m", late.study_key, 2),
+    }
+    assert announced_again(context) == again
+    process(context.database, consumer, again)
+    assert len(predictions(context)) == before + 2
+
+
+def test_a_model_stopped_again_before_it_has_caught_up_loses_nothing(sqlite_context, sqlite_consumer):
+    register(sqlite_context, "m")
+    study = archived(sqlite_context, CT)
+    serving(sqlite_context, "m", on=False)
+    process(sqlite_context.database, sqlite_consumer, [record(study)])
+    serving(sqlite_context, "m", on=True)
+    again = announced_again(sqlite_context)
+    serving(sqlite_context, "m", on=False)
+    sqlite_context.clock.advance(60)
+    process(sqlite_context.database, sqlite_consumer, again)
+    assert predictions(sqlite_context) == []
+    serving(sqlite_context, "m", on=True)
+    process(sqlite_context.database, sqlite_consumer, announced_again(sqlite_context))
+    assert [each.study_key for each in predictions(sqlite_context)] == [study.study_key]
+
+
+def test_a_study_waits_no_longer_than_asked(sqlite_context, sqlite_consumer):
+    register(sqlite_context, "m")
+    serving(sqlite_context, "m", on=False)
+    process(sqlite_context.database, sqlite_consumer, [record(archived(sqlite_context, CT))])
+    sqlite_context.clock.advance(31 * 86_400)
+    serving(sqlite_context, "m", on=True)
+    assert announced_again(sqlite_context) == []
+    assert notes(sqlite_context) == []
+
+
+def test_a_long_stop_is_caught_up_in_parts_oldest_first(sqlite_context, monkeypatch):
+    monkeypatch.setattr("services.inference.unscored.AT_ONCE", 2)
+    register(sqlite_context, "m")
+    with sqlite_context.database.transaction() as tx:
+        for _ in range(5):
+            study = archived(sqlite_context, CT)
+            tx.session.add(waiting_row(study, "m", sqlite_context.clock.now()))
+            sqlite_context.clock.advance(1)
+    assert [len(announced_again(sqlite_context)) for _ in range(3)] == [2, 4, 5]
+
+
+def test_a_study_that_no_model_takes_is_noted_logged_and_counted(context, consumer, caplog):
+    register(context, "mr-model", rule=SelectionRule(modalities=("MR",)))
+    register(context, "knee", rule=SelectionRule(modalities=("CT",), body_parts=("KNEE",)))
+    scout = archived(context, CT, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    chest = archived(context, CT, BodyPartExamined="CHEST")
+    dx = archived(context, CT, Modality="DX")
+    with caplog.at_level(logging.WARNING):
+        process(context.database, consumer, [record(each) for each in (scout, chest, dx, archived(context, MR))])
+    assert {note.study_key: note.reason for note in notes(context)} == {
+        scout.study_key: "no image of the study fits the model: 1 x localiser",
+        chest.study_key: "no image of the study fits the model: 1 x not what the selection rule asks for",
+        dx.study_key: "no serving model takes its modality",
+    }
+    assert f"no model takes study {dx.study_key} (modality DX)" in caplog.text
+    now = context.clock.now()
+    with context.database.read() as session:
+        assert unscored(session, now) == [Unscored("", "CT", "", 2), Unscored("", "DX", "", 1)]
+        assert unscored(session, now + timedelta(seconds=1)) == []
+    process(context.database, consumer, [record(dx, "announced under another id")])
+    assert len(notes(context)) == 3
+
+
+def test_findings_travel_with_their_details(sqlite_context, sqlite_consumer):
+    register(sqlite_context, "m", spec=PreprocessingSpec(size=(32, 32), intensity=PercentileRange(), slices="evenly", max_images=4))
+    files = []
+    for number, place in enumerate((0, 5, 10, 20, 25, 30)):
+        one = pydicom.dcmread(CT)
+        one.InstanceNumber, one.ImagePositionPatient = number, [0, 0, place]
+        one.RescaleSlope = "0"
+        files.append(sqlite_context.settings.state_dir / f"{number}.dcm")
+        one.save_as(files[-1])
+    process(sqlite_context.database, sqlite_consumer, [record(archived(sqlite_context, *files))])
+    [found] = predictions(sqlite_context)
+    assert found.findings == ("slice_gap", "rescale_absurd")
+    assert found.finding_details == {
+        "slice_gap": "1 missing at 1 places; usual distance 5.00 mm",
+        "rescale_absurd": "RescaleSlope is 0",
+    }

@@ -411,6 +411,21 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", "patient_key", name=op.f("pk_training_patient")),
     )
     op.create_table(
+        "unscored_study",
+        sa.Column("study_key", sa.String(length=32), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("modality", sa.String(length=16), nullable=False),
+        sa.Column("body_part", sa.String(length=64), nullable=False),
+        sa.Column("reason", sa.String(length=255), nullable=False),
+        sa.Column("event", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("noticed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("study_key", "revision", "model", name=op.f("pk_unscored_study")),
+    )
+    with op.batch_alter_table("unscored_study", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_unscored_study_model_noticed_at"), ["model", "noticed_at"], unique=False)
+
+    op.create_table(
         "instance",
         sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
         sa.Column("study_uid", sa.String(length=64), nullable=False),
@@ -461,6 +476,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_instance_series_uid"))
 
     op.drop_table("instance")
+    with op.batch_alter_table("unscored_study", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_unscored_study_model_noticed_at"))
+
+    op.drop_table("unscored_study")
     op.drop_table("training_patient")
     with op.batch_alter_table("study", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_study_state_look_at"))

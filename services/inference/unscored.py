@@ -1,0 +1,71 @@
+"""Studies without a score: those that no model takes are noted, those that came while a model was stopped wait for it."""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from models.spec import SelectionRule
+from schemas.events import StudyReceived
+from schemas.tables import UnscoredStudy
+from schemas.topics import STUDY_RECEIVED
+from services.inference import repository
+from services.runtime.transaction import Transaction
+
+AT_ONCE = 200
+"""Studies announced again in one go, so that a long stop does not hold up new ones."""
+
+
+def unmatched_row(study: StudyReceived, reason: str, now: datetime) -> UnscoredStudy:
+    """The note on a study that no model takes."""
+    return _row(study, "", reason, now)
+
+
+def waits_for(study: StudyReceived, stopped: Mapping[str, SelectionRule]) -> tuple[str, ...]:
+    """Stopped models that may take a study.
+
+    What a rule says beyond the modality is found out when the files are read, after the model is resumed.
+    """
+    asked = {model: rule for model, rule in stopped.items() if not study.models or model in study.models}
+    by_modality = {model: SelectionRule(modalities=rule.modalities) for model, rule in asked.items()}
+    return tuple(model for model, rule in by_modality.items() if any(rule.matches(each.modality) for each in study.series))
+
+
+def waiting_row(study: StudyReceived, model: str, now: datetime) -> UnscoredStudy:
+    """The note on a study that came while a model was stopped, with all that is needed to announce it again."""
+    row = _row(study, model, "the model was stopped", now)
+    row.event = study.model_dump(mode="json")
+    return row
+
+
+def catch_up(tx: Transaction, keep_days: int) -> int:
+    """Announce studies again whose model has been resumed, oldest first and only for that model; returns how many.
+
+    Of several revisions the last is scored. Notes older than `keep_days` go.
+    """
+    repository.forget_unscored(tx, tx.clock.now() - timedelta(days=keep_days))
+    rows = repository.resumed(tx.session, AT_ONCE)
+    newest = {(row.study_key, row.model): row for row in sorted(rows, key=lambda row: row.revision)}
+    for row in newest.values():
+        study = StudyReceived.model_validate(row.event).model_copy(update={"models": (row.model,)})
+        tx.emit(STUDY_RECEIVED, study, event_id=_again_id(row))
+    for row in rows:
+        tx.session.delete(row)
+    return len(newest)
+
+
+def _again_id(row: UnscoredStudy) -> str:
+    """Another one for each time that the study came while the model was stopped."""
+    parts = ("resumed", row.study_key, str(row.revision), row.model, row.noticed_at.isoformat())
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def _row(study: StudyReceived, model: str, reason: str, now: datetime) -> UnscoredStudy:
+    return UnscoredStudy(
+        study_key=study.study_key,
+        revision=study.revision,
+        model=model,
+        modality=study.modality[:16],
+        body_part=study.body_part[:64],
+        reason=reason[:255],
+        noticed_at=now,
+    )
