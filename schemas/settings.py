@@ -172,9 +172,6 @@ class InferenceSettings(Group):
     unscored_days: int = Field(
         30, ge=1, description="How long a study that came while a model was stopped waits to be scored when it is resumed"
     )
-    unscored_days: int = Field(
-        30, ge=1, description="How long a study that came while a model was stopped waits to be scored when it is resumed"
-    )
 
 
 class JoinSettings(Group):

@@ -1,5 +1,6 @@
 """Completes studies: the study's new state and its event commit together (DESIGN promise 3)."""
 
+import logging
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
@@ -9,13 +10,22 @@ from schemas.tables import Study
 from schemas.topics import STUDY_RECEIVED
 from schemas.vocabulary import CompletedBy, Modality
 from services.assembly.announcement_repository import count_uncommitted, named_by_steps
-from services.assembly.repository import ASSEMBLY_BELL, SeriesRow, progress_of, save_progress, series_of, studies_to_look_at
+from services.assembly.repository import (
+    ASSEMBLY_BELL,
+    SeriesRow,
+    has_purged_instances,
+    progress_of,
+    save_progress,
+    series_of,
+    studies_to_look_at,
+)
 from services.assembly.rules import Evidence, Judgement, Rules, judge
 from services.assembly.studies import on_complete
 from services.runtime.archive import series_folder
 from services.runtime.identity import Pseudonyms
 from services.runtime.transaction import Transaction
 
+logger = logging.getLogger(__name__)
 STUDIES_PER_TICK: Final = 200
 UNKNOWN_MODALITY: Final = "OT"
 
@@ -54,6 +64,12 @@ def _complete(tx: Transaction, study: Study, series: Sequence[SeriesRow], judgem
         return False
     progress, announce = on_complete(progress_of(study))
     save_progress(tx, study, progress)
+    if announce and study.purged_at is not None and has_purged_instances(tx.session, study.study_uid):
+        # A model would see a fragment and score it as the study.
+        logger.warning("RET-203 study %s got an instance after its images were deleted: not announced", study.study_key)
+        tx.audit("retention", "study.not_announced", study.study_key, revision=study.revision)
+        study.revision -= 1
+        return False
     if announce:
         study.announced_at = tx.clock.now()
         event = study_received(study, series, pseudonyms, judgement.completed_by)

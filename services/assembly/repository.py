@@ -76,7 +76,12 @@ def _known_instances(session: Session, uids: Sequence[str]) -> dict[str, Instanc
 
 
 def _correct(session: Session, present: Instance, instance: Instance) -> None:
-    """A file that was lost came again with other bytes: the file is the truth. Otherwise there is nothing to correct."""
+    """A file that was lost, or deleted by retention, came again: the file is the truth. Otherwise there is nothing to correct."""
+    if present.purged_at is not None and present in session:
+        study = _locked_study(session, present.study_uid)
+        study.last_instance_at = max(study.last_instance_at, instance.received_at)
+        present.purged_at, present.received_at = None, instance.received_at
+        session.add_all([study, present])
     if (present.size, present.transfer_syntax_uid) != (instance.size, instance.transfer_syntax_uid) and present in session:
         present.size, present.transfer_syntax_uid = instance.size, instance.transfer_syntax_uid
         present.sha256 = instance.sha256
@@ -168,11 +173,11 @@ def series_of(session: Session, study_uid: str) -> list[SeriesRow]:
 
 
 def paths_of_studies(session: Session, study_keys: Iterable[str]) -> set[str]:
-    """Paths of all indexed files of some studies."""
+    """Paths of all indexed files of some studies, without those that retention took out."""
     query = (
         select(Instance.path)
         .join(Study, col(Study.study_uid) == col(Instance.study_uid))
-        .where(col(Study.study_key).in_(list(study_keys)))
+        .where(col(Study.study_key).in_(list(study_keys)), col(Instance.purged_at).is_(None))
     )
     return set(session.exec(query))
 
@@ -181,11 +186,17 @@ def paths_after(session: Session, sop_instance_uid: str, limit: int) -> list[tup
     """(SOPInstanceUID, path) of the next instances in order of their UID, to walk through the whole index."""
     query = (
         select(Instance.sop_instance_uid, Instance.path)
-        .where(col(Instance.sop_instance_uid) > sop_instance_uid)
+        .where(col(Instance.sop_instance_uid) > sop_instance_uid, col(Instance.purged_at).is_(None))
         .order_by(col(Instance.sop_instance_uid))
         .limit(limit)
     )
     return [(uid, path) for uid, path in session.exec(query)]
+
+
+def has_purged_instances(session: Session, study_uid: str) -> bool:
+    """Whether retention has taken some of the study's images out of the archive, which have not come again."""
+    query = select(Instance.study_uid).where(col(Instance.study_uid) == study_uid, col(Instance.purged_at).is_not(None)).limit(1)
+    return session.exec(query).first() is not None
 
 
 def progress_of(study: Study) -> Progress:

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, or_
+from sqlalchemy import ColumnElement, and_, delete, exists, or_
 from sqlmodel import Session, col, select
 
 from schemas.events import MaintenanceOrder
-from schemas.tables import BaselineCase, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel
+from schemas.tables import BaselineCase, Case, Evaluation, Instance, Job, ModelVersion, Order, RegisteredModel, Study
 from schemas.vocabulary import CaseRole, JobState, OrderState, Remedy
 from services.remediation.options import PLAN
 from services.remediation.plan import LabelledCase
@@ -97,11 +97,16 @@ def lock_known_model(session: Session, name: str) -> None:
 
 
 def labelled_cases(session: Session, model: str, version: int, role: CaseRole) -> list[LabelledCase]:
-    """A version's cases of one role whose truth is known."""
+    """A version's cases of one role whose truth is known and whose images retention has not taken out of the archive."""
     query = select(Case.study_key, Case.patient_key, Case.truth, Case.acquired_at).where(
-        Case.model == model, Case.version == version, Case.role == role, col(Case.truth).is_not(None)
+        Case.model == model, Case.version == version, Case.role == role, col(Case.truth).is_not(None), ~_is_purged()
     )
     return [LabelledCase(*row) for row in session.exec(query)]
+
+
+def _is_purged() -> ColumnElement[bool]:
+    gone = (col(Instance.study_uid) == col(Study.study_uid), col(Instance.purged_at).is_not(None))
+    return exists().where(col(Study.study_key) == col(Case.study_key), col(Study.purged_at).is_not(None), *gone)
 
 
 def gates_before(session: Session, model: str, job_id: str, champion: int) -> list[set[str]]:

@@ -24,17 +24,19 @@ def instance_path(study_key: str, series_key: str, sop_instance_uid: str) -> str
 
 
 def study_files(session: Session, archive: Path, study_key: str) -> list[Path]:
-    """All indexed files of a study, in order of their path; InvalidInput when the archive has no such study."""
+    """All indexed files of a study, in order of their path; InvalidInput when the archive does not have them, or not all."""
     query = (
-        select(Instance.path)
+        select(Instance.path, Instance.purged_at)
         .join(Study, col(Study.study_uid) == col(Instance.study_uid))
         .where(Study.study_key == study_key)
         .order_by(Instance.path)
     )
-    paths = [archive / path for path in session.exec(query)]
-    if not paths:
+    rows = session.exec(query).all()
+    if not rows:
         raise InvalidInput(f"the archive has no files of study {study_key}")
-    return paths
+    if any(purged_at is not None for _, purged_at in rows):
+        raise InvalidInput(f"the images of study {study_key} were deleted at the end of their retention")
+    return [archive / path for path, _ in rows]
 
 
 def series_files(archive: Path, folder: str) -> list[Path]:

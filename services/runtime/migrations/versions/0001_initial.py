@@ -394,6 +394,7 @@ def upgrade() -> None:
         sa.Column("stated_instances", sa.Integer(), nullable=False),
         sa.Column("look_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("ring_at", sa.Integer(), nullable=True),
+        sa.Column("purged_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("traceparent", sa.String(length=64), nullable=False),
         sa.CheckConstraint("state IN ('open', 'complete')", name=op.f("ck_study_state")),
         sa.PrimaryKeyConstraint("study_uid", name=op.f("pk_study")),
@@ -438,6 +439,7 @@ def upgrade() -> None:
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("purged_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["study_uid"], ["study.study_uid"], name=op.f("fk_instance_study_uid_study")),
         sa.PrimaryKeyConstraint("sop_instance_uid", name=op.f("pk_instance")),
     )
