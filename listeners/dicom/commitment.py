@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Final
 
 from listeners.dicom.normalized import (
     CLASS_INSTANCE_CONFLICT,
@@ -27,6 +28,12 @@ from services.assembly.signals import Entered, request_commitment
 from services.runtime.database import Database
 
 logger = logging.getLogger(__name__)
+_ANSWER: Final = {
+    "AffectedSOPClassUID": PUSH_MODEL,
+    "AffectedSOPInstanceUID": PUSH_MODEL_INSTANCE,
+    "ActionTypeID": ACTION_REQUEST,
+}
+"""Optional in PS3.7 Table 10.1-7, and yet Orthanc takes a response without them for a broken one."""
 
 
 def commitment_handlers(database: Database, peers: Mapping[str, PeerSettings]) -> Handlers:
@@ -47,7 +54,7 @@ def commitment_handlers(database: Database, peers: Mapping[str, PeerSettings]) -
         if entered is Entered.OTHER_CONTENT:
             raise Refused(DUPLICATE_TRANSACTION, "SCM-202", "Transaction UID is in use for other instances")
         logger.info("SCM-100 %s asks commitment of %d instances (%s)", request.peer_ae, len(request.references), entered)
-        return Reply(SUCCESS)
+        return Reply(SUCCESS, elements=_ANSWER)
 
     return {(PUSH_MODEL, N_ACTION_RQ): answering("N-ACTION (storage commitment)", handle)}
 

@@ -12,7 +12,7 @@ from sqlmodel import select
 from listeners.dicom.commitment import commitment_handlers
 from listeners.dicom.mpps import MPPS, mpps_handlers
 from listeners.dicom.normalized import printable_ae
-from listeners.dicom.operations import N_ACTION_RQ, N_CREATE_RQ, N_SET_RQ, Operation, Peer, Reply
+from listeners.dicom.operations import N_ACTION_RQ, N_CREATE_RQ, N_SET_RQ, Operation, Peer
 from schemas.announcements import Commitment, NamedInstance, PerformedStep, StepStudy
 from schemas.settings import PeerSettings
 from services.assembly.reporter import PUSH_MODEL, PUSH_MODEL_INSTANCE
@@ -162,7 +162,8 @@ def asked(*numbers, transaction="1.2.99"):
 
 
 def test_a_request_is_kept_before_it_is_answered(commitment, sqlite_database):
-    assert commitment(asked(1, 2)) == Reply(0)
+    reply = commitment(asked(1, 2))
+    assert (reply.status, reply.elements["AffectedSOPInstanceUID"]) == (0, PUSH_MODEL_INSTANCE)
     (row,) = rows(sqlite_database, Commitment)
     assert (row.transaction_uid, row.peer_ae, row.own_ae, row.state) == ("1.2.99", "CT1", "RECLAIM", "owed")
     assert len(rows(sqlite_database, NamedInstance)) == 2
