@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from agents.ladder import ADVICE, EXECUTABLE, WORDS, above
 from agents.names import nearest
 from agents.proposals import Proposal
+from agents.wording import ORDERS
 from schemas.settings import Settings
 from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole
 from services.remediation.plan import labels_for
@@ -70,7 +71,7 @@ class Facts(_Frozen):
 
     `served` are the versions that may come back, `situation` is that of the evaluation behind the proposal, `reported` that
     of the agents' last report. Cases count as a repair uses them: `since` the decline began. `last_remedy_rejected`: the
-    gate turned the last remedy of this decline down.
+    gate turned the last remedy of this decline down. `told_that_used_up`: the label request that said that no rung is left.
     """
 
     now: AwareDatetime
@@ -95,6 +96,7 @@ class Facts(_Frozen):
     last_remedy_at: AwareDatetime | None = None
     remedies_last_day: int = 0
     open_label_request: str | None = None
+    told_that_used_up: str | None = None
 
 
 class Limits(_Frozen):
@@ -186,7 +188,7 @@ def _may_order(proposal: Proposal, actor: Actor, _facts: Facts, _limits: Limits)
     if actor.role is not None:
         return _person_may(proposal.kind, actor.role)
     if proposal.kind not in AGENT_KINDS:
-        return Refused(reason=f"The agents may not order {_words(proposal.kind)}; a person has to.")
+        return Refused(reason=f"The agents may not order {ORDERS[proposal.kind]}; a person has to.")
     if actor.cause_model is not None and proposal.model != actor.cause_model:
         return Refused(reason=f"This was about {actor.cause_model}; it cannot cause an order for {proposal.model}.")
     return None
@@ -196,7 +198,7 @@ def _person_may(kind: OrderKind, role: UserRole) -> Verdict | None:
     if kind in ROLE_KINDS[role]:
         return None
     needed = next(name for name in UserRole if kind in ROLE_KINDS[name])
-    return Refused(reason=f"Your role {role} may not order {_words(kind)}; this needs the role {needed}.")
+    return Refused(reason=f"Your role {role} may not order {ORDERS[kind]}; this needs the role {needed}.")
 
 
 def _rung_exists(proposal: Proposal, _actor: Actor, _facts: Facts, _limits: Limits) -> Verdict | None:
@@ -353,7 +355,13 @@ def _enough_cases(proposal: Proposal, actor: Actor, facts: Facts, limits: Limits
 
 
 def _labels_once(proposal: Proposal, actor: Actor, facts: Facts, _limits: Limits) -> Verdict | None:
-    if proposal.kind != OrderKind.LABEL_REQUEST or actor.role is not None or facts.open_label_request is None:
+    """Once a week at most; and once only where no rung is left, until there is something new to try."""
+    if proposal.kind != OrderKind.LABEL_REQUEST or actor.role is not None:
+        return None
+    if facts.told_that_used_up is not None:
+        what = f"That no repair of {proposal.model} is left was told already ({facts.told_that_used_up})"
+        return Refused(reason=f"{what}; the agents wait for new labels or a person's order.")
+    if facts.open_label_request is None:
         return None
     return Refused(reason=f"Labels for {proposal.model} have been asked for already ({facts.open_label_request}).")
 
@@ -366,17 +374,6 @@ def _approval(proposal: Proposal, actor: Actor, _facts: Facts, limits: Limits) -
     if proposal.kind == OrderKind.REMEDY and actor.role is None and limits.approve_remedies:
         return NeedsApproval(reason="This site lets no remedy start without a person with the role ml_owner.")
     return None
-
-
-def _words(kind: OrderKind) -> str:
-    return {
-        OrderKind.REPORT: "a report",
-        OrderKind.REMEDY: "a remedy",
-        OrderKind.LABEL_REQUEST: "labels",
-        OrderKind.ROLLBACK: "a rollback",
-        OrderKind.STOP_SERVING: "a stop of serving",
-        OrderKind.RESUME_SERVING: "serving to resume",
-    }[kind]
 
 
 RULES: Final[tuple[Rule, ...]] = (

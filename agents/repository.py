@@ -1,12 +1,15 @@
 """All SQL of the agents: facts for tools and guardrails, orders and runs."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import and_, or_
 from sqlmodel import Session, col, func, select
 
 from agents.guardrails import Facts, Situation
+from agents.ladder import cases_for_another_round, next_rung
 from schemas.tables import AgentRun, BaselineCase, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel, Report
 from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, Verdict, VersionState
 from services.remediation.plan import start_of_decline
@@ -124,15 +127,59 @@ def unlabelled(session: Session, model: str, version: int) -> int:
     return int(session.exec(query).one())
 
 
-def rejected_remedies(session: Session, model: str, champion: int) -> Sequence[Order]:
-    """The remedies of this champion's present decline that the gate turned down, oldest first."""
+class Turned(NamedTuple):
+    """A remedy that the gate turned down: when, and with how many labelled cases it was made and judged (0: not known)."""
+
+    order_id: str
+    remedy: Remedy | None
+    at: datetime
+    cases: int
+
+
+def turned_down(session: Session, model: str, champion: int, cases: int) -> list[Turned]:
+    """The remedies of this champion's present decline that the gate turned down, oldest first.
+
+    A verdict is left out once there are so many more labelled `cases` that it is out of date.
+    """
     since = noticed_at(session, model, champion)
     if since is None:
         return []
-    query = select(Order, Job.result).join(Job, col(Job.order_id) == Order.order_id)
+    query = select(Order, Job).join(Job, col(Job.order_id) == Order.order_id)
     query = query.where(Order.model == model, Order.version == champion, Order.kind == OrderKind.REMEDY)
-    found = session.exec(query.where(col(Order.created_at) >= since).order_by(col(Order.created_at), Order.order_id))
-    return [order for order, result in found if result.get("verdict") == Verdict.REJECT]
+    rows = session.exec(query.where(col(Order.created_at) >= since).order_by(col(Order.created_at), Order.order_id))
+    found = [_turned(order, job) for order, job in rows if job.result.get("verdict") == Verdict.REJECT]
+    return [each for each in found if not each.cases or cases_for_another_round(each.cases, cases)]
+
+
+def _turned(order: Order, job: Job) -> Turned:
+    taught, judged = job.result.get("tune_cases"), (job.result.get("numbers") or {}).get("gate_cases")
+    used = int(taught) + int(judged) if taught and judged else 0
+    return Turned(order.order_id, Remedy(order.remedy) if order.remedy else None, job.updated_at, used)
+
+
+def told_that_used_up(session: Session, model: str, turned: Sequence[Turned]) -> str | None:
+    """Id of the agents' label request since the last of these verdicts: with it they said that no rung is left."""
+    if not turned:
+        return None
+    query = select(Order.order_id).where(Order.model == model, Order.kind == OrderKind.LABEL_REQUEST, col(Order.state).in_(STARTED))
+    query = query.where(col(Order.actor).startswith("agent:"), col(Order.created_at) >= turned[-1].at)
+    return session.exec(query.order_by(col(Order.created_at).desc()).limit(1)).first()
+
+
+def refused_alike(session: Session, row: Order) -> Order | None:
+    """The last order of this kind by the same actor for the same version, if it was refused in the same words.
+
+    Numbers and dates in the words may differ.
+    """
+    query = select(Order).where(Order.model == row.model, Order.kind == row.kind, Order.actor == row.actor)
+    last = session.exec(query.order_by(col(Order.created_at).desc(), col(Order.order_id)).limit(1)).first()
+    if last is None or (last.state, last.version, last.remedy) != (OrderState.REFUSED, row.version, row.remedy):
+        return None
+    return last if _words(last.explanation) == _words(row.explanation) else None
+
+
+def _words(text: str) -> str:
+    return re.sub(r"\d+", "#", re.sub(r"ord-\w+", "#", text))
 
 
 def gate_cases_needed(session: Session, model: str, champion: int) -> int:
@@ -171,7 +218,9 @@ def facts(
     newest, since = latest(session, model, row.champion), began(session, evaluation_id)
     reported, reported_at = _reported(session, model)
     last = _last_remedy(session, model)
-    rejected = rejected_remedies(session, model, row.champion)
+    tune, gate = (labelled(session, model, row.champion, role, since) for role in (CaseRole.TUNE, CaseRole.GATE))
+    rejected = turned_down(session, model, row.champion, tune + gate)
+    used_up = next_rung(tune, 1, [each.remedy for each in rejected if each.remedy]) is None
     return Facts(
         now=now,
         models=known,
@@ -186,15 +235,16 @@ def facts(
         reported=reported,
         reported_at=reported_at,
         since=since,
-        tune_cases=labelled(session, model, row.champion, CaseRole.TUNE, since),
-        gate_cases=labelled(session, model, row.champion, CaseRole.GATE, since),
+        tune_cases=tune,
+        gate_cases=gate,
         gate_cases_needed=gate_cases_needed(session, model, row.champion),
         active_remedy=open_order(session, model, OrderKind.REMEDY, but=but),
         last_remedy_at=last.created_at if last else None,
         last_remedy=Remedy(last.remedy) if last and last.remedy else None,
-        last_remedy_rejected=last is not None and last.order_id in {order.order_id for order in rejected},
+        last_remedy_rejected=last is not None and last.order_id in {each.order_id for each in rejected},
         remedies_last_day=_remedies_since(session, model, now - timedelta(days=1)),
         open_label_request=label_request_since(session, model, row.champion, label_request_after),
+        told_that_used_up=told_that_used_up(session, model, rejected) if used_up else None,
     )
 
 

@@ -77,12 +77,11 @@ class _Asked:
 def _settle_proposal(
     tx: Transaction, cause: Cause, proposal: Proposal, actor: Actor, settings: Settings, settlement: Settlement
 ) -> None:
-    now = tx.clock.now()
-    facts = repository.facts(
-        tx.session, proposal.model, now, label_request_after=now - LABELS_ONCE_IN, evaluation_id=proposal.evaluation_id
-    )
-    verdict = check(proposal, actor, facts, Limits.of(settings))
+    verdict = _judge(tx, proposal, actor, settings)
     row = _order_row(cause, proposal, verdict, tx)
+    if isinstance(verdict, Refused) and verdict.instead is None and _refused_again(tx, cause, row, actor):
+        settlement.lines.append(_line(row, verdict))
+        return
     if not tx.insert_new(Order, [row], returning="order_id"):
         return
     tx.session.flush()
@@ -93,6 +92,26 @@ def _settle_proposal(
         _emit(tx, row, cause)
     if isinstance(verdict, Refused) and verdict.instead is not None:
         _settle_proposal(tx, cause, verdict.instead, actor, settings, settlement)
+
+
+def _judge(tx: Transaction, proposal: Proposal, actor: Actor, settings: Settings, but: str = "") -> Verdict:
+    """The guardrails on today's facts; `but` is the order under judgement, which does not count."""
+    after = tx.clock.now() - LABELS_ONCE_IN
+    about = {"label_request_after": after, "evaluation_id": proposal.evaluation_id, "but": but}
+    facts = repository.facts(tx.session, proposal.model, tx.clock.now(), **about)
+    return check(proposal, actor, facts, Limits.of(settings))
+
+
+def _refused_again(tx: Transaction, cause: Cause, row: Order, actor: Actor) -> bool:
+    """Whether the agents met the same refusal the last time: one order then stands for all of them, the audit has each."""
+    earlier = repository.refused_alike(tx.session, row) if actor.role is None else None
+    if earlier is None:
+        return False
+    earlier.explanation, earlier.updated_at = row.explanation, row.updated_at
+    tx.session.add(earlier)
+    detail = {"kind": row.kind, "model": row.model, "cause": cause.event_id, "reason": row.explanation}
+    tx.audit(cause.actor, "order.refused_again", earlier.order_id, **detail)
+    return True
 
 
 def _why(verdict: Verdict) -> dict[str, str]:
@@ -152,19 +171,10 @@ def _decide(tx: Transaction, cause: Cause, decision: Decision, asked: _Asked, se
 
 def _approve(tx: Transaction, cause: Cause, row: Order, settings: Settings) -> str:
     """Judge the order anew, on today's facts and the approver's role; send it out when it still stands."""
-    now = tx.clock.now()
-    facts = repository.facts(
-        tx.session,
-        row.model,
-        now,
-        label_request_after=now - LABELS_ONCE_IN,
-        evaluation_id=row.evaluation_id,
-        but=row.order_id,
-    )
-    verdict = check(_proposal_of(row), Actor(name=cause.actor, role=cause.role, approved=True), facts, Limits.of(settings))
+    verdict = _judge(tx, _proposal_of(row), Actor(name=cause.actor, role=cause.role, approved=True), settings, but=row.order_id)
     if not isinstance(verdict, Accepted):
         return _close(tx, cause, row, verdict.reason)
-    row.state, row.explanation, row.updated_at = OrderState.ACCEPTED, f"Approved by {cause.actor}.", now
+    row.state, row.explanation, row.updated_at = OrderState.ACCEPTED, f"Approved by {cause.actor}.", tx.clock.now()
     tx.session.add(row)
     tx.audit(cause.actor, "order.approved", row.order_id, kind=row.kind, model=row.model, cause=cause.event_id)
     _emit(tx, row, cause)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from agents.ladder import ADVICE, WORDS
-from schemas.vocabulary import Diagnosis, Remedy
+from schemas.vocabulary import Diagnosis, OrderKind, Remedy
 
 CAUSES: Final[dict[str, str]] = {
     Diagnosis.PREVALENCE: "another mix of diagnoses among the patients",
@@ -20,6 +20,14 @@ METRICS: Final[dict[str, str]] = {
     "macro_recall": "recall, mean of the classes",
     "macro_f1": "F1, mean of the classes",
     "auroc": "AUROC, mean of the classes",
+}
+ORDERS: Final[dict[OrderKind, str]] = {
+    OrderKind.REPORT: "a report",
+    OrderKind.REMEDY: "a remedy",
+    OrderKind.LABEL_REQUEST: "labels",
+    OrderKind.ROLLBACK: "a rollback",
+    OrderKind.STOP_SERVING: "a stop of serving",
+    OrderKind.RESUME_SERVING: "serving to resume",
 }
 _ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error"}
 _KEYWORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")

@@ -37,7 +37,10 @@ def _watch(facts: Facts, observed: Sequence[Observation]) -> Step:
 
 
 def _undecided(facts: Facts, observed: Sequence[Observation]) -> Step:
-    """Labels, where studies wait for them."""
+    """Labels, where studies wait for them and enough of them would decide."""
+    if not facts.get("evidence", {}).get("more_cases_needed"):
+        why = facts.get("summary", "")
+        return Say(f"{facts['model']} cannot be judged, and no number of labels alone would change that. {why}")
     if not facts.get("unlabelled"):
         return Say(f"Too few cases to judge {facts['model']}, and no scored study waits for a label.")
     if done(observed, "order_label_request") is None:
@@ -72,14 +75,27 @@ def repair(facts: Facts, observed: Sequence[Observation]) -> Step:
 
 
 def _labels(facts: Facts, options: RemedyOptions, observed: Sequence[Observation]) -> Step:
-    if done(observed, "order_label_request") is None:
-        what = (
-            f"the gate turned down {_repairs(options)} and none is left, so more labelled cases or a person's decision are needed"
+    """Once, with what a person can do; then nothing until labels, a person's order or another verdict change the matter."""
+    if options.told is not None:
+        return Say(
+            f"{facts['model']} is degraded and the ladder of remedies is used up; what can be done was told already "
+            f"({options.told}). A person has to decide."
         )
-        return Act("order_label_request", {"model": facts["model"], "reason": _because(facts, what)})
+    if done(observed, "order_label_request") is None:
+        what = f"the gate turned down {_repairs(options)} and none is left. A person can now {_choices(options)}"
+        cases = {"cases": options.more_studies} if options.more_studies else {}
+        return Act("order_label_request", {"model": facts["model"], "reason": _because(facts, what)} | cases)
     return Say(
         f"{facts['model']} is degraded and the ladder of remedies is used up. More labels are asked for; a person has to decide "
         "whether it goes on serving."
+    )
+
+
+def _choices(options: RemedyOptions) -> str:
+    number = f"about {options.more_studies}" if options.more_studies else "clearly"
+    return (
+        f"have someone label {number} more studies, with which the agents begin again; bring an earlier version back; put another "
+        "version to the gate; order a repair with other settings; or stop the model"
     )
 
 

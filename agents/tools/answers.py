@@ -1,18 +1,20 @@
 """What the tools answer: typed facts, each able to say itself in plain words."""
 
+from abc import ABC, abstractmethod
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from agents import wording
 
 
-class Answer(BaseModel):
+class Answer(BaseModel, ABC):
     """Base of all answers."""
 
     model_config = ConfigDict(frozen=True)
 
+    @abstractmethod
     def say(self) -> str:
         """The facts in plain words."""
-        raise NotImplementedError
 
 
 class Problem(Answer):
@@ -275,6 +277,8 @@ class RemedyOptions(Answer):
     since: str = ""
     active_remedy: str | None
     suggestion: str | None
+    told: str | None = Field(None, description="The label request that said that no rung is left")
+    more_studies: int = Field(0, description="Labelled studies that must arrive before the ladder begins anew")
 
     def say(self) -> str:
         """Cases, former remedies, suggestion."""

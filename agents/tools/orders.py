@@ -16,8 +16,9 @@ from agents.tools.arguments import (
     RollbackArguments,
 )
 from agents.tools.desk import Desk, resolve
-from schemas.tables import Order
-from schemas.vocabulary import CaseRole, OrderKind, OrderState, Remedy
+from schemas.tables import Evaluation, Order
+from schemas.vocabulary import CaseRole, OrderKind, OrderState, Remedy, Status
+from services.remediation.plan import labels_for
 from services.runtime import registry
 
 SETTINGS = ("epochs", "batch_size", "head_learning_rate", "body_learning_rate", "rehearsal_share")
@@ -47,6 +48,9 @@ def _labels_needed(session: Session, desk: Desk, model: str) -> int:
     champion = None if isinstance(name, Problem) else registry.model(session, name).champion
     if champion is None:
         return desk.settings.join.batch_size
+    undecided = _to_decide(repository.latest(session, str(name), champion), desk)
+    if undecided:
+        return undecided
     since = repository.began(session, desk.cause.evaluation_id or repository.behind_orders(session, str(name), champion))
     facts = Facts(
         now=desk.clock.now(),
@@ -55,6 +59,13 @@ def _labels_needed(session: Session, desk: Desk, model: str) -> int:
         gate_cases_needed=repository.gate_cases_needed(session, str(name), champion),
     )
     return shortfall(facts, Limits.of(desk.settings), by_agent=True).studies or desk.settings.join.batch_size
+
+
+def _to_decide(newest: Evaluation | None, desk: Desk) -> int:
+    """Labelled studies until an undecided version can be judged: only the trigger's share of the patients counts for that."""
+    more = newest.evidence.get("more_cases_needed") if newest is not None and newest.status == Status.UNDECIDED else None
+    join = desk.settings.join
+    return labels_for(int(more), 1 - join.tune_share - join.gate_share) if isinstance(more, int | float) else 0
 
 
 def order_rollback(desk: Desk, args: RollbackArguments) -> Answer:

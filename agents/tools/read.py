@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlmodel import Session
 
 from agents import repository
-from agents.ladder import next_rung
+from agents.ladder import cases_for_another_round, next_rung
 from agents.redaction import plain
 from agents.tools.answers import (
     Answer,
@@ -26,7 +26,8 @@ from agents.tools.answers import (
 from agents.tools.arguments import CompareArguments, HistoryArguments, ListArguments, NoArguments, OneModel, OrdersArguments
 from agents.tools.desk import Desk, evaluation_facts, resolve
 from schemas.tables import ModelVersion, Order, RegisteredModel
-from schemas.vocabulary import CaseRole, OrderKind, OrderState, Remedy
+from schemas.vocabulary import CaseRole, OrderKind, OrderState
+from services.remediation.plan import labels_for
 from services.runtime import registry
 
 HELP = """You can ask me, in your own words:
@@ -219,8 +220,10 @@ def _options(session: Session, row: RegisteredModel, desk: Desk) -> RemedyOption
     champion, limits = row.champion or 0, desk.settings.remediation
     newest = repository.latest(session, row.name, row.champion)
     tune, gate, since = _cases(session, row, desk)
-    rejected = [Remedy(order.remedy) for order in repository.rejected_remedies(session, row.name, champion) if order.remedy]
-    rung = next_rung(tune, limits.min_tune_cases, rejected)
+    turned = repository.turned_down(session, row.name, champion, tune + gate)
+    rejected = [each.remedy for each in turned if each.remedy]
+    rung, join = next_rung(tune, limits.min_tune_cases, rejected), desk.settings.join
+    missing = max((cases_for_another_round(each.cases, tune + gate) for each in turned), default=0)
     return RemedyOptions(
         model=row.name,
         champion=row.champion,
@@ -235,6 +238,8 @@ def _options(session: Session, row: RegisteredModel, desk: Desk) -> RemedyOption
         since=since.isoformat() if since else "",
         active_remedy=repository.open_order(session, row.name, OrderKind.REMEDY),
         suggestion=rung,
+        told=repository.told_that_used_up(session, row.name, turned) if rung is None else None,
+        more_studies=labels_for(missing, join.tune_share + join.gate_share) if rung is None else 0,
     )
 
 

@@ -112,6 +112,7 @@ def _evidence(claim: jobs.Claim, material: Material, outcome: Outcome) -> dict[s
         "code_sha256": code_digest(),
         "weights_sha256": outcome.bundle.sha256,
         "seed": material.options.seed,
+        "tune_cases": len(material.plan.tune),
         "returning_patients": material.returning,
         "labels_of_no_class": material.plan.foreign,
         "options": material.options.model_dump(),
@@ -150,6 +151,7 @@ def _enter(tx: Transaction, context: Context, claim: jobs.Claim, material: Mater
             truth=case.truth,
             predicted=case.predicted,
             probabilities=dict(case.probabilities),
+            findings=list(case.findings),
         )
         for case in kept
     ]

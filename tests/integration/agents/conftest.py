@@ -110,7 +110,9 @@ class Hospital:
             order = next(row for row in tx.session.exec(select(Order)) if row.kind == "remedy" and row.state == "accepted")
             order.state = "done"
             number = len(tx.session.exec(select(ModelVersion).where(ModelVersion.model == order.model)).all()) + 1
+            cases = tx.session.exec(select(Case).where(Case.role == "tune")).all()
             result = {"verdict": verdict, "challenger": number, "numbers": numbers, "reasons": ["It forgets too much."]}
+            result["tune_cases"] = len(cases)
             shared = {"model": order.model, "created_at": now}
             states = {Verdict.PROMOTE: "champion", Verdict.REJECT: "rejected", Verdict.NEED_LABELS: "challenger"}
             made = {"parent": order.version, "origin": order.order_id, "metrics": numbers}

@@ -83,10 +83,10 @@ def test_watch_is_reported_once_and_undecided_asks_for_labels_where_studies_wait
     hospital.handle(hospital.evaluation(Status.WATCH))
     hospital.handle(hospital.evaluation(Status.WATCH))
     assert [order.kind for order in hospital.sent()] == [OrderKind.REPORT]
-    hospital.handle(hospital.evaluation(Status.UNDECIDED))
+    hospital.handle(hospital.evaluation(Status.UNDECIDED, more_cases_needed=40))
     assert len(hospital.sent()) == 1
     hospital.cases(tune=0, gate=0, waiting=5)
-    hospital.handle(hospital.evaluation(Status.UNDECIDED))
+    hospital.handle(hospital.evaluation(Status.UNDECIDED, more_cases_needed=40))
     assert [order.kind for order in hospital.sent()] == [OrderKind.REPORT, OrderKind.LABEL_REQUEST]
 
 
