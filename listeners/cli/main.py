@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from sqlalchemy.exc import DBAPIError
 
-from listeners.cli import dead_letters, inspect, labels, models, orders, pacs, run, studies, talk
+from listeners.cli import archive, dead_letters, inspect, labels, models, orders, pacs, run, studies, talk
 from listeners.cli.context import console
 from models.errors import ModelError
 from schemas.settings import Settings, UnknownSetting, settings_file
@@ -33,6 +33,7 @@ app.command()(run.doctor)
 app.command()(studies.send)
 app.command()(studies.reindex)
 app.command()(talk.chat)
+app.add_typer(archive.app, name="archive")
 app.add_typer(labels.app, name="labels")
 app.add_typer(models.app, name="models")
 app.add_typer(inspect.evaluations, name="evaluations")

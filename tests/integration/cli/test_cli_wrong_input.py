@@ -30,7 +30,7 @@ def files(tmp_path: Path, state: Path) -> Path:
         (("models", "train", "nope.csv", *TRAIN), "does not exist"),
         (("models", "train", "folder", *TRAIN), "is a directory"),
         (("models", "train", "binary.csv", *TRAIN), "cannot be read"),
-        (("models", "train", "empty.csv", *TRAIN), "column path is missing"),
+        (("models", "train", "empty.csv", *TRAIN), "columns path, label, patient, split are missing"),
         (("models", "train", "manifest.csv", *TRAIN), "no such file"),
         (("models", "train", "manifest.csv", "--name", "Lung X", "--task", "p", "--modality", "DX"), "lower-case"),
         (("models", "train", "manifest.csv", *TRAIN, "--network", "resnet5"), "resnet50"),
