@@ -6,12 +6,9 @@ import shutil
 import threading
 import time
 
-import pydicom
 import pytest
-from pydicom.data import get_testdata_file
-from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, evt
+from pynetdicom import AE
 from sqlmodel import select
 
 from listeners.dicom.app import build as build_listener
@@ -29,8 +26,7 @@ from services.runtime.identity import Pseudonyms
 from services.runtime.process import run
 from services.runtime.service import Context
 from tests.pacs_world import Orthanc, port
-
-CT = "1.2.840.10008.5.1.4.1.1.2"
+from tests.signals_world import CT, Scanner, asked, begun, dataset, ended, images, until
 
 
 class Site:
@@ -87,50 +83,12 @@ class Site:
         return self.events(study_uid)[number - 1]
 
 
-def until(look, what, seconds=15.0):
-    end = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, sqlite_template):
     folder = tmp_path_factory.mktemp("site")
     shutil.copy(sqlite_template, folder / "database.sqlite")
     with Site(folder / "state", f"sqlite:///{folder / 'database.sqlite'}") as running:
         yield running
-
-
-def dataset(**elements):
-    made = Dataset()
-    for keyword, value in elements.items():
-        setattr(made, keyword, value)
-    return made
-
-
-def images(count):
-    """Slices of a new study."""
-    study, found = generate_uid(), []
-    for _ in range(count):
-        image = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
-        image.StudyInstanceUID, image.SeriesInstanceUID = study, f"{study[:60]}.1"
-        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        found.append(image)
-    return study, found
-
-
-def reference(image):
-    return dataset(ReferencedSOPClassUID=image.SOPClassUID, ReferencedSOPInstanceUID=image.SOPInstanceUID)
-
-
-def begun(study):
-    return dataset(PerformedProcedureStepStatus="IN PROGRESS", ScheduledStepAttributesSequence=[dataset(StudyInstanceUID=study)])
-
-
-def ended(found, status="COMPLETED"):
-    series = dataset(ReferencedImageSequence=[reference(image) for image in found])
-    return dataset(PerformedProcedureStepStatus=status, PerformedSeriesSequence=[series])
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
@@ -170,31 +128,6 @@ def test_refusals_of_a_step_on_the_wire(site):
         assert association.send_n_get([], MPPS, step)[0].Status == 0x0211
     finally:
         association.release()
-
-
-class Scanner:
-    """What waits at the modality for the report."""
-
-    def __init__(self, port):
-        self.reports = []
-        ae = AE("CT1")
-        ae.add_supported_context(PUSH_MODEL, scu_role=False, scp_role=True)
-        handlers = [(evt.EVT_N_EVENT_REPORT, self._take)]
-        self._server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
-
-    def _take(self, event):
-        self.reports.append((event.event_type, event.event_information))
-        return 0x0000, None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._server.shutdown()
-
-
-def asked(found, transaction):
-    return dataset(TransactionUID=transaction, ReferencedSOPSequence=[reference(image) for image in found])
 
 
 def test_commitment_is_asked_reported_and_completes_the_study(site):
