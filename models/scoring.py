@@ -18,6 +18,7 @@ class ScoredCase:
     truth: str
     predicted: str
     probabilities: Mapping[str, float]
+    findings: tuple[str, ...] = ()
 
 
 def score(predictor: Predictor, tensors: TensorSet) -> list[ScoredCase]:
@@ -27,7 +28,10 @@ def score(predictor: Predictor, tensors: TensorSet) -> list[ScoredCase]:
     for start in range(0, len(tensors), CHUNK):
         rows.extend(predictor.predict(tensors.studies[start : start + CHUNK]))
     known = zip(tensors.keys, tensors.patients, tensors.labels, rows, strict=True)
-    return [ScoredCase(key, patient, classes[label], predicted_class(row), row) for key, patient, label, row in known]
+    return [
+        ScoredCase(key, patient, classes[label], predicted_class(row), row, tensors.findings.get(key, ()))
+        for key, patient, label, row in known
+    ]
 
 
 def accuracy(cases: Sequence[ScoredCase]) -> float:

@@ -196,6 +196,9 @@ class BaselineCase(SQLModel, table=True):
     truth: str = Field(max_length=64)
     predicted: str = Field(max_length=64)
     probabilities: dict[str, float] = Field(sa_column=Column(Json, nullable=False))
+    findings: list[str] | None = Field(
+        default=None, sa_column=Column(Json, nullable=True), description="Codes of its findings; None where they were not kept"
+    )
 
 
 class TrainingPatient(SQLModel, table=True):

@@ -30,6 +30,10 @@ class LabelledRow(Protocol):
     def probabilities(self) -> dict[str, float]:
         """Class name to probability."""
 
+    @property
+    def findings(self) -> Sequence[str] | None:
+        """Codes of doubts about the images; None where they were not kept."""
+
 
 @dataclass(frozen=True)
 class Cases:

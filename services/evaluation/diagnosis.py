@@ -5,7 +5,7 @@ Order of suspicion: a broken feed, then another scanner or site, then another mi
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from scipy.stats import chi2_contingency, fisher_exact
 
+from models.findings import is_doubt
 from schemas.vocabulary import Diagnosis
 from services.evaluation.stream import StreamCase
 from services.evaluation.verdict import Fall
@@ -24,6 +25,9 @@ FEED_SHARE: Final = 0.50
 """With no stable part to compare with, a finding in this share of cases is a fault of the feed."""
 FACET_RISE: Final = 0.30
 NO_DOUBTS: Final = frozenset({"", "none"})
+
+Findings = Sequence[Collection[str]]
+"""Codes of the findings of each case."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,17 @@ class Cause:
 NOTHING: Final = Cause(Diagnosis.NONE)
 
 
-def diagnose(stream: Sequence[StreamCase], fall: Fall | None, *, alarmed: bool, mix_moved: bool) -> Cause:
-    """Explain a stream. Without a fall the only finding is a moved class mix, and only where it matters (`mix_moved`)."""
+def diagnose(stream: Sequence[StreamCase], fall: Fall | None, *, alarmed: bool, mix_moved: bool, baseline: Findings = ()) -> Cause:
+    """Explain a stream. Without a fall the only finding is a moved class mix, and only where it matters (`mix_moved`).
+
+    `baseline` are the findings of the test set's cases, as far as they were kept: what the model was built with is no break.
+    """
     if fall is None:
         return _prevalence(stream, mix_moved)
     before = [case for case in stream if case.batch < fall.start]
     after = [case for case in stream if case.batch >= fall.start]
     return (
-        _feed(before, after)
+        feed_doubt([case.findings for case in before], baseline, [case.findings for case in after])
         or _covariate(before, after, fall)
         or (_remainder(before, after) if alarmed else Cause(Diagnosis.UNKNOWN))
     )
@@ -72,16 +79,23 @@ def _prevalence(stream: Sequence[StreamCase], mix_moved: bool) -> Cause:
     return Cause(Diagnosis.PREVALENCE, f"the mix of patients is not that of the test set; {number / len(stream):.0%} are {common}")
 
 
-def _feed(before: Sequence[StreamCase], after: Sequence[StreamCase]) -> Cause | None:
-    """A doubt about the images that is in many cases now and was in few before."""
-    doubts = Counter(name for case in after for name in set(case.findings) - NO_DOUBTS)
-    earlier = Counter(name for case in before for name in set(case.findings))
+def feed_doubt(before: Findings, baseline: Findings, after: Findings) -> Cause | None:
+    """A doubt about the images that is in many cases now and was in few before and in the test set.
+
+    Notes that a stated rule was applied are no doubts. With nothing to compare with, a doubt in half of the cases is one.
+    """
+    doubts = Counter(name for names in after for name in set(names) - NO_DOUBTS if is_doubt(name))
+    references = [part for part in (before, baseline) if part]
     for name, number in doubts.most_common():
-        share, was = number / len(after), earlier[name] / len(before) if before else 0.0
-        table = [[number, len(after) - number], [earlier[name], len(before) - earlier[name]]]
-        p_value = float(fisher_exact(table, alternative="greater").pvalue) if before else None
-        risen = share - was >= FEED_RISE and p_value is not None and p_value < RISK / len(doubts)
-        if risen or (not before and share >= FEED_SHARE):
+        share = number / len(after)
+        found = [sum(name in names for names in part) for part in references]
+        earlier, compared = sum(found), sum(map(len, references))
+        highest = max((count / len(part) for count, part in zip(found, references, strict=True)), default=0.0)
+        table = [[number, len(after) - number], [earlier, compared - earlier]]
+        p_value = float(fisher_exact(table, alternative="greater").pvalue) if references else None
+        risen = share - highest >= FEED_RISE and p_value is not None and p_value < RISK / len(doubts)
+        if risen or (not references and share >= FEED_SHARE):
+            was = earlier / compared if compared else 0.0
             return Cause(Diagnosis.PIPELINE, f"{name.replace('_', ' ')} in {share:.0%} of the studies, was {was:.0%}", p_value)
     return None
 

@@ -8,7 +8,7 @@ from schemas.events import MetricValue
 from schemas.vocabulary import Diagnosis, Status
 from services.evaluation.cases import Cases, LabelledRow, foreign
 from services.evaluation.detector import Thresholds
-from services.evaluation.diagnosis import Cause, diagnose, mix_shift, root_cause
+from services.evaluation.diagnosis import Cause, Findings, diagnose, feed_doubt, mix_shift, root_cause
 from services.evaluation.metrics import MetricSet, measure
 from services.evaluation.reclaim_rule import RuleVerdict, apply_rule
 from services.evaluation.stream import StreamCase, count, one_per_patient
@@ -99,13 +99,27 @@ def _explain(material: Material, stream: Sequence[StreamCase], assessment: Asses
     recent = [case.truth or "" for case in stream if case.batch == material.batch]
     moved = rule.declined and mix_shift([row.truth or "" for row in material.baseline], recent) < MIX_RISK
     fall = assessment.fall if assessment else None
+    known = _baseline_findings(material)
     if assessment and assessment.alarm and fall:
         # A feed that was broken when the alarm rose stays the cause while the alarm stands, also once it is repaired.
         for end in range(max(assessment.alarm, fall.start), stream[-1].batch):
-            cause = diagnose([case for case in stream if case.batch <= end], fall, alarmed=True, mix_moved=moved)
+            seen = [case for case in stream if case.batch <= end]
+            cause = diagnose(seen, fall, alarmed=True, mix_moved=moved, baseline=known)
             if cause.kind is Diagnosis.PIPELINE:
                 return cause
-    return diagnose(stream, fall, alarmed=bool(assessment and assessment.alarm), mix_moved=moved)
+    return diagnose(stream, fall, alarmed=bool(assessment and assessment.alarm), mix_moved=moved, baseline=known)
+
+
+def _baseline_findings(material: Material) -> Findings:
+    return [row.findings for row in material.baseline if row.findings is not None]
+
+
+def _feed_evidence(material: Material, stream: Sequence[StreamCase]) -> Evidence:
+    """A doubt that is far commoner in this batch than before it, whether the recall fell or not."""
+    before = [case.findings for case in stream if case.batch < material.batch]
+    recent = [case.findings for case in stream if case.batch == material.batch]
+    doubt = feed_doubt(before, _baseline_findings(material), recent)
+    return {"feed_doubt": doubt.what, "feed_doubt_p_value": doubt.p_value} if doubt else {}
 
 
 def _since(stream: Sequence[StreamCase], assessment: Assessment | None) -> datetime | None:
@@ -143,7 +157,7 @@ def _evidence(
     found: Evidence = {}
     if assessment and assessment.fall:
         found |= _fall_evidence(assessment.fall, since)
-    found |= {"root_cause": line or None, "cause_p_value": cause.p_value}
+    found |= {"root_cause": line or None, "cause_p_value": cause.p_value} | _feed_evidence(material, independent)
     if assessment:
         found |= _detector_evidence(assessment)
     found |= {"rule_metric": rule.metric, "rule_change": rule.change, "independent_cases": len(independent), "seed": material.seed}

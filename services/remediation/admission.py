@@ -207,6 +207,7 @@ def _rows(cases: Sequence[ScoredCase]) -> list[Mapping[str, Any]]:
             "truth": case.truth,
             "predicted": case.predicted,
             "probabilities": dict(case.probabilities),
+            "findings": list(case.findings),
         }
         for case in cases
     ]

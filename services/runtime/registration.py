@@ -98,6 +98,7 @@ def baseline_rows(
             truth=case.truth,
             predicted=case.predicted,
             probabilities=dict(case.probabilities),
+            findings=list(case.findings),
         )
         for case in cases
     ]

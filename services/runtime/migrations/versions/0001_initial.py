@@ -55,6 +55,7 @@ def upgrade() -> None:
         sa.Column("truth", sa.String(length=64), nullable=False),
         sa.Column("predicted", sa.String(length=64), nullable=False),
         sa.Column("probabilities", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("findings", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
         sa.PrimaryKeyConstraint("model", "version", "case_key", name=op.f("pk_baseline_case")),
     )
     op.create_table(
