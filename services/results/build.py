@@ -1,7 +1,11 @@
 """From a claimed prediction to the DICOM objects: reads index, registry and archive; identity stays inside the objects."""
 
+from collections.abc import Iterable, Mapping
+from typing import Final
+
 from pydicom.dataset import Dataset
 
+from models.findings import CODES, Finding, Severity
 from schemas.events import Prediction
 from schemas.settings import Settings
 from services.results import repository
@@ -9,6 +13,9 @@ from services.results.finding import Result
 from services.results.header import read_header
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput, Transient
+
+GRAVITY: Final = (Severity.NOTE, Severity.DOUBT, Severity.FAULT)
+LABELS: Final = {Severity.NOTE: "Note", Severity.DOUBT: "Doubt about the images", Severity.FAULT: "Fault in the images"}
 
 
 def build_objects(settings: Settings, database: Database, prediction: Prediction) -> list[Dataset]:
@@ -41,8 +48,17 @@ def _result(prediction: Prediction, subject: repository.Subject, settings: Setti
         task=prediction.task,
         predicted=prediction.predicted,
         probabilities=prediction.probabilities,
-        findings=prediction.findings,
+        findings=in_words(prediction.findings, prediction.finding_details),
         scored_at=prediction.scored_at,
         images=subject.images,
         codes=settings.results.codes,
+    )
+
+
+def in_words(codes: Iterable[str], details: Mapping[str, str]) -> tuple[str, ...]:
+    """Findings as sentences for a reader of images, the gravest first. A code that this version does not know stays a code."""
+    known = {code: Finding(code, details.get(code, "")) if code in CODES else None for code in codes}
+    ranked = sorted(known.items(), key=lambda item: -GRAVITY.index(item[1].severity if item[1] else Severity.DOUBT))
+    return tuple(
+        f"{LABELS[each.severity]}: {each.sentence()}" if each else f"{LABELS[Severity.DOUBT]}: {code}" for code, each in ranked
     )

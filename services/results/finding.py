@@ -37,6 +37,7 @@ class Result:
     predicted: str
     probabilities: Mapping[str, float]
     findings: tuple[str, ...]
+    """What was doubtful about the images, as sentences, the gravest first."""
     scored_at: datetime
     images: tuple[Reference, ...]
     codes: Mapping[str, Code] = field(default_factory=dict)

@@ -56,7 +56,7 @@ def _bars(pen: ImageDraw.ImageDraw, result: Result, top: int) -> int:
 
 def _findings(pen: ImageDraw.ImageDraw, result: Result, top: int) -> int:
     for finding in result.findings[:MOST_FINDINGS]:
-        _text(pen, MARGIN, top, f"Doubt about the images: {finding}", 16, AMBER, WIDTH - 2 * MARGIN)
+        _text(pen, MARGIN, top, finding, 16, AMBER, WIDTH - 2 * MARGIN)
         top += 24
     return top
 

@@ -115,7 +115,7 @@ def _group(result: Result) -> MeasurementsAndQualitativeEvaluations:
 def remarks(result: Result) -> list[str]:
     """What a reader has to know beside the numbers."""
     about = f"Revision {result.revision} of the study."
-    return [NOT_FOR_DIAGNOSIS, about, *(f"Doubt about the images: {finding}" for finding in result.findings)]
+    return [NOT_FOR_DIAGNOSIS, about, *result.findings]
 
 
 def _remark(text: str) -> TextContentItem:

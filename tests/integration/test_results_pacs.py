@@ -83,7 +83,8 @@ class Site:
             "predicted": "a",
             "acquired_at": START,
             "scored_at": START,
-            "findings": ("window_missing",),
+            "findings": ("window_missing", "slice_gap"),
+            "finding_details": {"slice_gap": "3 missing at 1 places"},
         }
         data = Prediction(**facts | changes)
         headers = headers_of(PREDICTION, f"event-{number}", START)
@@ -162,6 +163,7 @@ def test_what_lies_in_the_pacs_is_a_sound_report_that_names_the_images(make_site
     (tmp_path / "sr.dcm").write_bytes(sr)
     told = subprocess.run(["dsrdump", "+Pl", str(tmp_path / "sr.dcm")], capture_output=True, text=True, timeout=30, check=True)
     assert "Probability of a" in told.stdout
+    assert "slices are missing inside the series (3 missing at 1 places)" in told.stdout
     (group,) = srread(tmp_path / "sr.dcm").content.get_image_measurement_groups()
     assert {each.referenced_sop_instance_uid for each in group.source_images} == {
         str(dcmread(path).SOPInstanceUID) for path in site.files

@@ -16,6 +16,7 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from schemas.vocabulary import ResultState
+from services.results.build import in_words
 from services.results.capture import build_capture
 from services.results.finding import NOT_FOR_DIAGNOSIS, Reference, Result
 from services.results.header import read_header
@@ -41,7 +42,7 @@ def result_of(**changes):
         "task": "tumour",
         "predicted": "glioma",
         "probabilities": {"glioma": 0.83, "none": 0.17},
-        "findings": ("window_missing",),
+        "findings": ("Doubt about the images: no window",),
         "scored_at": SCORED,
         "images": tuple(Reference(CT, f"1.2.3.1.{number}", "1.2.3.1") for number in range(1, 4)),
     }
@@ -131,7 +132,7 @@ def test_the_report_says_what_was_found_by_whom_and_from_what(header):
     assert (texts["Algorithm Name"], texts["Algorithm Version"]) == ("tumour-mr", "3")
     assert "ab" * 32 in texts["Algorithm Parameters"]
     remarks = [item.value for item in group[0].ContentSequence if item.ValueType == "TEXT" and item.name.meaning == "Comment"]
-    assert remarks == [NOT_FOR_DIAGNOSIS, "Revision 1 of the study.", "Doubt about the images: window_missing"]
+    assert remarks == [NOT_FOR_DIAGNOSIS, "Revision 1 of the study.", "Doubt about the images: no window"]
     assert (document.VerificationFlag, document.PreliminaryFlag, document.CompletionFlag) == (
         "UNVERIFIED",
         "PRELIMINARY",
@@ -155,7 +156,7 @@ def test_dcmtk_reads_the_report(header, tmp_path):
     """dsrdump checks the relationships and value types of Comprehensive SR and refuses a document that breaks them."""
     written(build_report(result_of(), header), tmp_path / "sr.dcm")
     told = subprocess.run(["dsrdump", "+Pl", str(tmp_path / "sr.dcm")], capture_output=True, text=True, timeout=30, check=True)
-    for expected in ("Imaging Measurement Report", "Probability of glioma", "tumour-mr", "window_missing", NOT_FOR_DIAGNOSIS):
+    for expected in ("Imaging Measurement Report", "Probability of glioma", "tumour-mr", "no window", NOT_FOR_DIAGNOSIS):
         assert expected in told.stdout
     assert "E:" not in told.stderr
 
@@ -221,6 +222,16 @@ def test_a_file_that_is_gone_or_no_dicom_says_so(tmp_path):
     with pytest.raises(InvalidInput, match="cannot be read") as refusal:
         read_header(tmp_path / "rubbish.dcm")
     assert "Meier" not in str(refusal.value)
+
+
+def test_findings_become_sentences_the_gravest_first():
+    codes = ("several_series", "slice_gap", "sign_doubtful", "unheard_of")
+    assert in_words(codes, {"slice_gap": "3 missing at 1 places"}) == (
+        "Fault in the images: values at both ends of the range and none between: signed read as unsigned or the reverse",
+        "Doubt about the images: slices are missing inside the series (3 missing at 1 places)",
+        "Doubt about the images: unheard_of",
+        "Note: several series fit; the one with most images is scored",
+    )
 
 
 # The image
