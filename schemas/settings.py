@@ -149,9 +149,6 @@ class HttpSettings(Group):
     token: SecretStr = Field(SecretStr(""), description="Bearer token; required when host is not a loopback address")
     max_body_bytes: int = Field(5_000_000, ge=1_000)
     stow_requests: int = Field(4, ge=1, description="STOW-RS requests served at once; more are answered 503")
-    stow_max_instance_bytes: int = Field(
-        1 << 28, ge=1_000, description="Largest DICOM file that STOW-RS takes; 4 are in memory at most"
-    )
 
 
 class RetentionSettings(Group):

@@ -1,7 +1,6 @@
 """`POST /dicomweb/studies[/{study}]`: Store Instances (PS3.18 §10.5). Success in the answer means what it means for C-STORE.
 
-Memory is bounded whatever is sent: so many requests at once, so many instances of a request under way, so many data sets in
-memory over all requests, none larger than allowed.
+Memory is bounded whatever is sent: so many requests at once, so many instances of a request under way, 1 MiB of each.
 """
 
 import asyncio
@@ -9,29 +8,31 @@ import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from aiohttp import ClientError, web
+from opentelemetry import trace
 
 from listeners.dicom import answers
 from listeners.dicom.answers import Answer
 from listeners.dicom.presentation import TRANSFER_SYNTAXES, storage_classes
-from listeners.dicom.reception import Reception, StoreRequest
+from listeners.dicom.reception import Reception
 from listeners.dicomweb import outcome as reasons
 from listeners.dicomweb.multipart import BrokenBodyError, Part, check_content_type, read_parts
 from listeners.dicomweb.outcome import Outcome, Result
-from listeners.dicomweb.part10 import NotPart10, read_meta, store_request, study_of
-from schemas.settings import Settings
+from listeners.dicomweb.part10 import MOST_META, FileMeta, NotPart10, head_of, pieces_of, read_meta, study_of
 from services.assembly.files import ArchiveFiles
 from services.assembly.headers import MissingElement, UnreadableHeader, is_valid_uid
 from services.assembly.index import ArchiveIndex
 from services.runtime.service import Context
+from services.runtime.transaction import current_traceparent
 
 logger = logging.getLogger(__name__)
+tracer = trace.get_tracer("reclaim.dicom")
 UNDER_WAY: Final = 4
 """Instances of one request that are stored while the next one is read."""
-IN_MEMORY: Final = 4
-"""Data sets that all requests together hold in memory."""
+AT_WORK: Final = 4
+"""Instances of all requests that are checked and stored at the same time."""
 MOST_INSTANCES: Final = 20_000
 RETRY_AFTER_S: Final = "5"
 JSON: Final = "application/dicom+json"
@@ -52,10 +53,10 @@ class Door:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._settings = context.settings.http
+        self._dicom = context.settings.dicom
         self._classes = frozenset(storage_classes(context.settings.dicom.sop_classes))
-        self._requests = asyncio.Semaphore(self._settings.stow_requests)
-        self._memory = asyncio.Semaphore(IN_MEMORY)
+        self._requests = asyncio.Semaphore(context.settings.http.stow_requests)
+        self._at_work = asyncio.Semaphore(AT_WORK)
         self._opening = asyncio.Lock()
         self._files: ArchiveFiles | None = None
 
@@ -81,7 +82,7 @@ class Door:
     async def _store(self, request: web.Request, study: str) -> web.Response:
         try:
             files = await self._archive()
-            if await asyncio.to_thread(files.free_bytes) < self._context.settings.dicom.min_free_bytes:
+            if await asyncio.to_thread(files.free_bytes) < self._dicom.min_free_bytes:
                 logger.warning("%s STOW-RS request refused: %s", answers.DISK_FULL.message_id, answers.DISK_FULL.advice)
                 return _refused(507, f"{answers.DISK_FULL.message_id} {answers.DISK_FULL.comment}")
         except OSError as error:
@@ -120,7 +121,7 @@ class Door:
 
     async def _read_all(self, request: web.Request, tasks: list[asyncio.Task[Result]], take: Take) -> Answer | None:
         running = asyncio.Semaphore(UNDER_WAY)
-        limit, timeout_s = self._settings.stow_max_instance_bytes, self._context.settings.dicom.network_timeout_s
+        limit, timeout_s = self._dicom.max_object_bytes + MOST_META, self._dicom.network_timeout_s
         async for part in read_parts(request, limit, timeout_s, self._context.settings.archive_dir):
             if len(tasks) == MOST_INSTANCES:
                 part.file.close()
@@ -132,7 +133,7 @@ class Door:
 
     async def _take(self, part: Part, reception: Reception, study: str) -> Result:
         """Deal with one part and let go of it."""
-        async with self._memory:
+        async with self._at_work:
             result = await asyncio.to_thread(self._take_now, part, reception, study)
         if result.answer.message_id.startswith("WEB"):
             logger.warning("%s instance refused: %s: %s", result.answer.message_id, result.answer.comment, result.answer.advice)
@@ -147,9 +148,8 @@ class Door:
             refusal = self._refusal(part, meta.sop_class_uid, meta.transfer_syntax_uid)
             if refusal is not None:
                 return Result(refusal, meta)
-            request = store_request(file, meta)
-        mismatch = _mismatch(request, study) if study else None
-        return Result(mismatch or reception.receive(request), meta)
+            mismatch = _mismatch(file, meta, study) if study else None
+            return Result(mismatch or _stored(reception, file, meta), meta)
 
     def _refusal(self, part: Part, sop_class_uid: str, transfer_syntax_uid: str) -> Answer | None:
         """What negotiation is for an association."""
@@ -168,10 +168,21 @@ class Door:
             return self._files
 
 
-def _mismatch(request: StoreRequest, study: str) -> Answer | None:
+def _stored(reception: Reception, file: IO[bytes], meta: FileMeta) -> Answer:
+    with tracer.start_as_current_span("STOW-RS", kind=trace.SpanKind.SERVER) as span:
+        incoming = reception.begin(head_of(meta, current_traceparent()))
+        for piece in pieces_of(file, meta):
+            incoming.write([piece])
+        answer = incoming.finish()
+        span.set_attribute("dicom.status", f"0x{answer.status:04X}")
+        span.set_attribute("reclaim.message_id", answer.message_id)
+    return answer
+
+
+def _mismatch(file: IO[bytes], meta: FileMeta, study: str) -> Answer | None:
     """What is wrong with an instance that was posted to a study's address."""
     try:
-        return None if study_of(request) == study else reasons.STUDY_MISMATCH
+        return None if study_of(file, meta) == study else reasons.STUDY_MISMATCH
     except UnreadableHeader:
         return answers.BROKEN_DATASET
     except MissingElement as error:
@@ -179,10 +190,16 @@ def _mismatch(request: StoreRequest, study: str) -> Answer | None:
 
 
 def reception_of(context: Context, files: ArchiveFiles) -> Reception:
-    """The same checks, durability and index as the C-STORE listener's."""
-    settings: Settings = context.settings
-    index = ArchiveIndex(context.database, context.pseudonyms)
-    return Reception(files, index, context.clock, settings.dicom.min_free_bytes)
+    """The same checks and durability as the C-STORE listener's; the row of the index is entered before the answer."""
+    settings = context.settings.dicom
+    return Reception(
+        files,
+        ArchiveIndex(context.database, context.pseudonyms),
+        context.clock,
+        settings.min_free_bytes,
+        max_object_bytes=settings.max_object_bytes,
+        classes_of_ae=settings.sop_classes_by_ae,
+    )
 
 
 def _open(root: Path) -> ArchiveFiles:

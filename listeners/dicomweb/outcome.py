@@ -11,7 +11,7 @@ from listeners.dicom.answers import Answer
 from listeners.dicomweb.part10 import FileMeta, shown
 
 TOO_LARGE: Final = Answer(
-    0xA700, "WEB-101", "Out of resources: the instance is too large", "raise RECLAIM_HTTP_STOW_MAX_INSTANCE_BYTES, or use C-STORE"
+    0xA700, "WEB-101", "Out of resources: the instance is too large", "raise RECLAIM_DICOM_MAX_OBJECT_BYTES if it shall be stored"
 )
 NO_DICOM: Final = Answer(0xC000, "WEB-102", "The part is not a DICOM file", "the sender is at fault: ask its vendor")
 STUDY_MISMATCH: Final = Answer(
@@ -30,7 +30,7 @@ TOO_MANY: Final = Answer(0xA700, "WEB-107", "Too many instances in one request",
 
 _FULL: Final = (answers.DISK_FULL.message_id,)
 _AWAY: Final = (answers.STORAGE_AWAY.message_id, answers.INDEX_AWAY.message_id)
-_LARGE: Final = (TOO_LARGE.message_id, TOO_MANY.message_id)
+_LARGE: Final = (TOO_LARGE.message_id, answers.TOO_LARGE.message_id, TOO_MANY.message_id)
 
 
 @dataclass(frozen=True)

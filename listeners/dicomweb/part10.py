@@ -1,7 +1,8 @@
-"""From a DICOM file as it lies in a request's part (PS3.10 §7) to the request that the archive's reception checks and stores."""
+"""From a DICOM file as it lies in a request's part (PS3.10 §7) to what the archive's reception is told of it."""
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import IO, Final
@@ -9,7 +10,7 @@ from typing import IO, Final
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 
-from listeners.dicom.reception import StoreRequest
+from listeners.dicom.reception import StoreHead
 from services.assembly.headers import UnreadableHeader, is_valid_uid, read_facts
 
 SOURCE: Final = "STOW-RS"
@@ -18,9 +19,10 @@ DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 _META_UIDS: Final = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
 _HEAD: Final = 144
-_MOST_META: Final = 65_536
-_MOST_HEADER: Final = 1 << 26
-"""Inflated bytes in which the elements up to group 0020 have to lie."""
+MOST_META: Final = 65_536
+_MOST_HEADER: Final = 1 << 22
+"""Bytes in which the elements up to group 0020 have to lie."""
+_PIECE: Final = 1 << 20
 
 
 class NotPart10(Exception):  # noqa: N818 - named for what the part is not
@@ -44,7 +46,7 @@ def read_meta(file: IO[bytes]) -> FileMeta:
     if len(head) < _HEAD or head[128:132] != b"DICM" or head[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
         raise NotPart10
     length = int(struct.unpack_from("<L", head, 140)[0])
-    if length > _MOST_META:
+    if length > MOST_META:
         raise NotPart10
     try:
         meta = read_dataset(BytesIO(file.read(length)), is_implicit_VR=False, is_little_endian=True)
@@ -54,22 +56,29 @@ def read_meta(file: IO[bytes]) -> FileMeta:
     return FileMeta(uids[0], uids[1], uids[2], _HEAD + length)
 
 
-def store_request(file: IO[bytes], meta: FileMeta) -> StoreRequest:
-    """The whole data set, as sent, with the file meta's UIDs in the place of a C-STORE command's."""
-    file.seek(meta.offset)
-    return StoreRequest(
+def head_of(meta: FileMeta, traceparent: str) -> StoreHead:
+    """The file meta's UIDs in the place of a C-STORE command's."""
+    return StoreHead(
         context_sop_class_uid=meta.sop_class_uid,
         affected_sop_class_uid=meta.sop_class_uid,
         affected_sop_instance_uid=meta.sop_instance_uid,
         transfer_syntax_uid=meta.transfer_syntax_uid,
-        dataset=file.read(),
         calling_ae=SOURCE,
+        traceparent=traceparent,
     )
 
 
-def study_of(request: StoreRequest) -> str:
+def pieces_of(file: IO[bytes], meta: FileMeta) -> Iterator[bytes]:
+    """The data set as sent, piece by piece."""
+    file.seek(meta.offset)
+    while piece := file.read(_PIECE):
+        yield piece
+
+
+def study_of(file: IO[bytes], meta: FileMeta) -> str:
     """StudyInstanceUID (0020,000D) of the data set; raises UnreadableHeader or MissingElement."""
-    data, syntax = request.dataset, request.transfer_syntax_uid
+    file.seek(meta.offset)
+    data, syntax = file.read(_MOST_HEADER), meta.transfer_syntax_uid
     if syntax == DEFLATED:
         try:
             data, syntax = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, _MOST_HEADER), EXPLICIT_LITTLE

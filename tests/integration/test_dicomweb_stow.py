@@ -76,8 +76,8 @@ class Site:
 
 
 def configured(context, **fields):
-    web = HttpSettings(port=0, token=SecretStr("secret"), stow_max_instance_bytes=LIMIT, **fields)
-    dicom = DicomSettings(min_free_bytes=0, network_timeout_s=2)
+    web = HttpSettings(port=0, token=SecretStr("secret"), **fields)
+    dicom = DicomSettings(min_free_bytes=0, network_timeout_s=2, max_object_bytes=LIMIT)
     changed = context.settings.model_copy(update={"http": web, "dicom": dicom})
     return Context(changed, context.database, context.clock, context.pseudonyms)
 
@@ -181,11 +181,12 @@ async def test_a_deflated_object_is_stored_as_sent_and_its_study_checked(site):
     assert (await site.post(body_of(stream.getvalue()), study="1.2.3.8"))[0] == 409
 
 
-async def test_an_instance_that_is_too_large_is_refused_and_the_next_one_taken(site):
-    large = mr(ImageComments="x" * LIMIT)
+@pytest.mark.parametrize("extra", [0, 200_000])
+async def test_an_instance_that_is_too_large_is_refused_and_the_next_one_taken(site, extra):
+    large = mr(PixelData=bytes(LIMIT + extra))
     status, answer, _ = await site.post(body_of(large))
     assert (status, reasons(answer)) == (413, [0xA700])
-    status, answer, _ = await site.post(body_of(large, mr(), b"y" * (LIMIT + 1)))
+    status, answer, _ = await site.post(body_of(large, mr(), b"y" * (LIMIT + 70_000)))
     assert (status, reasons(answer), reasons(answer, "0008119A")) == (202, [0xA700], [0xA700])
     assert len(site.rows()) == 1
 
