@@ -9,13 +9,14 @@ from typing import Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from agents.ladder import ADVICE, EXECUTABLE, WORDS, above
+from agents.ladder import ADVICE, EXECUTABLE, above
 from agents.names import nearest
 from agents.proposals import Proposal
 from agents.wording import ORDERS
 from schemas.settings import Settings
 from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole
 from services.remediation.plan import labels_for
+from services.runtime.words import TO_DO
 
 AGENT_KINDS: Final = frozenset({OrderKind.REPORT, OrderKind.REMEDY, OrderKind.LABEL_REQUEST})
 """What the agents may order without a person."""
@@ -204,7 +205,7 @@ def _person_may(kind: OrderKind, role: UserRole) -> Verdict | None:
 def _rung_exists(proposal: Proposal, _actor: Actor, _facts: Facts, _limits: Limits) -> Verdict | None:
     if proposal.kind != OrderKind.REMEDY or proposal.remedy in EXECUTABLE:
         return None
-    named = WORDS.get(proposal.remedy, str(proposal.remedy)) if proposal.remedy else "an unnamed remedy"
+    named = TO_DO.get(proposal.remedy, str(proposal.remedy)) if proposal.remedy else "an unnamed remedy"
     return Refused(reason=f"The service cannot carry out this remedy ({named}); it can do: {', '.join(EXECUTABLE)}.")
 
 
@@ -240,7 +241,7 @@ def _remedy_supported(proposal: Proposal, actor: Actor, facts: Facts) -> Verdict
         return None
     advice = ADVICE.get(facts.diagnosis)
     if advice is not None:
-        return Refused(reason=f"The diagnosis is {facts.diagnosis}: new weights would not help; a person has to {WORDS[advice]}.")
+        return Refused(reason=f"The diagnosis is {facts.diagnosis}: new weights would not help; a person has to {TO_DO[advice]}.")
     if facts.status == Status.DEGRADED:
         return None
     status = facts.status or "not evaluated yet"

@@ -18,15 +18,6 @@ ADVICE: Final[dict[Diagnosis, Remedy]] = {
 }
 """Diagnoses that new weights would not cure: the report tells a person what would."""
 
-WORDS: Final[dict[Remedy, str]] = {
-    Remedy.FIX_FEED: "fix the image feed",
-    Remedy.RETHRESHOLD: "set the decision thresholds anew, or recalibrate, for the new mix of patients",
-    Remedy.RECALIBRATE: "recalibrate the probabilities",
-    Remedy.HEAD_ONLY: "fine-tune the last layer only",
-    Remedy.PARTIAL: "fine-tune the rear part of the network",
-    Remedy.FULL: "fine-tune the whole network",
-}
-
 
 def cases_for_another_round(used: int, present: int) -> int:
     """Labelled cases still missing before the verdict on a repair with `used` cases is out of date."""

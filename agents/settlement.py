@@ -6,7 +6,6 @@ from sqlmodel import Session
 
 from agents import repository
 from agents.guardrails import LABELS_ONCE_IN, Accepted, Actor, Limits, NeedsApproval, Refused, Verdict, check, may_decide
-from agents.ladder import WORDS
 from agents.planner.language import parse
 from agents.proposals import Cause, Decision, Proposal, idempotency_key, order_id
 from agents.runner import RULES, Run
@@ -17,6 +16,7 @@ from schemas.topics import ORDER
 from schemas.vocabulary import OrderKind, OrderState, Remedy
 from services.runtime import registry
 from services.runtime.transaction import Transaction
+from services.runtime.words import TO_DO
 
 STATES: dict[str, OrderState] = {
     "accepted": OrderState.ACCEPTED,
@@ -96,9 +96,9 @@ def _settle_proposal(
 
 def _judge(tx: Transaction, proposal: Proposal, actor: Actor, settings: Settings, but: str = "") -> Verdict:
     """The guardrails on today's facts; `but` is the order under judgement, which does not count."""
-    after = tx.clock.now() - LABELS_ONCE_IN
-    about = {"label_request_after": after, "evaluation_id": proposal.evaluation_id, "but": but}
-    facts = repository.facts(tx.session, proposal.model, tx.clock.now(), **about)
+    now, behind = tx.clock.now(), proposal.evaluation_id
+    after = now - LABELS_ONCE_IN
+    facts = repository.facts(tx.session, proposal.model, now, label_request_after=after, evaluation_id=behind, but=but)
     return check(proposal, actor, facts, Limits.of(settings))
 
 
@@ -213,7 +213,7 @@ def describe(row: Order) -> str:
     """An order in plain words."""
     if row.kind == OrderKind.REMEDY and row.remedy:
         settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row.settings.items())
-        return f"{WORDS.get(Remedy(row.remedy), row.remedy)} of {row.model}" + (f", {settings}" if settings else "")
+        return f"{TO_DO.get(Remedy(row.remedy), row.remedy)} of {row.model}" + (f", {settings}" if settings else "")
     if row.kind == OrderKind.LABEL_REQUEST:
         return f"{row.settings.get('cases', 'more')} more labels for {row.model}"
     target = row.settings.get("to_version")

@@ -1,26 +1,11 @@
-"""The agents' sentences about a decline, for readers who look at images all day and not at statistics. Pure."""
+"""The agents' own words: orders, and what a person has to do. What they say of a decline is in `services.runtime.words`."""
 
-import re
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from agents.ladder import ADVICE, WORDS
+from agents.ladder import ADVICE
 from schemas.vocabulary import Diagnosis, OrderKind, Remedy
+from services.runtime.words import TO_DO
 
-CAUSES: Final[dict[str, str]] = {
-    Diagnosis.PREVALENCE: "another mix of diagnoses among the patients",
-    Diagnosis.COVARIATE: "new images (scanner, protocol or patients)",
-    Diagnosis.CONCEPT: "another meaning of the same images (criteria of reporting, or the source of the labels)",
-    Diagnosis.PIPELINE: "a fault in the image feed (window, orientation, wrong series)",
-}
-"""Diagnosis to what brought the decline about."""
-METRICS: Final[dict[str, str]] = {
-    "accuracy": "accuracy",
-    "macro_recall": "recall, mean of the classes",
-    "macro_f1": "F1, mean of the classes",
-    "auroc": "AUROC, mean of the classes",
-}
 ORDERS: Final[dict[OrderKind, str]] = {
     OrderKind.REPORT: "a report",
     OrderKind.REMEDY: "a remedy",
@@ -29,73 +14,13 @@ ORDERS: Final[dict[OrderKind, str]] = {
     OrderKind.STOP_SERVING: "a stop of serving",
     OrderKind.RESUME_SERVING: "serving to resume",
 }
-_ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error"}
-_KEYWORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
-
-
-def metric(name: str) -> str:
-    """`recall:glioma` to `recall of glioma`; a class keeps its name as it is."""
-    kind, _, owner = name.partition(":")
-    words = METRICS.get(kind) or " ".join(_ACRONYMS.get(word, word) for word in kind.split("_"))
-    return f"{_ACRONYMS.get(kind, kind.replace('_', ' '))} of {owner}" if owner else words
-
-
-def date(text: str) -> str:
-    """An ISO date or time as people write a day; other text as it is."""
-    try:
-        day = datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    return f"{day.day} {day:%B %Y}"
-
-
-def decline(model: str, evidence: Mapping[str, Any], summary: str = "") -> str:
-    """One sentence: since when the model is worse, in what, and by how much. The summary's first where the evidence is thin."""
-    label, now, before = evidence.get("class"), _of_hundred(evidence.get("recall")), _of_hundred(evidence.get("recall_before"))
-    if not label or now is None or before is None:
-        return _first(summary) or f"{model} has got worse."
-    since = f"Since {date(str(evidence['since']))}" if evidence.get("since") else "Lately"
-    where = "in all classes together, most clearly in" if evidence.get("scope") == "all classes" else "in"
-    return f"{since} {model} has been worse {where} {label}: of 100 such patients it finds {now}, before {before}."
-
-
-def cause(diagnosis: str, evidence: Mapping[str, Any]) -> str:
-    """What brought the decline about, with the facet that changed where the evidence names one; empty when it is not known."""
-    known = CAUSES.get(diagnosis, "")
-    facet = _facet(str(evidence.get("root_cause") or ""))
-    return f"{known}: {facet}" if known and facet else known
-
-
-def likely(diagnosis: str, evidence: Mapping[str, Any]) -> str:
-    """The beginning of a sentence on the cause."""
-    known = cause(diagnosis, evidence)
-    return f"The likely cause is {known}" if known else "The cause is not known yet"
 
 
 def advice(remedy: Remedy) -> str:
     """What a person has to do where new weights would not help."""
-    return f"do not fine-tune, a person has to {WORDS[remedy]}"
+    return f"do not fine-tune, a person has to {TO_DO[remedy]}"
 
 
 def advice_for(diagnosis: str) -> Remedy | None:
     """The remedy that a person has to carry out, None where a repair of the model may help."""
     return ADVICE.get(Diagnosis(diagnosis))
-
-
-def _facet(root_cause: str) -> str:
-    """`since 14 March, Manufacturer Borealis; recall of …` to `Manufacturer Borealis`, DICOM keywords as words."""
-    parts = [part.strip() for part in root_cause.partition(";")[0].split(",")]
-    keyword, space, value = ", ".join(part for part in parts if part and not part.startswith("since ")).partition(" ")
-    return _KEYWORD.sub(" ", keyword).lower() + space + value
-
-
-def _of_hundred(value: Any) -> int | None:
-    try:
-        return round(100 * float(value))
-    except (TypeError, ValueError):
-        return None
-
-
-def _first(summary: str) -> str:
-    head, stop, _ = summary.partition(". ")
-    return f"{head.rstrip('.')}." if head.strip(". ") or stop else ""

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from agents import wording
-from agents.ladder import WORDS
 from agents.planner.transcript import Act, Observation, Say, Step
 from agents.tools.answers import RemedyOptions
+from agents.wording import advice, advice_for
 from schemas.vocabulary import Diagnosis, Remedy, Status
+from services.runtime.words import TO_DO, decline, likely
 
 Facts = dict[str, Any]
 
@@ -51,15 +51,13 @@ def _undecided(facts: Facts, observed: Sequence[Observation]) -> Step:
 
 def _degraded(facts: Facts, observed: Sequence[Observation]) -> Step:
     """A report, which the guardrails refuse when it brings no news; then, unless new weights would not help, a repair."""
-    remedy = wording.advice_for(facts["diagnosis"])
+    remedy = advice_for(facts["diagnosis"])
     if done(observed, "order_report") is None:
-        what = wording.advice(remedy) if remedy else "a repair is being considered"
+        what = advice(remedy) if remedy else "a repair is being considered"
         arguments = {"model": facts["model"], "reason": _because(facts, what)}
         return Act("order_report", arguments | ({"advice": str(remedy)} if remedy else {}))
     if remedy is not None:
-        return Say(
-            f"{facts['model']} is degraded, cause: {facts['diagnosis']}. New weights would not help; {wording.advice(remedy)}."
-        )
+        return Say(f"{facts['model']} is degraded, cause: {facts['diagnosis']}. New weights would not help; {advice(remedy)}.")
     return repair(facts, observed)
 
 
@@ -104,9 +102,9 @@ def _remedy(facts: Facts, options: RemedyOptions, observed: Sequence[Observation
     if done(observed, "order_remedy") is None:
         repairs = f"the gate turned down {_repairs(options)}, so the next" if options.rejected_challengers else "the remedy"
         studies = f"{options.tune_cases} labelled studies{' made since then' if facts.get('evidence', {}).get('since') else ''}"
-        what = f"{repairs} is to {WORDS[rung]} on {studies}"
+        what = f"{repairs} is to {TO_DO[rung]} on {studies}"
         return Act("order_remedy", {"model": facts["model"], "remedy": str(rung), "reason": _because(facts, what)})
-    return Say(f"{facts['model']} is degraded, cause: {Diagnosis(facts['diagnosis'])}. Proposed: {WORDS[rung]}.")
+    return Say(f"{facts['model']} is degraded, cause: {Diagnosis(facts['diagnosis'])}. Proposed: {TO_DO[rung]}.")
 
 
 def _repairs(options: RemedyOptions) -> str:
@@ -115,11 +113,11 @@ def _repairs(options: RemedyOptions) -> str:
 
 def _because(facts: Facts, what: str) -> str:
     """Two sentences: what was seen, then the likely cause and what follows."""
-    return f"{_seen(facts)} {wording.likely(facts['diagnosis'], facts.get('evidence', {}))}; {what}."
+    return f"{_seen(facts)} {likely(facts['diagnosis'], facts.get('evidence', {}))}; {what}."
 
 
 def _seen(facts: Facts) -> str:
-    return wording.decline(facts["model"], facts.get("evidence", {}), facts.get("summary", ""))
+    return decline(facts["model"], facts.get("evidence", {}), facts.get("summary", ""))
 
 
 def done(observed: Sequence[Observation], tool: str) -> Observation | None:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agents import wording
+from services.runtime import words
 
 
 class Answer(BaseModel, ABC):
@@ -41,11 +41,11 @@ class Metric(Answer):
     def say(self) -> str:
         """Value, interval and baseline."""
         if self.value is None:
-            return f"{wording.metric(self.name)} cannot be computed"
+            return f"{words.metric(self.name)} cannot be computed"
         interval = f"between {self.low:.2f} and {self.high:.2f}" if self.low is not None and self.high is not None else ""
         baseline = f"on the test set {self.baseline:.2f}" if self.baseline is not None else ""
         known = "; ".join(part for part in (interval, baseline) if part)
-        return f"{wording.metric(self.name)} {self.value:.2f}" + (f" ({known})" if known else "")
+        return f"{words.metric(self.name)} {self.value:.2f}" + (f" ({known})" if known else "")
 
 
 class ModelLine(Answer):
@@ -152,7 +152,7 @@ class History(Answer):
         if several or len(self.evaluations) < 2 or not newest or not oldest or newest[0].value is None or oldest[0].value is None:
             return []
         change = newest[0].value - oldest[0].value
-        return [f"From the first to the last of them {wording.metric(newest[0].name)} changed by {change:+.3f}."]
+        return [f"From the first to the last of them {words.metric(newest[0].name)} changed by {change:+.3f}."]
 
 
 class VersionFacts(Answer):
@@ -193,8 +193,8 @@ class Comparison(Answer):
         if first is None or second is None or None in (first.low, first.high, second.low, second.high):
             return ["There is no evaluation of both in service, so no fair comparison of their work there."]
         apart = (first.low or 0.0) > (second.high or 0.0) or (second.low or 0.0) > (first.high or 0.0)
-        words = "do not overlap: the difference is real" if apart else "overlap: the difference may be chance"
-        return [f"Their intervals of {wording.metric(first.name)} {words}. They were not measured on the same patients."]
+        verdict = "do not overlap: the difference is real" if apart else "overlap: the difference may be chance"
+        return [f"Their intervals of {words.metric(first.name)} {verdict}. They were not measured on the same patients."]
 
 
 class OrderLine(Answer):
@@ -283,7 +283,7 @@ class RemedyOptions(Answer):
     def say(self) -> str:
         """Cases, former remedies, suggestion."""
         tried = f" Turned down: {', '.join(self.tried)}." if self.tried else ""
-        began = f" since the decline began on {wording.date(self.since)}" if self.since else ""
+        began = f" since the decline began on {words.date(self.since)}" if self.since else ""
         return (
             f"{self.model}{began}: {self.tune_cases} cases to train on (at least {self.min_tune_cases}), "
             f"{self.gate_cases} to prove it on (at least {self.min_gate_cases}), "

@@ -7,17 +7,16 @@ from typing import Any
 from sqlmodel import Session
 
 from agents import repository
-from agents.ladder import WORDS
 from agents.redaction import plain
 from agents.tools.answers import Answer, Problem
 from agents.tools.arguments import OneModel
 from agents.tools.desk import Desk, evaluation_facts, resolve
 from agents.tools.read import progress
 from agents.tools.story import Explanation, Repair
-from agents.wording import date
 from schemas.tables import Order, RegisteredModel
 from schemas.vocabulary import OrderKind, OrderState, Remedy
 from services.runtime import registry
+from services.runtime.words import TO_DO, date
 
 
 def explain_decline(desk: Desk, args: OneModel) -> Answer:
@@ -91,7 +90,7 @@ def _who(order: Order) -> str:
 
 
 def _remedy(order: Order) -> str:
-    return WORDS.get(Remedy(order.remedy), order.remedy) if order.remedy else order.kind.replace("_", " ")
+    return TO_DO.get(Remedy(order.remedy), order.remedy) if order.remedy else order.kind.replace("_", " ")
 
 
 def _day(at: datetime) -> str:

@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
-from agents import wording
 from agents.tools.answers import Answer, EvaluationFacts, Metric
+from services.runtime.words import decline, likely
 
 MOST_REPAIRS = 3
 FIGURES = 3
@@ -70,12 +70,12 @@ class Explanation(Answer):
     def _decline(self) -> list[str]:
         item = self.decline
         if item is None and self.evaluation is not None and self.evaluation.status == "watch":
-            return [wording.decline(self.model, self.evaluation.evidence, self.evaluation.summary)]
+            return [decline(self.model, self.evaluation.evidence, self.evaluation.summary)]
         if item is None:
             return [f"No decline of {self.model} has been found so far."]
         found = f" (found on {self.noticed_on}, in version {item.version})" if self.noticed_on else ""
-        seen = wording.decline(self.model, item.evidence, item.summary).rstrip(".")
-        return [f"{seen}{found}.", f"{wording.likely(item.diagnosis, item.evidence)}."]
+        seen = decline(self.model, item.evidence, item.summary).rstrip(".")
+        return [f"{seen}{found}.", f"{likely(item.diagnosis, item.evidence)}."]
 
     def _done(self) -> list[str]:
         lines = [repair.say() for repair in self.repairs[-MOST_REPAIRS:]]

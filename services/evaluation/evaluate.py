@@ -79,7 +79,7 @@ def evaluate(material: Material) -> Outcome:
         metrics=_values(metrics, before),
         evidence=_evidence(material, independent, assessment, since, cause, line, rule),
         reclaim_rule=rule.declined,
-        summary=summarise(material.model, _seen(material, evidence, assessment), assessment, cause, line),
+        summary=summarise(material.model, _seen(material, evidence, assessment), assessment, cause, line, since),
     )
 
 

@@ -1,18 +1,12 @@
 """What an evaluation says, in two sentences a radiologist understands."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from schemas.vocabulary import Diagnosis, Status
 from services.evaluation.diagnosis import Cause
 from services.evaluation.verdict import Assessment, Fall
-
-_CAUSES = {
-    Diagnosis.PIPELINE: "the image feed looks broken",
-    Diagnosis.COVARIATE: "the images come from another source",
-    Diagnosis.PREVALENCE: "the mix of patients has changed",
-    Diagnosis.CONCEPT: "the images look the same but the truth behind them does not",
-    Diagnosis.UNKNOWN: "the cause is not known",
-}
+from services.runtime.words import likely
 
 
 @dataclass(frozen=True)
@@ -29,8 +23,10 @@ class Seen:
         return f"{self.cases} labelled cases{out}{since}"
 
 
-def summarise(model: str, seen: Seen, assessment: Assessment | None, cause: Cause, root_cause: str) -> str:
-    """Two sentences: what was seen, then what it means or what is still missing."""
+def summarise(
+    model: str, seen: Seen, assessment: Assessment | None, cause: Cause, root_cause: str, since: datetime | None = None
+) -> str:
+    """Two sentences: what was seen, then what it means or what is still missing. A fall is dated by `since`."""
     if assessment is None:
         return f"{model} has no labelled reference cases to be compared with. {seen} were measured but not judged."
     if assessment.status is Status.UNDECIDED:
@@ -39,9 +35,8 @@ def summarise(model: str, seen: Seen, assessment: Assessment | None, cause: Caus
         own = f", the first {assessment.own_baseline} of them being reference cases too" if assessment.own_baseline else ""
         return f"{model} performs as on its reference cases: {seen} show no decline{own}. {_limits(assessment, cause)}"
     told = _fall(model, assessment.fall, certain=assessment.status is Status.DEGRADED)
-    why = _CAUSES.get(cause.kind, "the cause is not known")
-    line = f" ({root_cause})" if root_cause else ""
-    return f"{told} {why[0].upper()}{why[1:]}{line}."
+    began = f"; it began about {since.day} {since:%B %Y}" if since else ""
+    return f"{told} {likely(cause.kind, {'root_cause': root_cause})}{began}."
 
 
 def _fall(model: str, fall: Fall, *, certain: bool) -> str:

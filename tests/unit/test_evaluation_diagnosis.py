@@ -110,6 +110,12 @@ def test_a_patient_counts_once_and_never_with_the_test_set():
             Cause(Diagnosis.COVARIATE, "StationName CT2"),
             "got worse: of 100 patients with glioma it now finds 71, before it found 90",
         ),
+        (
+            ASSESSMENT,
+            Cause(Diagnosis.COVARIATE, "StationName CT2"),
+            "The likely cause is new images (scanner, protocol or patients): station name CT2; it began about 12 March 2026.",
+        ),
+        (ASSESSMENT, Cause(Diagnosis.UNKNOWN), "The cause is not known yet; it began about 12 March 2026."),
         (replace(ASSESSMENT, status=Status.WATCH, alarm=None), Cause(Diagnosis.UNKNOWN), "may be getting worse"),
         (replace(ASSESSMENT, status=Status.HEALTHY, fall=None), Cause(Diagnosis.NONE), "a fall of 9 percentage points"),
         (replace(ASSESSMENT, status=Status.HEALTHY, fall=None), Cause(Diagnosis.PREVALENCE, "the mix moved"), "the mix moved"),
@@ -126,6 +132,6 @@ def test_a_patient_counts_once_and_never_with_the_test_set():
 )
 def test_two_sentences(assessment, cause, words):
     seen = Seen(250, assessment.restarted_after if assessment else 0, 3)
-    text = summarise("tumour", seen, assessment, cause, root_cause(cause, FALL, START))
+    text = summarise("tumour", seen, assessment, cause, root_cause(cause, FALL, START), START)
     assert words in text
     assert text.rstrip(".").count(". ") == 1
