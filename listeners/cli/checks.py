@@ -40,6 +40,7 @@ def examine(settings: Settings) -> list[Finding]:
         site_checks.models,
         site_checks.service,
         site_checks.feed,
+        site_checks.unscored,
         _llm,
     )
     findings: list[Finding] = []
@@ -210,5 +211,6 @@ NEEDS: Final = {
     site_checks.models: {"state folder", "database"},
     site_checks.service: {"state folder", "database"},
     site_checks.feed: {"state folder", "database"},
+    site_checks.unscored: {"state folder", "database"},
 }
 """What must be well before a check can look at anything."""

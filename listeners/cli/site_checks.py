@@ -14,6 +14,7 @@ from listeners.cli.findings import Finding
 from schemas.settings import Settings
 from schemas.tables import Audit, GroundTruth, Outbox, Study
 from schemas.vocabulary import VersionState
+from services.inference import repository as inference
 from services.runtime import dead_letters, registry
 from services.runtime.chance import standing
 from services.runtime.database import Database
@@ -118,6 +119,25 @@ def feed(settings: Settings) -> Iterator[Finding]:
     if study is not None:
         lacking = "" if label else "without labels nothing can be evaluated: `reclaim labels import FILE`"
         yield Finding("labels", f"the last came {_ago(now, label)}" if label else "none has come yet", lacking)
+
+
+def unscored(settings: Settings) -> Iterator[Finding]:
+    """Studies that no model took, and those that wait for a stopped one."""
+    database = Database.from_settings(settings)
+    with database.read() as session:
+        for kind in inference.unscored(session, database.clock.now() - timedelta(days=1)):
+            of = f"modality {kind.modality or 'unknown'}, body part {kind.body_part or 'not given'}"
+            if kind.model:
+                yield Finding(
+                    "unscored", f"{_studies(kind.studies)} waiting for {kind.model}: {of}", f"`reclaim models resume {kind.model}`"
+                )
+            else:
+                advice = "if a model is meant for them, check its selection rule (modality, body part, description) and the sender"
+                yield Finding("unscored", f"{_studies(kind.studies)} in the last day matched no model: {of}", advice)
+
+
+def _studies(count: int) -> str:
+    return "1 study" if count == 1 else f"{count} studies"
 
 
 def models(settings: Settings) -> Iterator[Finding]:

@@ -7,7 +7,8 @@ from datetime import datetime
 from sqlmodel import Session, col, delete, func, select
 
 from models.spec import SelectionRule
-from schemas.tables import Audit, RegisteredModel, UnscoredStudy
+from schemas.tables import Audit, RegisteredModel
+from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import VersionState
 from services.runtime import registry
 from services.runtime.transaction import Transaction

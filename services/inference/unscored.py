@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 
 from models.spec import SelectionRule
 from schemas.events import StudyReceived
-from schemas.tables import UnscoredStudy
 from schemas.topics import STUDY_RECEIVED
+from schemas.unscored import UnscoredStudy
 from services.inference import repository
 from services.runtime.transaction import Transaction
 

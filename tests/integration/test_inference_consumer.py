@@ -19,8 +19,9 @@ from models.predictor import Predictor
 from models.preprocessing import load_study
 from models.spec import ModelSpec, PercentileRange, PreprocessingSpec, SelectionRule
 from schemas.events import Prediction, SeriesReference, StudyReceived
-from schemas.tables import Audit, DeadLetter, Inbox, ModelVersion, Outbox, UnscoredStudy
+from schemas.tables import Audit, DeadLetter, Inbox, ModelVersion, Outbox
 from schemas.topics import PREDICTION, STUDY_RECEIVED
+from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import VersionState
 from services.inference.app import build, make_consumer
 from services.inference.bundles import BrokenChampion

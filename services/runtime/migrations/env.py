@@ -10,7 +10,8 @@ from sqlmodel.sql.sqltypes import AutoString, UTCDateTime
 
 import schemas.announcements
 import schemas.results
-import schemas.tables  # noqa: F401 - fills the metadata
+import schemas.tables
+import schemas.unscored  # noqa: F401 - fills the metadata
 
 
 def render_item(kind: str, item: Any, _autogen: AutogenContext) -> str | Literal[False]:

@@ -12,6 +12,7 @@ from listeners.cli import site_checks
 from listeners.cli.findings import Finding
 from schemas.settings import Settings
 from schemas.tables import Audit, BaselineCase, DeadLetter, ModelVersion, Outbox, Study
+from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import StudyState
 from services.runtime import registry
 from services.runtime.service import Context
@@ -142,3 +143,22 @@ def test_before_anything_exists_the_doctor_says_what_to_do(reclaim: Reclaim, sta
     assert "has no tables yet" in said.text
     assert "cannot be examined" not in said.text
     assert said.code == 0
+
+
+def test_studies_without_a_score_are_told_by_kind(site: Context) -> None:
+    assert list(site_checks.unscored(site.settings)) == []
+    kinds = [("", "CT", "KNEE", 2), ("", "MR", "", 1), ("lung", "CT", "CHEST", 1)]
+    with site.database.transaction() as tx:
+        for model, modality, body_part, count in kinds:
+            for number in range(count):
+                of = {"model": model, "modality": modality, "body_part": body_part, "noticed_at": tx.clock.now()}
+                tx.session.add(UnscoredStudy(study_key=f"{model}{modality}{number}", revision=1, **of))
+        old = tx.clock.now() - timedelta(days=2)
+        tx.session.add(UnscoredStudy(study_key="old", revision=1, model="", modality="US", noticed_at=old))
+    found = {each.found: each.advice for each in site_checks.unscored(site.settings)}
+    assert list(found) == [
+        "2 studies in the last day matched no model: modality CT, body part KNEE",
+        "1 study in the last day matched no model: modality MR, body part not given",
+        "1 study waiting for lung: modality CT, body part CHEST",
+    ]
+    assert found["1 study waiting for lung: modality CT, body part CHEST"] == "`reclaim models resume lung`"
