@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The archive: what it holds, its index, how long images stay.", no_args_is_help=True)
 ACTOR = "user:cli"
+WRONG_KEY = "restore STATE_DIR/pseudonym.key or RECLAIM_PSEUDONYM_KEY; docs/runbook.md says what else to do"
 
 
 @app.command()
@@ -23,7 +24,7 @@ def status() -> None:
 
     Example: reclaim archive status
     """
-    from services.assembly.overview import overview
+    from services.assembly.overview import key_fits, overview
 
     context = open_context()
     seen = overview(context.database, context.settings.archive_dir)
@@ -37,6 +38,8 @@ def status() -> None:
     table.add_row(
         "free on the disk", f"{_bytes(seen.free)}; C-STORE is refused below {_bytes(context.settings.dicom.min_free_bytes)}"
     )
+    fits = key_fits(context.settings.archive_dir, context.pseudonyms)
+    table.add_row("pseudonym key", f"[red]does not fit[/]: {WRONG_KEY}" if fits is False else "fits the archive")
     table.add_row("retention", _policy(context))
     console.print(table)
     outlook = _forecast(context, None)
@@ -51,7 +54,7 @@ def reindex() -> None:
     Example: reclaim archive reindex
     """
     from services.assembly.files import ArchiveFiles
-    from services.assembly.overview import count_files
+    from services.assembly.overview import count_files, key_fits
     from services.assembly.reindex import enter_missing
     from services.assembly.reindex import reindex as check
 
@@ -59,6 +62,8 @@ def reindex() -> None:
     archive = context.settings.archive_dir
     if not archive.is_dir():
         raise InvalidInput(f"there is no archive at {archive}: set RECLAIM_STATE_DIR to where it lies")
+    if key_fits(archive, context.pseudonyms) is False:
+        raise InvalidInput(f"the files were filed with another pseudonym key: {WRONG_KEY}")
     files = ArchiveFiles(archive)
     try:
         with Progress(console=console, transient=True) as progress:

@@ -10,9 +10,12 @@ from sqlmodel import Session, col, func, select
 
 from schemas.tables import Instance, Study
 from schemas.vocabulary import StudyState
-from services.assembly.files import CONFLICTS
+from services.assembly.files import CONFLICTS, NotPart10Error, study_folders
+from services.assembly.headers import MissingElement, UnreadableHeader
+from services.assembly.reindex import read_stored
 from services.assembly.retention import PURGED
 from services.runtime.database import Database
+from services.runtime.identity import Pseudonyms
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,20 @@ def overview(database: Database, archive: Path) -> Overview:
         taken_out=_count(archive / PURGED),
         free=shutil.disk_usage(archive).free if archive.is_dir() else 0,
     )
+
+
+def key_fits(archive: Path, pseudonyms: Pseudonyms) -> bool | None:
+    """Whether the archive's folders are named with this key; None when there is no file to tell by.
+
+    With another key every study would be filed and announced a second time.
+    """
+    for folder in study_folders(archive) if archive.is_dir() else ():
+        for file in folder.glob("*/*.dcm"):
+            try:
+                return pseudonyms.study(read_stored(file).facts.study_uid) == folder.name
+            except (NotPart10Error, UnreadableHeader, MissingElement):
+                continue
+    return None
 
 
 def count_files(archive: Path) -> int:

@@ -65,6 +65,17 @@ def test_reindexing_says_what_is_wrong(reclaim, site):
     assert "1 indexed instances have no file" in said.text
 
 
+def test_another_pseudonym_key_is_found_before_it_does_harm(reclaim, site, monkeypatch):
+    store(site, 1, 1)
+    reclaim("archive", "reindex")
+    assert "fits the archive" in reclaim("archive", "status").text
+    monkeypatch.setenv("RECLAIM_PSEUDONYM_KEY", "another key of thirty-two bytes")
+    assert "does not fit" in reclaim("archive", "status").text
+    said = reclaim("archive", "reindex")
+    assert (said.code, "another pseudonym key" in said.text) == (2, True)
+    assert len(rows(site)) == 1
+
+
 @pytest.fixture
 def old_site(reclaim, site) -> Context:
     """Two scored studies of 100 days ago, one of them committed to a sender."""
