@@ -24,6 +24,7 @@ CODES: Final[Mapping[str, tuple[Severity, str]]] = {
     "several_series": (Severity.NOTE, "several series fit; the one with most images is scored"),
     "extra_images_ignored": (Severity.NOTE, "the model takes one image and the study has more; the first is scored"),
     "derived_images_skipped": (Severity.NOTE, "derived or secondary images beside originals; only the originals are scored"),
+    "raw_images_skipped": (Severity.NOTE, "raw detector images beside those for presentation; only the latter are scored"),
     "only_derived_images": (Severity.DOUBT, "the study has no original image; the derived or secondary ones are scored"),
     "several_acquisitions": (Severity.DOUBT, "several images at each place, told apart by a header attribute; one set is scored"),
     "duplicate_positions": (Severity.DOUBT, "several images at one place; the one with the lowest InstanceNumber is scored"),

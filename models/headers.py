@@ -38,6 +38,7 @@ _HEADER_TAGS = [
     "ImageOrientationPatient",
     "PixelSpacing",
     "GantryDetectorTilt",
+    "PresentationIntentType",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
@@ -48,6 +49,7 @@ class Header:
     """Selection and ordering facts of one instance. `spots` are its frames' places, as many as the header describes.
 
     `instance_number` is None where the header has none; `tilt` is GantryDetectorTilt (0018,1120) in degrees, 0 when absent.
+    `raw` is a detector's image FOR PROCESSING (PS3.3 C.8.11.1).
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Header:
     sop_class: str
     image_type: tuple[str, ...]
     tilt: float
+    raw: bool
     facets: Mapping[str, str]
 
 
@@ -112,6 +115,7 @@ def header_of(path: Path, dataset: Dataset) -> Header:
             spots=spots_of(dataset),
             sop_class=text_of(dataset, "SOPClassUID"),
             image_type=tuple(word.strip().upper() for word in words_of(dataset, "ImageType")),
+            raw=text_of(dataset, "PresentationIntentType") == "FOR PROCESSING",
             tilt=_angle(number_of(dataset, "GantryDetectorTilt")),
             facets=facets_of(dataset),
         )

@@ -118,13 +118,22 @@ def _usable(headers: Sequence[Header], rule: SelectionRule | None, derived: Deri
     if not kept:
         found = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items())) or "no files"
         raise NotSelected(f"no image of the study fits the model: {found}")
+    shown, findings = _presentable(kept)
     if derived == "always":
-        return kept, []
-    originals = [header for header in kept if not is_derived(header)]
+        return shown, findings
+    originals = [header for header in shown if not is_derived(header)]
     if not originals:
-        return kept, [Finding("only_derived_images", f"{len(kept)} images")]
-    left = len(kept) - len(originals) + reasons["derived image"]
-    return originals, [Finding("derived_images_skipped", f"{left} images")] if left else []
+        return shown, [*findings, Finding("only_derived_images", f"{len(shown)} images")]
+    left = len(shown) - len(originals) + reasons["derived image"]
+    return originals, [*findings, Finding("derived_images_skipped", f"{left} images")] if left else findings
+
+
+def _presentable(headers: Sequence[Header]) -> tuple[list[Header], list[Finding]]:
+    """Detectors send each view twice, raw and for presentation; raw ones alone are kept, and `models.pixels` says so."""
+    shown = [header for header in headers if not header.raw]
+    if not shown or len(shown) == len(headers):
+        return list(headers), []
+    return shown, [Finding("raw_images_skipped", f"{len(headers) - len(shown)} images")]
 
 
 def _unwanted(header: Header, rule: SelectionRule | None) -> str:

@@ -166,6 +166,16 @@ def test_radiographs_belong_together_and_are_not_ordered_in_space():
     assert series.findings == ()
 
 
+@pytest.mark.parametrize("intents", [("FOR PROCESSING", "FOR PRESENTATION"), ("FOR PRESENTATION", "FOR PROCESSING")])
+def test_a_radiograph_for_presentation_goes_before_its_raw_image(intents):
+    views = [header(n, None, Modality="DX", PresentationIntentType=intent) for n, intent in enumerate(intents, start=1)]
+    series = series_from(views)
+    assert [each.path for each in series.slices] == [views[intents.index("FOR PRESENTATION")].path]
+    assert details(series) == {"raw_images_skipped": "1 images"}
+    raw = [header(n, None, Modality="DX", PresentationIntentType="FOR PROCESSING") for n in (1, 2)]
+    assert len(series_from(raw).slices) == 2
+
+
 def enhanced(marks: list[tuple[float, int]]) -> Dataset:
     """An enhanced MR object: (place, temporal position) of each frame in its functional groups (PS3.3 C.7.6.16)."""
     made = dataset(1, None, SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1", Modality="MR", NumberOfFrames=len(marks))
