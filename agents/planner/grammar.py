@@ -58,7 +58,8 @@ INTENTS: Final[tuple[Intent, ...]] = (
     Intent(
         "order_rollback",
         _any(
-            r"\broll(?:ing)?[ -]?back\b",
+            r"\broll(?:ing)?[ -]?back\b|^(?:please )?roll\b.*\bback\b",
+            r"\b(?:put|bring|set|take|turn)\b.*\bback to (?:v|version )\s*\d",
             r"\bundo\b.*\b(?:update|promotion|change|version|@model)\b",
             r"\b(?:switch|go|change)\b.*\bback to (?:v|version )\s*\d",
             r"\b(?:revert|restore|reinstate)\b.*\b(?:version|champion|model|@model|it)\b",
@@ -93,6 +94,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             rf"\b(?:request|ask|get|need|order|want|collect|obtain)\b.*\b{_LABELS}\b",
             r"\blabel request\b",
             r"\b(?:label|annotate)\b.*\b(?:cases|studies|images|more)\b",
+            r"^\d+ (?:more|new|additional|further) labels?\b",
         ),
         order=True,
         instead="model_status",
@@ -121,7 +123,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
     ),
     Intent(
         "help",
-        _any(r"\bhelp\b", r"\bwhat (?:can|could) (?:you|i)\b", r"^(?:hi|hello|hey|good morning|good day)\b", r"\bcapabilities\b"),
+        _any(r"\bhelp\b", r"\bwhat (?:can|could) (?:you|i)\b", r"^(?:hi|hell?o|hey|good morning|good day)\b", r"\bcapabilities\b"),
         model=False,
     ),
     Intent(
@@ -141,7 +143,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\b(?:waiting|pending|awaiting|waits?)\b.*\bapproval\b",
             r"\bprogress\b",
             r"\b(?:under way|underway|in progress)\b",
-            r"\bwhat (?:is|s) (?:waiting|running|pending)\b",
+            r"\b(?:what|anything|something)\b(?: is| s)? (?:waiting|running|pending)\b",
             r"\bhow far\b",
             r"\b(?:fine-?\s?tuning|retraining|remedy|repair|run)\b.*\b(?:running|going on|done|finished|ready)\b",
             r"\b(?:rolled back|retrained|fine-?\s?tuned|approved|rejected|refused|accepted)\b",
@@ -180,6 +182,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"^models$",
             r"\bmodels are\b",
             r"\boverview\b",
+            r"^(?:please )?(?:show|list)(?: me)? (?:everything|all)$",
         ),
         model=False,
     ),
@@ -191,7 +194,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "model_status",
         _any(
             r"\bstatus\b|\bstate\b|\bhealth(?:y)?\b|\bperformance\b|\bmetrics?\b|\baccuracy\b|\bauroc\b|\bsensitivity\b|\brecall\b|\bdegraded\b|\bserving\b",
-            r"\bhow (?:is|are|does|do|well|good|s)\b",
+            r"\bhow (?:is|are|does|do|well|good|s)\b|\bwhat (?:is|s) (?:up|new|going on)\b",
             r"\bis\b.*\b(?:ok|okay|fine|good|working|well|bad|broken|reliable|in service|online)\b",
             r"\bdoing\b|\bperform(?:s|ing)?\b|\bworks?\b|\bnumbers\b|\bproblems?\b|\breliab(?:le|ility)\b|\btrust(?:ed|worthy)?\b",
         ),
@@ -218,11 +221,15 @@ POLITE: Final = re.compile(
 PAST: Final = re.compile(r"\b(?:was|were|been|has|had|got|being)\b")
 
 SPLIT: Final = re.compile(r"(\s*(?:[;!?\n]+|\.(?=\s|$)|,)\s*|\s+(?:and then|then|and also|also|and|plus|but)\s+)")
-QUOTED: Final = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|`[^`]*`|(?<!\w)'[^']*'(?!\w)")
+QUOTED: Final = re.compile(r"\"[^\"]*\"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|`[^`]*`|(?<!\w)'[^']*'(?!\w)")
 ORDER_ID: Final = re.compile(r"\bord-[0-9a-f]{1,12}\b")
 VERSION: Final = re.compile(
     r"\b(?:v|versions?\s*#?)\s*(\d{1,4})\b(?:\s*(?:and|with|vs|versus|to|against|or|,|&|-)\s*(?:v|version\s*)?(\d{1,4})\b)?"
 )
+BARE_VERSION: Final = re.compile(r"\bto (\d{1,4})\b")
+"""A version in a rollback without the word: `roll back brain to 1`."""
+RUN_TOGETHER: Final = re.compile(r"\b(how|what|who|where)s\b")
+THANKS: Final = re.compile(r"^(?:many )?(?:thanks|thank you|thx|cheers)\b[ .!]*(?:a lot|very much)?[ .!]*$")
 YES: Final = re.compile(r"^(?:yes|yes please|yep|yeah|ok|okay|do it|go ahead|sure|please do)[ .!]*$")
 
 _NUMBER = r"(\d+(?:\.\d+)?(?:e-?\d+)?)"

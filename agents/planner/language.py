@@ -8,10 +8,12 @@ from typing import Any, Final
 
 from agents import names
 from agents.planner import grammar, words
+from agents.planner.foreign import to_english
 from agents.planner.grammar import Intent
 
 _TOKEN: Final = re.compile(r"@model|ord-[0-9a-f]+|[a-z]+|\d[\d.e-]*|\S")
 _CLOSE: Final = 0.84
+WELCOME: Final = "You are welcome."
 NOT_ORDERED: Final = "I have ordered nothing: your words say what should not be done, or when. Say plainly what to order."
 
 
@@ -39,6 +41,8 @@ def parse(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]] = 
 
     An answer to a question of ours is read together with the message that led to the question.
     """
+    if grammar.THANKS.match(to_english(names.fold(text), ()).strip()):
+        return [Request("", question=WELCOME)]
     requests = _parse(text, known, earlier)
     if requests:
         return requests
@@ -47,15 +51,16 @@ def parse(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]] = 
 
 def _follow_up(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]]) -> list[Request]:
     before, reply = earlier[-1]
-    if grammar.YES.match(names.fold(text).strip()):
+    if grammar.YES.match(to_english(names.fold(text), ()).strip()):
         return _confirmed(reply)
     return _parse(f"{before.rstrip('?!. ')} {text}", known, earlier[:-1]) if "?" in reply else []
 
 
 def _bare_names(text: str, known: Sequence[str]) -> list[Request]:
     """A message that is nothing but a model's name asks for its status."""
-    mention = _mention(names.fold(text), known)
-    rest = _masked(names.fold(text), mention, known).replace("@model", " ")
+    plain = " ".join(names.words(text))
+    mention = _mention(plain, known)
+    rest = _masked(plain, mention, known).replace("@model", " ")
     alone = not set(names.words(rest)) - words.STOPWORDS - words.KEYWORDS
     return [Request("model_status", {"model": name}) for name in mention.names] if alone else []
 
@@ -102,7 +107,9 @@ def _hinders(body: str, separator: str, *, before: bool) -> bool:
 
 def _fold(text: str, known: Sequence[str]) -> str:
     folded = grammar.QUOTED.sub(lambda quote: _keep_names(quote.group(), known), names.fold(text).replace("\u2019", "'"))
+    folded = to_english(folded, {word for name in known for word in names.words(name)})
     folded = re.sub(r"(\w)'(s|t|d|ll|re|ve|m)\b", r"\1 \2", folded)
+    folded = grammar.RUN_TOGETHER.sub(r"\1 is", folded)
     return " ".join(_corrected(token, known) for token in re.findall(r"ord-[0-9a-f]+|[\w.-]*\w|[^\w\s]|\n", folded))
 
 
@@ -115,17 +122,26 @@ def _keep_names(quote: str, known: Sequence[str]) -> str:
 def _corrected(token: str, known: Sequence[str]) -> str:
     if token in grammar.NUMBER_WORDS:
         return grammar.NUMBER_WORDS[token]
-    plain = token.isalpha() and len(token) >= 5
     listed = token in words.KEYWORDS or token in words.STOPWORDS or token in words.NOT_TYPOS
-    if not plain or listed or any(token in names.words(name) for name in known):
+    if not token.isalpha() or len(token) < 4 or listed or any(token in names.words(name) for name in known):
         return token
+    swapped = _unswapped(token)
+    if swapped or len(token) < 5:
+        return swapped or token
     close = difflib.get_close_matches(token, words.KEYWORDS, 1, _CLOSE)
     return close[0] if close and not _is_form_of(token, close[0]) else token
 
 
+def _unswapped(token: str) -> str:
+    """The one word that two neighbouring letters the other way round make of it (`reprot`), empty where there is none."""
+    swaps = {f"{token[:at]}{token[at + 1]}{token[at]}{token[at + 2 :]}" for at in range(len(token) - 1)}
+    found = swaps & (words.KEYWORDS | words.STOPWORDS)
+    return found.pop() if len(found) == 1 else ""
+
+
 def _is_form_of(token: str, keyword: str) -> bool:
     """Whether a word is a keyword's inflection (`rejected`, `restarts`): it means something else and is no typo."""
-    return token.startswith(keyword[:-1])
+    return token.startswith(keyword[:-1]) and token != keyword[:-1]
 
 
 def _read(body: str, known: Sequence[str], *, asked: bool) -> _Clause:
@@ -281,6 +297,7 @@ def _version_slots(text: str) -> dict[str, Any]:
 
 def _rollback_slots(text: str) -> dict[str, Any]:
     found = [int(number) for pair in grammar.VERSION.findall(text) for number in pair if number]
+    found = found or [int(number) for number in grammar.BARE_VERSION.findall(text)]
     return {"to_version": found[-1]} if found else {}
 
 

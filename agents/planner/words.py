@@ -47,8 +47,8 @@ NOT_TYPOS: Final = _words(
     accepted acceptor activate activated advisable annotated append appended appending approved awaiting awards batched
     bending border borders calibrate calibrated calibrates cancelled cased catches chained charged classified clause
     cleaning clearing companion compared conference confirmed conform consume contain conversions crate created creative
-    curved curves deactivated deactivates degenerate degrade depending detain different disabled eject ending endings
-    entirety erosion exchange exchanged export exports finer formerly graded happen hatches image import improved
+    curved curves deactivated deactivates degenerate degrade depending detain different disabled dose eject ending endings
+    entirety erosion exchange exchanged export exports finer form formerly graded happen hatches image import improved
     improvise inaccuracy inferences inversion issued launched lease matches modes notation notations observing opening
     patches patient patients pattern paused polling prepaid presume presumed pretraining previously produced progression
     progressive project propose proposed pruning rates recalibrated recreate regenerate rejected remaining removed
