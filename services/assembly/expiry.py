@@ -8,8 +8,9 @@ from sqlalchemy import ColumnElement, String, and_, cast, exists, func, or_
 from sqlmodel import Session, col, select
 
 from schemas.results import ResultJob
-from schemas.tables import Case, DeadLetter, Inbox, Instance, Job, Study, UnscoredStudy
+from schemas.tables import Case, DeadLetter, Inbox, Instance, Job, Study
 from schemas.topics import STUDY_RECEIVED
+from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import CaseRole, JobState, ResultState, StudyState
 
 INFERENCE: Final = "inference"

@@ -13,8 +13,9 @@ from sqlmodel import select
 from listeners.dicom.reception import Reception, StoreRequest
 from schemas.results import ResultJob
 from schemas.settings import RetentionSettings
-from schemas.tables import Audit, Case, DeadLetter, Inbox, Instance, Job, Outbox, Study, UnscoredStudy
+from schemas.tables import Audit, Case, DeadLetter, Inbox, Instance, Job, Outbox, Study
 from schemas.topics import STUDY_RECEIVED
+from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import JobState, StudyState
 from services.assembly import retention
 from services.assembly.completion import complete_studies
