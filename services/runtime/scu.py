@@ -6,7 +6,7 @@ pynetdicom's own log lines quote UIDs and values; they are switched off here for
 import logging
 import socket
 import ssl
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -200,10 +200,6 @@ def _why_not(made: Any, peer: Peer, calling_ae: str) -> Exception:
         )
     if made.is_aborted and made.acceptor.primitive is not None:
         return PeerAcceptsNothing(f"{peer.address} accepts none of the proposed types, or aborted the association")
-    with_tls = " with TLS" if peer.tls else ""
-    return PeerAway(f"nobody who speaks DICOM answers at {peer.address}{with_tls}: is the peer running?")
-
-
-def no_contexts(wanted: Iterable[str], peer: Peer) -> PeerRefuses:
-    """For a peer that accepts the association and none of what the operation needs."""
-    return PeerRefuses(f"{peer.address} ({peer.ae_title}) does not offer {', '.join(wanted)}")
+    if peer.tls:
+        return PeerAway(f"nobody answers at {peer.address} with TLS: is it up, and do both sides trust each other's certificate?")
+    return PeerAway(f"nobody who speaks DICOM answers at {peer.address}: is the receiver running?")
