@@ -1,10 +1,10 @@
-"""What is read from a DICOM header: is it an image, where does it lie in its series, which scanner made it. No pixels.
+"""What is read from a DICOM header: is it an image, and where does it lie in its series. No pixels.
 
 A header can hold anything. Reasons name the kind of fault and never quote a value, since any value may carry identity.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,8 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from models import identity_terms
 from models.attributes import frame_count, number_of, text_of, words_of
 from models.errors import ModelError, UnreadableImage
-from models.facets import FACETS, facets_of
 from models.planes import MARK_TAGS, Spot, spots_of
 
 # pydicom's warnings on invalid values quote the value, which may be a patient's name.
@@ -26,9 +24,11 @@ MAX_FRAMES = 100_000
 """Frames of one file above which a header is taken for damaged."""
 
 _HEADER_TAGS = [
-    *FACETS,
-    *identity_terms.KEYWORDS,
     *MARK_TAGS,
+    "Modality",
+    "BodyPartExamined",
+    "Rows",
+    "Columns",
     "SOPClassUID",
     "SeriesInstanceUID",
     "SeriesDescription",
@@ -65,7 +65,6 @@ class Header:
     image_type: tuple[str, ...]
     tilt: float
     raw: bool
-    facets: Mapping[str, str]
 
 
 @contextmanager
@@ -117,7 +116,6 @@ def header_of(path: Path, dataset: Dataset) -> Header:
             image_type=tuple(word.strip().upper() for word in words_of(dataset, "ImageType")),
             raw=text_of(dataset, "PresentationIntentType") == "FOR PROCESSING",
             tilt=_angle(number_of(dataset, "GantryDetectorTilt")),
-            facets=facets_of(dataset),
         )
 
 

@@ -34,18 +34,18 @@ _END_OF_IMAGE = b"\xff\xd9"  # EOI marker, ISO/IEC 10918-1 B.1.1.3 and 14495-1
 _FUNCTIONS: tuple[VoiFunction, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
-def read_frames(path: Path, indices: Sequence[int] | None = None) -> Frames:
-    """Decode one instance, all frames or those of `indices` (from 0), in the file's order.
+def read_frames(path: Path, indices: Sequence[int] | None = None, *, facets: bool = True) -> Frames:
+    """Decode one instance, all frames or those of `indices` (from 0), in the file's order; `facets` asks for the scanner facts.
 
     Raises UnreadableImage for anything that is not DICOM, is truncated, has no pixels or no decoder; OSError where the
     operating system cannot read the file.
     """
     with unreadable_as("not a readable DICOM file"):
         dataset = pydicom.dcmread(path)
-    return frames_of(dataset, indices)
+    return frames_of(dataset, indices, facets=facets)
 
 
-def frames_of(dataset: Dataset, indices: Sequence[int] | None = None) -> Frames:
+def frames_of(dataset: Dataset, indices: Sequence[int] | None = None, *, facets: bool = True) -> Frames:
     """Decode a dataset in memory; see `read_frames`."""
     with unreadable_as("the image attributes are damaged"):
         doubts = _check_geometry(dataset)
@@ -59,7 +59,7 @@ def frames_of(dataset: Dataset, indices: Sequence[int] | None = None) -> Frames:
         if "PixelData" in dataset:
             check_bits(instance)
         frames = tuple(_frame(instance, index) for index in chosen)
-        return Frames(frames, merged(instance.findings), facets_of(dataset))
+        return Frames(frames, merged(instance.findings), facets_of(dataset) if facets else {})
 
 
 def _check_geometry(dataset: Dataset) -> list[Finding]:

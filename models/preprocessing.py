@@ -50,7 +50,8 @@ def load_study(paths: Iterable[Path], spec: PreprocessingSpec, rule: SelectionRu
         return _load_single(listed[0], spec, rule)
     series = series_of(listed, rule, spec.derived)
     indices, findings = choose(len(series.slices), spec)
-    parts = [read_frames(path, frames) for path, frames in _by_file(series, indices)]
+    # The scanner facts of a series are those of its first chosen image; to clear them of identity takes as long as to decode one.
+    parts = [read_frames(path, frames, facets=not place) for place, (path, frames) in enumerate(_by_file(series, indices))]
     return prepare(_of_series(_joined(parts), series, indices, findings), spec)
 
 

@@ -9,8 +9,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from models.facets import FACETS, facets_of
-from models.headers import read_header
 from models.identity_terms import IdentityTerms
+from models.pixels import read_frames
 from services.assembly.headers import facts_of
 
 TEXTS = ("StationName", "ManufacturerModelName", "SoftwareVersions", "ConvolutionKernel", "Manufacturer", "BodyPartExamined")
@@ -149,11 +149,11 @@ def test_a_file_is_read_with_everything_that_names_its_patient(tmp_path):
     for value in ("ROOM LI", "MR 12.4.1958", "acc7788", "zz-5566"):
         mr.StationName = value
         mr.save_as(tmp_path / "one.dcm")
-        assert "StationName" not in read_header(tmp_path / "one.dcm").facets
+        assert "StationName" not in read_frames(tmp_path / "one.dcm").facets
     mr.StationName = "MRC1"
     mr.save_as(tmp_path / "one.dcm")
-    assert read_header(tmp_path / "one.dcm").facets["StationName"] == "MRC1"
-    assert set(read_header(tmp_path / "one.dcm").facets) <= set(FACETS)
+    assert read_frames(tmp_path / "one.dcm").facets["StationName"] == "MRC1"
+    assert set(read_frames(tmp_path / "one.dcm").facets) <= set(FACETS)
 
 
 @pytest.mark.parametrize(
