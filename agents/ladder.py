@@ -1,4 +1,4 @@
-"""The ladder of remedies as the agents use it: which rungs can be carried out, and which one to try next (DESIGN §6)."""
+"""The ladder of remedies as the agents use it: which rungs can be carried out, and which one to try next (docs/agents.md)."""
 
 import math
 from collections.abc import Collection

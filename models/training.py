@@ -1,4 +1,4 @@
-"""Training and fine-tuning: one plain loop whose result is a function of data, settings and seed (DESIGN promise 9).
+"""Training and fine-tuning: one plain loop whose result is a function of data, settings and seed (promise 9).
 
 On a CPU with the same number of threads two runs give the same numbers, and a run that was killed and resumed gives the
 numbers of one that was not. Every random choice comes from (seed, epoch), so a checkpoint needs no generator state.

@@ -382,7 +382,7 @@ class AgentRun(SQLModel, table=True):
 
 
 class Audit(SQLModel, table=True):
-    """Append-only record of every decision (DESIGN promise 8); triggers refuse UPDATE and DELETE."""
+    """Append-only record of every decision (promise 8); triggers refuse UPDATE and DELETE."""
 
     __tablename__ = "audit"
     id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True, autoincrement=True))

@@ -1,6 +1,6 @@
 """The words of the domain as closed sets, so that a typo is a type error and not a new state.
 
-Values are what stands in the database and on the bus; they are never renamed (DESIGN §2).
+Values are what stands in the database and on the bus; they are never renamed.
 """
 
 from enum import StrEnum
@@ -35,7 +35,7 @@ class CaseState(StrEnum):
 
 
 class CaseRole(StrEnum):
-    """What a patient's cases may be used for. One patient has one role for ever (DESIGN promise 7)."""
+    """What a patient's cases may be used for. One patient has one role for ever (promise 7, docs/promises.md)."""
 
     TRIGGER = "trigger"
     TUNE = "tune"

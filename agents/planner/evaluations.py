@@ -1,4 +1,4 @@
-"""What a finished evaluation leads to: status and diagnosis to orders, as a table (DESIGN §6)."""
+"""What a finished evaluation leads to: status and diagnosis to orders, as a table (docs/agents.md)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final

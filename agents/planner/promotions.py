@@ -1,4 +1,4 @@
-"""What the gate's verdict on a repair leads to: nothing, the next rung, or labels (DESIGN §6)."""
+"""What the gate's verdict on a repair leads to: nothing, the next rung, or labels (docs/agents.md)."""
 
 from collections.abc import Callable, Sequence
 from typing import Final

@@ -1,6 +1,6 @@
 """From one C-STORE request to its answer. Knows nothing of the network: any receive loop may call it, from any thread.
 
-Success is answered only after the file is on stable storage under its final name (DESIGN promise 1). The row of the index is
+Success is answered only after the file is on stable storage under its final name (promise 1). The row of the index is
 derived from it: an `IndexWriter` enters it a moment later, or, without one, it is entered before the answer.
 """
 

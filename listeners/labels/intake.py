@@ -1,7 +1,7 @@
 """From what a person or a system says to a label event: one validation for every way in.
 
 A label names its study by StudyInstanceUID, by accession number or by the study's pseudonym. Identifiers become
-pseudonyms here and appear in no reason, event or log (DESIGN promise 5).
+pseudonyms here and appear in no reason, event or log (promise 5).
 """
 
 import hashlib

@@ -38,7 +38,7 @@ def role_of(patient_key: str, tune_share: float, gate_share: float) -> CaseRole:
     """What this patient's cases are for: a fixed function of the pseudonym, so all studies of a patient share one role.
 
     SHA-256 of the pseudonym gives a uniform number in [0, 1); the first `gate_share` of that range judges repairs, the
-    next `tune_share` trains them, the rest raises the alarm (DESIGN promise 7).
+    next `tune_share` trains them, the rest raises the alarm (promise 7).
     """
     digest = hashlib.sha256(f"role\x1e{patient_key}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64

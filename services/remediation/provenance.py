@@ -1,4 +1,4 @@
-"""Hashes that say with which code and data a verdict was reached (DESIGN promise 8)."""
+"""Hashes that say with which code and data a verdict was reached (promise 8)."""
 
 import hashlib
 from collections.abc import Iterable

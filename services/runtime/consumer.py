@@ -1,4 +1,4 @@
-"""Batch consumers: one polled batch, one transaction, every event handled once (DESIGN promises 2, 3, 10).
+"""Batch consumers: one polled batch, one transaction, every event handled once (promises 2, 3, 10).
 
 `process` is the whole algorithm without the bus, so that it is tested with records in a list.
 """

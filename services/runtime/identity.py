@@ -1,4 +1,4 @@
-"""Keyed pseudonyms: what leaves the archive instead of UIDs, accession numbers and patient IDs (DESIGN promise 5).
+"""Keyed pseudonyms: what leaves the archive instead of UIDs, accession numbers and patient IDs (promise 5).
 
 A pseudonym is the first 128 bits of HMAC-SHA-256 over the kind and the identifier. The key never leaves the hospital;
 without it the mapping cannot be rebuilt by trying identifiers.

@@ -1,4 +1,4 @@
-"""Log lines for people (text) or machines (JSON), with a last defence against identities (DESIGN promise 5).
+"""Log lines for people (text) or machines (JSON), with a last defence against identities (promise 5).
 
 The defence is not the rule: code must not log an identity in the first place. It catches what a library's message or a
 traceback quotes from a file's header.

@@ -1,6 +1,6 @@
 """One database transaction with the promises built in: inbox, outbox, dead letters and audit commit together or not at all.
 
-DESIGN promises 2, 3, 8 and 10.
+Promises 2, 3, 8 and 10 (docs/promises.md).
 """
 
 import uuid
