@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlmodel import Session, col, delete, func, select
 
 from models.spec import SelectionRule
-from schemas.tables import Audit, RegisteredModel
+from schemas.tables import Audit, RegisteredModel, Study
 from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import VersionState
 from services.runtime import registry
@@ -73,6 +73,13 @@ def resumed(session: Session, limit: int) -> Sequence[UnscoredStudy]:
 def forget_unscored(tx: Transaction, before: datetime) -> None:
     """Drop notes from before a time."""
     tx.session.execute(delete(UnscoredStudy).where(col(UnscoredStudy.noticed_at) < before))
+
+
+def forget_purged(tx: Transaction) -> int:
+    """Drop notes on studies whose images retention has deleted; returns how many."""
+    purged = select(Study.study_key).where(col(Study.purged_at).is_not(None))
+    gone = delete(UnscoredStudy).where(col(UnscoredStudy.model) != "", col(UnscoredStudy.study_key).in_(purged))
+    return len(tx.session.execute(gone.returning(col(UnscoredStudy.study_key))).all())
 
 
 @dataclass(frozen=True)

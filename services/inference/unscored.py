@@ -1,6 +1,7 @@
 """Studies without a score: those that no model takes are noted, those that came while a model was stopped wait for it."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
@@ -10,6 +11,8 @@ from schemas.topics import STUDY_RECEIVED
 from schemas.unscored import UnscoredStudy
 from services.inference import repository
 from services.runtime.transaction import Transaction
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 200
 """Studies announced again in one go, so that a long stop does not hold up new ones."""
@@ -40,9 +43,11 @@ def waiting_row(study: StudyReceived, model: str, now: datetime) -> UnscoredStud
 def catch_up(tx: Transaction, keep_days: int) -> int:
     """Announce studies again whose model has been resumed, oldest first and only for that model; returns how many.
 
-    Of several revisions the last is scored. Notes older than `keep_days` go.
+    Of several revisions the last is scored. Notes older than `keep_days` go, and those on studies without images.
     """
     repository.forget_unscored(tx, tx.clock.now() - timedelta(days=keep_days))
+    if purged := repository.forget_purged(tx):
+        logger.warning("%d studies that waited for a stopped model will have no score: retention has deleted their images", purged)
     rows = repository.resumed(tx.session, AT_ONCE)
     newest = {(row.study_key, row.model): row for row in sorted(rows, key=lambda row: row.revision)}
     for row in newest.values():

@@ -19,7 +19,7 @@ from models.predictor import Predictor
 from models.preprocessing import load_study
 from models.spec import ModelSpec, PercentileRange, PreprocessingSpec, SelectionRule
 from schemas.events import Prediction, SeriesReference, StudyReceived
-from schemas.tables import Audit, DeadLetter, Inbox, ModelVersion, Outbox
+from schemas.tables import Audit, DeadLetter, Inbox, ModelVersion, Outbox, Study
 from schemas.topics import PREDICTION, STUDY_RECEIVED
 from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import VersionState
@@ -463,3 +463,16 @@ def test_findings_travel_with_their_details(sqlite_context, sqlite_consumer):
         "slice_gap": "1 missing at 1 places; usual distance 5.00 mm",
         "rescale_absurd": "RescaleSlope is 0",
     }
+
+
+def test_a_study_whose_images_retention_deleted_waits_no_longer(context, caplog):
+    register(context, "m")
+    study = archived(context, CT)
+    now = context.clock.now()
+    times = {"acquired_at": now, "first_instance_at": now, "last_instance_at": now, "purged_at": now}
+    with context.database.transaction() as tx:
+        tx.session.add(waiting_row(study, "m", now))
+        tx.session.add(Study(study_uid="1.2", study_key=study.study_key, patient_key="p" * 32, **times))
+    assert announced_again(context) == []
+    assert notes(context) == []
+    assert "1 studies that waited" in caplog.text
