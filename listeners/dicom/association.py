@@ -84,12 +84,6 @@ class StoreBegun(NamedTuple):
     request: Request
 
 
-class StoreData(NamedTuple):
-    """A piece of it, valid until the next `receive`."""
-
-    data: memoryview
-
-
 class StoreEnded(NamedTuple):
     """It is whole: check, store, and send `store_response`."""
 
@@ -109,7 +103,8 @@ class Closed(NamedTuple):
     problem: str
 
 
-Action: TypeAlias = Send | StoreBegun | StoreData | StoreEnded | Message | Closed
+Action: TypeAlias = Send | StoreBegun | memoryview | StoreEnded | Message | Closed
+"""A memoryview is the next piece of the data set of the C-STORE under way, valid until the next `receive`."""
 
 
 class Association:
@@ -138,9 +133,18 @@ class Association:
             return
         try:
             for item in self._reader.feed(data):
-                yield from self._fragment(item) if isinstance(item, Fragment) else self._control(item)
-                if self.is_closed:
-                    return
+                if isinstance(item, Control):
+                    yield from self._control(item)
+                    if self.is_closed:
+                        return
+                elif item.is_command or self._dataset is not None:
+                    yield from self._fragment(item)
+                else:
+                    request = self._store_request(item)
+                    yield item.data
+                    if item.ends and item.is_last:
+                        self._request = None
+                        yield StoreEnded(request)
         except ProtocolError as error:
             yield from self.abort(str(error), error.reason)
 
@@ -181,21 +185,18 @@ class Association:
         self.is_established = True
         return (Send(decision.response),)
 
-    def _fragment(self, fragment: Fragment) -> Iterable[Action]:
-        if fragment.is_command:
-            return self._command_fragment(fragment)
+    def _store_request(self, fragment: Fragment) -> Request:
+        """The C-STORE that a fragment of a data set belongs to."""
         request = self._request
         if request is None or fragment.context_id != self._context_id:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a data set without command")
-        if self._dataset is None:
-            return self._store_fragment(request, fragment)
-        return self._message_fragment(request, fragment, self._dataset)
+        return request
 
-    def _store_fragment(self, request: Request, fragment: Fragment) -> Iterator[Action]:
-        yield StoreData(fragment.data)
-        if fragment.ends and fragment.is_last:
-            self._request = None
-            yield StoreEnded(request)
+    def _fragment(self, fragment: Fragment) -> Iterable[Action]:
+        if fragment.is_command:
+            return self._command_fragment(fragment)
+        assert self._dataset is not None
+        return self._message_fragment(self._store_request(fragment), fragment, self._dataset)
 
     def _message_fragment(self, request: Request, fragment: Fragment, dataset: bytearray) -> Iterable[Action]:
         if len(dataset) + len(fragment.data) > LONGEST_MESSAGE:

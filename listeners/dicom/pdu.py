@@ -105,13 +105,23 @@ class PduReader:
                 self._pdu_left -= position - start
                 if not self._pdu_left:
                     yield self._take_control()
-            else:
+            elif self._header or end - position < _HEADER_BYTES:
                 position = self._collect_header(data, position, end)
                 if len(self._header) == _HEADER_BYTES:
-                    if self._pdu_left:
-                        yield from self._begin_pdv(data[:0])
-                    else:
-                        self._begin_pdu()
+                    header = bytes(self._header)
+                    self._header.clear()
+                    yield from self._begin(header, 0)
+            else:
+                yield from self._begin(data, position)
+                position += _HEADER_BYTES
+
+    def _begin(self, header: bytes | memoryview, position: int) -> Iterable[Item]:
+        """Take in the header of a PDU, or of a PDV inside of one; an item is whole already when nothing follows."""
+        if not self._pdu_left:
+            self._begin_pdu(*_PDU_HEADER.unpack_from(header, position))
+            return ()
+        self._begin_pdv(*_PDV_HEADER.unpack_from(header, position))
+        return () if self._pdv_left else (Fragment(*self._pdv, memoryview(b""), ends=True),)
 
     def _collect_header(self, data: memoryview, position: int, end: int) -> int:
         stop = min(position + _HEADER_BYTES - len(self._header), end)
@@ -123,9 +133,7 @@ class PduReader:
         body, self._control = bytes(self._control), None
         return Control(self._type, body)
 
-    def _begin_pdu(self) -> None:
-        number, length = _PDU_HEADER.unpack(self._header)
-        self._header.clear()
+    def _begin_pdu(self, number: int, length: int) -> None:
         if number not in _TYPES:
             raise ProtocolError(AbortReason.UNRECOGNIZED_PDU, "something that is no PDU")
         self._type = PduType(number)
@@ -141,17 +149,13 @@ class PduReader:
             self._control = bytearray()
         self._pdu_left = length
 
-    def _begin_pdv(self, nothing: memoryview) -> Iterable[Item]:
-        length, context_id, control = _PDV_HEADER.unpack(self._header)
-        self._header.clear()
+    def _begin_pdv(self, length: int, context_id: int, control: int) -> None:
         self._pdu_left -= _HEADER_BYTES
         left = length - 2
         if left < 0 or left > self._pdu_left or 0 < self._pdu_left - left < _HEADER_BYTES:
             raise ProtocolError(AbortReason.INVALID_PARAMETER, "a PDV that does not fit its PDU")
         self._pdv = (context_id, bool(control & 1), bool(control & 2))
         self._pdv_left = left
-        if not left:
-            yield Fragment(*self._pdv, nothing, ends=True)
 
 
 def encode_reject(result: int, source: int, reason: int) -> bytes:

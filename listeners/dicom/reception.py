@@ -19,7 +19,7 @@ from listeners.dicom import answers
 from listeners.dicom.answers import Answer
 from listeners.dicom.file_meta import encode_file_meta
 from listeners.dicom.sources import BrokenStructureError, FileSource
-from listeners.dicom.structure import Elements, check_structure, plain_source
+from listeners.dicom.structure import check_structure, plain_source
 from services.assembly.conflicts import keep_aside
 from services.assembly.files import ArchiveFiles, NotPart10Error, Temporary, same_dataset
 from services.assembly.headers import (
@@ -42,8 +42,8 @@ from services.runtime.transaction import current_traceparent
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("reclaim.dicom")
 MOST_OBJECT_BYTES: Final = 1 << 31
-LONGEST_HEADER: Final = 1 << 22
-"""Of a header that has to be decoded as a whole because its text is not ASCII."""
+LONGEST_HEADER: Final = 1 << 24
+"""As much is decoded of an object whose header has text that is not ASCII."""
 ROOM_WAIT_S: Final = 5.0
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WANTED: Final = frozenset(TAGS.values())
@@ -297,15 +297,12 @@ def read_checked(descriptor: int, offset: int, size: int, transfer_syntax_uid: s
     """The index's elements of a data set in a file, whose structure holds to its last byte; raises Refused."""
 
     def header() -> bytes:
-        if elements.header_end > LONGEST_HEADER:
-            raise UnreadableHeader("the header is too long")
         again, _ = plain_source(FileSource(descriptor, offset, size), transfer_syntax_uid)
-        return again.read(0, elements.header_end)
+        return again.read(0, LONGEST_HEADER)
 
     try:
         source, syntax = plain_source(FileSource(descriptor, offset, size), transfer_syntax_uid)
-        elements: Elements = check_structure(source, syntax, _WANTED, LAST_GROUP)
-        return facts_from(elements.values, header, syntax)
+        return facts_from(check_structure(source, syntax, _WANTED, LAST_GROUP), header, syntax)
     except BrokenStructureError as error:
         raise Refused(answers.BROKEN_DATASET.at(error.tag)) from None
     except UnreadableHeader:

@@ -20,15 +20,15 @@ from listeners.dicom.association import (
     Request,
     Send,
     StoreBegun,
-    StoreData,
     StoreEnded,
 )
 from listeners.dicom.connection import Connection
 from listeners.dicom.gate import Gate
 from listeners.dicom.operations import Handlers, Peer
 from listeners.dicom.reception import Incoming, Reception, StoreHead, printable
+from listeners.dicom.tally import Tally
 from schemas.settings import DicomSettings
-from services.runtime.telemetry import count, observe
+from services.runtime.telemetry import count
 from services.runtime.transaction import current_traceparent
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Session:
         self._holds_slot = False
         self._ending = False
         self._window_began, self._window_bytes = 0.0, 0
+        self._tally = Tally()
         self._outcome = ""
 
     @property
@@ -115,11 +116,11 @@ class Session:
         """Do everything that one piece of input asks for; data that came with it is written before the buffer is used again."""
         pieces: list[memoryview] = []
         for action in actions:
-            if isinstance(action, StoreData):
-                pieces.append(action.data)
-                continue
-            self._write(pieces)
-            self._perform(action)
+            if isinstance(action, memoryview):
+                pieces.append(action)
+            else:
+                self._write(pieces)
+                self._perform(action)
         self._write(pieces)
         if self._incoming is not None and self._incoming.is_endless:
             self._abort("an object without end")
@@ -149,9 +150,7 @@ class Session:
         began = time.perf_counter()
         answer = incoming.finish()
         self._connection.send(self._association.store_response(request, answer))
-        count("reclaim.dicom.instances", 1, status=f"{answer.status:04X}", peer=self._label)
-        count("reclaim.dicom.bytes", incoming.received, peer=self._label)
-        observe("reclaim.dicom.store.seconds", time.perf_counter() - began)
+        self._tally.add(answer.status, incoming.received, time.perf_counter() - began)
 
     def _head(self, request: Request) -> StoreHead:
         context, command = request.context, request.command
@@ -177,7 +176,7 @@ class Session:
             logger.warning("%s association of %s rejected: %s", refusal.message_id, self._name(), refusal.reason)
             return refusal.rejection
         acceptance = environment.rules.accept(request)
-        self._label = environment.gate.label(printable(self._peer.calling_ae))
+        self._tally.peer = self._label = environment.gate.label(printable(self._peer.calling_ae))
         self._on_established(self)
         self._connection.set_timeout(environment.settings.network_timeout_s)
         return acceptance
@@ -188,7 +187,7 @@ class Session:
         if not self._association.is_established:
             if now > self._deadline:
                 raise TimeoutError
-        elif self.is_idle or self._window_bytes + size >= PACE_BYTES:
+        elif self._window_bytes + size >= PACE_BYTES or self.is_idle:
             self._window_began, self._window_bytes = now, 0
         else:
             self._window_bytes += size
@@ -225,5 +224,6 @@ class Session:
             self._incoming = None
         if self._holds_slot:
             self._environment.gate.leave(self._peer.address)
+        self._tally.report()
         count("reclaim.dicom.associations", 1, outcome=self._outcome or "aborted", peer=self._label)
         self._connection.close()

@@ -1,4 +1,4 @@
-"""Walks a data set's element structure to its last byte without decoding values (PS3.5 §7), and takes a few of them along.
+"""Walks a data set's element structure to its last byte without decoding values (PS3.5 §7), and takes a few values along.
 
 Finds what a receiver that stores bytes as sent would otherwise acknowledge: cut, noisy or empty data sets. Sequences of
 defined length are skipped as a whole and values are never read, so the cost is a fraction of a microsecond per element of
@@ -7,12 +7,11 @@ the top level, whatever the size.
 
 import struct
 from collections.abc import Set
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from listeners.dicom.sources import MOST_INFLATED_BYTES, BrokenStructureError, BytesSource, InflatedSource, Source
 
-__all__ = ["BrokenStructureError", "Elements", "check_structure", "plain_dataset", "plain_source"]
+__all__ = ["BrokenStructureError", "check_structure", "plain_dataset", "plain_source"]
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
@@ -22,10 +21,18 @@ DEEPEST_NESTING: Final = 64
 LONGEST_VALUE: Final = 1024
 """Longer values are not taken along: none of the attributes of interest may be so long (PS3.5 §6.2)."""
 
-_SHORT: Final = frozenset(
-    b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split(),
-)
-_LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+
+def _numbers(vrs: str) -> dict[str, frozenset[int]]:
+    """VRs as the numbers that a header's third field reads as, by byte order."""
+    orders: tuple[Literal["little", "big"], ...] = ("little", "big")
+    return {order: frozenset(int.from_bytes(vr.encode(), order) for vr in vrs.split()) for order in orders}
+
+
+_SHORT: Final = _numbers("AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US")
+_LONG: Final = _numbers("OB OD OF OL OV OW SQ SV UC UN UR UT UV")
+_PIXEL_VRS: Final = _numbers("OB OW")
+_SQ: Final = _numbers("SQ")
+_UN: Final = _numbers("UN")
 _UNDEFINED: Final = 0xFFFFFFFF
 _PIXEL_DATA: Final = 0x7FE00010
 _ITEM: Final = 0xFFFEE000
@@ -36,16 +43,8 @@ _FIRST_GROUP: Final = 0x0008
 _LONGEST_HEADER: Final = 12
 _PADDING: Final = bytes(_LONGEST_HEADER)
 _WINDOW: Final = 8192
-_LITTLE: Final = (struct.Struct("<HH2sH"), struct.Struct("<HHL"), struct.Struct("<L"))
-_BIG: Final = (struct.Struct(">HH2sH"), struct.Struct(">HHL"), struct.Struct(">L"))
-
-
-@dataclass(frozen=True, slots=True)
-class Elements:
-    """Values found at the top level by tag, as encoded; `header_end` is behind the header of the first element that is beyond."""
-
-    values: dict[int, bytes]
-    header_end: int
+_LITTLE: Final = (struct.Struct("<HHHH"), struct.Struct("<HHL"), struct.Struct("<L"))
+_BIG: Final = (struct.Struct(">HHHH"), struct.Struct(">HHL"), struct.Struct(">L"))
 
 
 def plain_source(source: Source, transfer_syntax_uid: str) -> tuple[Source, str]:
@@ -61,17 +60,17 @@ def plain_dataset(data: bytes, transfer_syntax_uid: str) -> tuple[bytes, str]:
 
 def check_structure(
     source: Source | bytes, transfer_syntax_uid: str, wanted: Set[int] = frozenset(), last_group: int = 0
-) -> Elements:
+) -> dict[int, bytes]:
     """Walk a (not deflated) data set; raises BrokenStructureError unless elements fill it exactly.
 
-    Returns the values of the `wanted` tags (group << 16 | element), and where groups up to `last_group` end.
+    Returns the values of the `wanted` tags (group << 16 | element) of the top level, none above `last_group`.
     """
     walker = _Walker(BytesSource(source) if isinstance(source, bytes) else source, transfer_syntax_uid, wanted, last_group)
     walk = walker.implicit if transfer_syntax_uid == IMPLICIT_LITTLE else walker.explicit
     end = walk(0, depth=0)
     if not end:
         raise BrokenStructureError("the data set is empty")
-    return Elements(walker.values, end if walker.header_end is None else walker.header_end)
+    return walker.values
 
 
 class _Walker:
@@ -82,17 +81,18 @@ class _Walker:
 
     def __init__(self, source: Source, syntax: str, wanted: Set[int], last_group: int) -> None:
         self.values: dict[int, bytes] = {}
-        self.header_end: int | None = None
         self._source = source
         self._wanted = wanted
         self._last_group = last_group
+        order: Literal["big", "little"] = "big" if syntax == EXPLICIT_BIG else "little"
         self._structs = _BIG if syntax == EXPLICIT_BIG else _LITTLE
+        self._short, self._long = _SHORT[order], _LONG[order]
         self._window, self._base, self._limit = b"", 0, -1
 
-    def explicit(self, position: int, depth: int) -> int:  # noqa: C901, PLR0912 - a call per element would double the cost
+    def explicit(self, position: int, depth: int) -> int:  # noqa: C901 - a call per element would double the cost
         """Elements in explicit VR up to the end, or (inside an item of undefined length) up to its delimiter."""
-        header, long_length = self._structs[0].unpack_from, self._structs[2].unpack_from
-        last_group, header_end = (-1, 0) if depth else (self._last_group, self.header_end)
+        header, long_length, short, long = self._structs[0].unpack_from, self._structs[2].unpack_from, self._short, self._long
+        wanted, last_group = (frozenset[int](), _FIRST_GROUP) if depth else (self._wanted, max(self._last_group, _FIRST_GROUP))
         window, base, limit = self._window, self._base, self._limit
         while True:
             if position > limit:
@@ -100,27 +100,27 @@ class _Walker:
                     return self._end(position, depth)
                 window, base, limit = self._window, self._base, self._limit
             group, element, vr, length = header(window, position - base)
-            if vr in _SHORT:
-                position += 8
-            elif vr in _LONG:
+            if vr in short:
+                start = position + 8
+            elif vr in long:
+                start = position + 12
                 length = long_length(window, position - base + 8)[0]
-                position += 12
+                if length == _UNDEFINED:
+                    position = self._undefined(start, group << 16 | element, vr, depth)
+                    window, base, limit = self._window, self._base, self._limit
+                    continue
             elif depth and group == _ITEM_GROUP and element == _ITEM_END & 0xFFFF:
                 return position + 8
             else:
                 raise BrokenStructureError("an element without a known VR", group << 16 | element)
-            if not _FIRST_GROUP <= group < _ITEM_GROUP:
-                raise BrokenStructureError("an element that cannot stand in a data set", group << 16 | element)
             if group <= last_group:
-                if group << 16 | element in self._wanted:
-                    self._take(group << 16 | element, position, length)
-            elif header_end is None:
-                self.header_end = header_end = position
-            if length == _UNDEFINED:
-                position = self._undefined(position, group << 16 | element, vr, depth)
-                window, base, limit = self._window, self._base, self._limit
-            else:
-                position += length
+                if group << 16 | element in wanted:
+                    self._take(group << 16 | element, start, length)
+                elif group < _FIRST_GROUP:
+                    raise BrokenStructureError("an element that cannot stand in a data set", group << 16 | element)
+            elif group >= _ITEM_GROUP:
+                raise BrokenStructureError("an element that cannot stand in a data set", group << 16 | element)
+            position = start + length
 
     def implicit(self, position: int, depth: int) -> int:
         """The same in implicit VR."""
@@ -137,8 +137,6 @@ class _Walker:
                 raise BrokenStructureError("an element that cannot stand in a data set", tag)
             if not depth and tag in self._wanted:
                 self._take(tag, position, length)
-            if not depth and group > self._last_group and self.header_end is None:
-                self.header_end = position
             position = self._items(position, tag, depth + 1, implicit=True) if length == _UNDEFINED else position + length
 
     def _take(self, tag: int, position: int, length: int) -> None:
@@ -162,15 +160,16 @@ class _Walker:
             raise BrokenStructureError("the data set ends inside a sequence")
         return position
 
-    def _undefined(self, position: int, tag: int, vr: bytes, depth: int) -> int:
-        if tag == _PIXEL_DATA and vr in (b"OB", b"OW"):
+    def _undefined(self, position: int, tag: int, vr: int, depth: int) -> int:
+        order = "little" if self._structs is _LITTLE else "big"
+        if tag == _PIXEL_DATA and vr in _PIXEL_VRS[order]:
             return self._fragments(position)
-        if vr == b"UN":  # PS3.5 §6.2.2: a UN of undefined length is a sequence in implicit VR little endian
+        if vr in _UN[order]:  # PS3.5 §6.2.2: a UN of undefined length is a sequence in implicit VR little endian
             structs, self._structs = self._structs, _LITTLE
             position = self._items(position, tag, depth + 1, implicit=True)
             self._structs = structs
             return position
-        if vr != b"SQ":
+        if vr not in _SQ[order]:
             raise BrokenStructureError("undefined length where none may be", tag)
         return self._items(position, tag, depth + 1, implicit=False)
 

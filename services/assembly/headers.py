@@ -114,7 +114,7 @@ class _Header:
         value = self._values.get(tag, b"") if tag is not None else None
         if value is None or not value.isascii():
             return self._parse().get(keyword)
-        return value.decode("ascii").split("\\", 1)[0]
+        return value.partition(b"\\")[0].decode("ascii")
 
 
 def _parsed(header: bytes, transfer_syntax_uid: str) -> Dataset:
@@ -147,8 +147,9 @@ def _text(header: Any, keyword: str) -> str:
     value: Any = header.get(keyword)
     if value is None:
         return ""
-    first = value[0] if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else value
-    return str(first).replace("\x00", "").strip()
+    plain = type(value) is str or not (isinstance(value, list | tuple) or type(value).__name__ == "MultiValue")
+    text = str(value if plain else value[0]).strip(" \x00\t\r\n")
+    return text.replace("\x00", "").strip() if "\x00" in text else text
 
 
 def _uid(header: Any, keyword: str) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from schemas.tables import Instance, Study
 from schemas.vocabulary import StudyState
 from services.assembly.headers import InstanceFacts
-from services.assembly.repository import LostRaceError, Recorded, find_instance, record_instances
+from services.assembly.repository import LostRaceError, NewInstance, Recorded, find_instance, record_instances
 from services.runtime.archive import instance_path
 from services.runtime.database import Database
 from services.runtime.errors import Transient
@@ -107,9 +107,9 @@ class ArchiveIndex:
             traceparent=last.traceparent or current_traceparent(),
         )
 
-    def _instance_row(self, file: StoredFile) -> Instance:
+    def _instance_row(self, file: StoredFile) -> NewInstance:
         facts = file.facts
-        return Instance(
+        return NewInstance(
             sop_instance_uid=facts.sop_instance_uid,
             study_uid=facts.study_uid,
             series_uid=facts.series_uid,

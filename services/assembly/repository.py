@@ -6,10 +6,12 @@ a study's list of series is read under the same lock that its instances are coun
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import sqlalchemy
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, func, select
 
 from schemas.announcements import StepStudy
@@ -45,25 +47,42 @@ class SeriesRow:
     instances: int
 
 
+class NewInstance(NamedTuple):
+    """A row to be: the columns of `Instance` that reception fills. A mapped object would cost ten times as much."""
+
+    sop_instance_uid: str
+    study_uid: str
+    series_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    modality: str
+    body_part: str
+    path: str
+    size: int
+    sha256: str
+    received_at: datetime
+
+
 def find_instance(session: Session, sop_instance_uid: str) -> Instance | None:
     """The row of an instance, if the index has it."""
     return session.get(Instance, sop_instance_uid)
 
 
-def record_instances(tx: Transaction, study: Study, instances: Sequence[Instance]) -> list[Recorded]:
+def record_instances(tx: Transaction, study: Study, instances: Sequence[NewInstance]) -> list[Recorded]:
     """Enter stored instances of one study and move it on; nothing changes for those that the index has already.
 
     `study` holds what a new study starts with. Raises LostRaceError when the transaction has to be rolled back and tried again.
     """
     known = _known_instances(tx.session, [instance.sop_instance_uid for instance in instances])
-    fresh: dict[str, Instance] = {}
+    fresh: dict[str, NewInstance] = {}
     outcomes = []
     for instance in instances:
-        present = known.get(instance.sop_instance_uid) or fresh.get(instance.sop_instance_uid)
+        row = known.get(instance.sop_instance_uid)
+        present = row or fresh.get(instance.sop_instance_uid)
         if present is None:
             fresh[instance.sop_instance_uid] = instance
-        elif present.path == instance.path:
-            _correct(tx.session, present, instance)
+        elif row is not None and row.path == instance.path:
+            _correct(tx.session, row, instance)
         outcomes.append(Recorded.NEW if present is None else Recorded.KNOWN if present.path == instance.path else Recorded.CONFLICT)
     if fresh:
         _move_on(tx, study, list(fresh.values()))
@@ -75,25 +94,24 @@ def _known_instances(session: Session, uids: Sequence[str]) -> dict[str, Instanc
     return {row.sop_instance_uid: row for row in found}
 
 
-def _correct(session: Session, present: Instance, instance: Instance) -> None:
+def _correct(session: Session, present: Instance, instance: NewInstance) -> None:
     """A file that was lost, or deleted by retention, came again: the file is the truth. Otherwise there is nothing to correct."""
-    if present.purged_at is not None and present in session:
+    if present.purged_at is not None:
         study = _locked_study(session, present.study_uid)
         study.last_instance_at = max(study.last_instance_at, instance.received_at)
         present.purged_at, present.received_at = None, instance.received_at
         session.add_all([study, present])
-    if (present.size, present.transfer_syntax_uid) != (instance.size, instance.transfer_syntax_uid) and present in session:
+    if (present.size, present.transfer_syntax_uid) != (instance.size, instance.transfer_syntax_uid):
         present.size, present.transfer_syntax_uid = instance.size, instance.transfer_syntax_uid
         present.sha256 = instance.sha256
         session.add(present)
 
 
-def _move_on(tx: Transaction, study: Study, instances: Sequence[Instance]) -> None:
+def _move_on(tx: Transaction, study: Study, instances: Sequence[NewInstance]) -> None:
     """Insert new instances and count them in their study, which neither opens for our own results nor counts them."""
     is_new = bool(tx.insert_new(Study, [study], returning="study_key"))
     row = _locked_study(tx.session, study.study_uid)
-    if len(tx.insert_new(Instance, instances, returning="sop_instance_uid")) < len(instances):
-        raise LostRaceError
+    _insert(tx.session, instances)
     counted = [instance for instance in instances if not is_result_uid(instance.sop_instance_uid)]
     if not counted:
         _stay_closed(tx, row, is_new=is_new)
@@ -110,6 +128,14 @@ def _move_on(tx: Transaction, study: Study, instances: Sequence[Instance]) -> No
     row.traceparent = study.traceparent or row.traceparent
     tx.session.add(row)
     tx.session.flush()
+
+
+def _insert(session: Session, instances: Sequence[NewInstance]) -> None:
+    table: sqlalchemy.Table = Instance.__table__  # type: ignore[attr-defined]
+    try:
+        session.execute(sqlalchemy.insert(table), [instance._asdict() for instance in instances])
+    except IntegrityError:
+        raise LostRaceError from None
 
 
 def _stay_closed(tx: Transaction, row: Study, *, is_new: bool) -> None:
@@ -162,14 +188,25 @@ def save_progress(tx: Transaction, study: Study, progress: Progress) -> None:
 
 def series_of(session: Session, study_uid: str) -> list[SeriesRow]:
     """Series of a study in order of their first instance; those of our own results are left out."""
-    uid, modality, body_part = col(Instance.series_uid), col(Instance.modality), col(Instance.body_part)
+    return series_of_studies(session, [study_uid]).get(study_uid, [])
+
+
+def series_of_studies(session: Session, study_uids: Sequence[str]) -> dict[str, list[SeriesRow]]:
+    """The same for several studies at once; one without series is left out."""
+    uid, study, modality, body_part = (
+        col(column) for column in (Instance.series_uid, Instance.study_uid, Instance.modality, Instance.body_part)
+    )
     query = (
-        sqlalchemy.select(uid, func.max(modality), func.max(body_part), func.count())
-        .where(col(Instance.study_uid) == study_uid)
-        .group_by(uid)
+        sqlalchemy.select(study, uid, func.max(modality), func.max(body_part), func.count())
+        .where(study.in_(study_uids))
+        .group_by(study, uid)
         .order_by(func.min(col(Instance.received_at)), uid)
     )
-    return [SeriesRow(*row) for row in session.execute(query) if not is_result_uid(row[0])]
+    found: dict[str, list[SeriesRow]] = {}
+    for row in session.execute(query):
+        if not is_result_uid(row[1]):
+            found.setdefault(row[0], []).append(SeriesRow(*row[1:]))
+    return found
 
 
 def paths_of_studies(session: Session, study_keys: Iterable[str]) -> set[str]:

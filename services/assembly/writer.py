@@ -20,8 +20,10 @@ from services.assembly.repository import Recorded
 from services.runtime.errors import Transient
 
 logger = logging.getLogger(__name__)
-LINGER_S: Final = 0.03
-"""How long a batch is collected: amortises the commit, and is far below the time in which anybody waits for the row."""
+PAUSE_S: Final = 0.02
+LONGEST_PAUSE_S: Final = 0.25
+"""A batch is collected until nothing came for 20 ms, at most for 250 ms: senders at full speed share commits, and the last
+row of a study does not wait."""
 MOST_AT_ONCE: Final = 500
 CAPACITY: Final = 5000
 SHORTEST_RETRY_S: Final = 0.1
@@ -75,12 +77,17 @@ class IndexWriter:
     def _run(self) -> None:
         while True:
             self._wake.wait()
-            if not self._stopping:
-                time.sleep(LINGER_S)
+            self._collect()
             self._wake.clear()
             written = self._empty_queue()
             if self._stopping and (not self._queue or not written):
                 return
+
+    def _collect(self) -> None:
+        end, seen = time.monotonic() + LONGEST_PAUSE_S, 0
+        while seen < len(self._queue) < MOST_AT_ONCE and not self._stopping and time.monotonic() < end:
+            seen = len(self._queue)
+            time.sleep(PAUSE_S)
 
     def _empty_queue(self) -> bool:
         """Write batches until the queue is empty; false when it had to give up because everything ends."""
