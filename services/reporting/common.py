@@ -2,14 +2,15 @@
 
 from typing import Any
 
+from schemas.vocabulary import OrderKind, Remedy
 from services.reporting import plots, statistics
-from services.reporting.facts import Facts
+from services.reporting.facts import Facts, OrderFacts
 from services.reporting.page import Picture, Section, Table
 from services.reporting.wording import (
     BLIND_SPOTS,
     DASH,
-    REMEDY,
     RULE_OF_FIVE,
+    ended,
     metric_name,
     metric_value,
     number,
@@ -17,6 +18,7 @@ from services.reporting.wording import (
     smallest_fall,
     with_interval,
 )
+from services.runtime.words import DONE
 
 _ORDER_WORDS = {
     "report": "report",
@@ -38,6 +40,19 @@ def blind_spots(facts: Facts, *extra: str) -> Section:
     )
 
 
+def reference(facts: Facts) -> str:
+    """What the version that the report is about was compared with: a promoted one serves cases like those of its gate."""
+    about = facts.latest.version if facts.latest is not None else facts.version
+    promoted = any(each.version == about and each.action.endswith("promoted") for each in facts.changes)
+    return "the gate's cases" if promoted else "the development test set"
+
+
+def capitalised(text: str) -> str:
+    """A phrase as a heading, without its article."""
+    bare = text.removeprefix("the ")
+    return f"{bare[:1].upper()}{bare[1:]}"
+
+
 def rule_of_five(facts: Facts) -> Section:
     """The published 5 % rule beside the detector."""
     if facts.latest is None:
@@ -48,7 +63,8 @@ def rule_of_five(facts: Facts) -> Section:
 
 def what_was_done(facts: Facts) -> Section:
     """The orders so far, newest first, and the versions that came of them."""
-    points = [_order_line(facts, index) for index in range(min(6, len(facts.orders)))]
+    deeds = [order for order in facts.orders if order.kind != OrderKind.REPORT]
+    points = [_order_line(order) for order in deeds[:6]]
     points += [
         f"{on(change.at)}: version {change.version} "
         + ("passed the gate and took over." if change.action.endswith("promoted") else "was brought back by a rollback.")
@@ -58,12 +74,11 @@ def what_was_done(facts: Facts) -> Section:
     return Section("What was done", none, points)
 
 
-def _order_line(facts: Facts, index: int) -> str:
-    order = facts.orders[index]
+def _order_line(order: OrderFacts) -> str:
     what = _ORDER_WORDS.get(order.kind, order.kind)
-    remedy = f" ({REMEDY.get(order.remedy, order.remedy)})" if order.remedy else ""
+    remedy = f" ({DONE.get(Remedy(order.remedy), order.remedy)})" if order.remedy else ""
     outcome = f" {order.explanation}" if order.explanation else ""
-    return f"{on(order.created_at)}: {what}{remedy}, {order.state.replace('_', ' ')}. Reason: {order.reason}{outcome}"
+    return f"{on(order.created_at)}: {what}{remedy}, {order.state.replace('_', ' ')}. Reason: {ended(order.reason)}{outcome}"
 
 
 def metrics_table(facts: Facts) -> list[Table]:
@@ -77,7 +92,8 @@ def metrics_table(facts: Facts) -> list[Table]:
     ]
     title = f"All metrics of batch {latest.number} of version {latest.version}"
     note = "In brackets the 95 % interval. A dash: the batch cannot define the metric, e.g. recall of a class that did not occur."
-    return [Table(title, ("Metric", "This batch", "Development test set", "Cases"), rows, note)]
+    columns = ("Metric", "This batch", capitalised(reference(facts)), "Cases")
+    return [Table(title, columns, rows, note)]
 
 
 def versions_table(facts: Facts) -> Table:
@@ -100,7 +116,8 @@ def history_picture(facts: Facts) -> list[Picture]:
     alt = f"Recall of {len(facts.classes)} classes over {len(shown)} batches; alarms at batches {alarms or 'none'}."
     caption = (
         "Each mark is one batch of labelled cases, the line through it its 95 % interval. "
-        "The blue band is the development test set. A triangle pointing down is a batch at which the alarm was raised."
+        "The blue band is what the version is compared with (the development test set or, after a promotion, the gate's cases). "
+        "A triangle pointing down is a batch at which the alarm was raised."
     )
     png = plots.recall_history(shown, facts.classes, rates, after[-1] if after else None)
     return [Picture("recall_history", "How many of each class were found, batch by batch", alt, caption, png)]
@@ -110,7 +127,7 @@ def confusion_picture(facts: Facts) -> list[Picture]:
     """The latest batch's confusion matrix beside the baseline's."""
     named = [
         (title, statistics.confusion(cases, facts.classes))
-        for title, cases in (("Development test set", facts.baseline), ("Latest batch", facts.cases))
+        for title, cases in ((capitalised(reference(facts)), facts.baseline), ("Latest batch", facts.cases))
         if cases
     ]
     if not named:
@@ -125,7 +142,7 @@ def reliability_picture(facts: Facts) -> list[Picture]:
     """The reliability curve of the latest batch beside the baseline's."""
     named = [
         (f"{title} ({len(cases)} cases)", bins)
-        for title, cases in (("development test set", facts.baseline), ("latest batch", facts.cases))
+        for title, cases in ((reference(facts), facts.baseline), ("latest batch", facts.cases))
         if (bins := statistics.reliability(cases))
     ]
     if not named:
@@ -142,7 +159,7 @@ def provenance(facts: Facts, extra: tuple[tuple[str, str], ...] = ()) -> Table:
     if facts.latest is not None:
         rows += [("Evaluation", facts.latest.evaluation_id), ("Batch", facts.latest.batch_id)]
     rows += [(f"Weights of version {each.version}", each.sha256) for each in facts.versions if each.version == facts.version]
-    rows += [("Baseline cases", number(len(facts.baseline))), *extra]
+    rows += [(f"Cases of {reference(facts)}", number(len(facts.baseline))), *extra]
     return Table("Where the numbers come from", ("", ""), rows)
 
 

@@ -97,17 +97,15 @@ def _key_figures(facts: Facts, total: int) -> list[KeyFigure]:
 
 
 def _sections(facts: Facts) -> list[Section]:
-    basis = (
-        f"A recall is known to about ± {100 * HALF_WIDTH:.0f} percentage points (95 % interval) from the cases that are labelled "
-        "and those asked for here together. A total that the order names is shared out between the classes in the same proportion."
-    )
+    waiting = sum(facts.labels.waiting.values())
+    first = "Label the studies that wait, the most recent ones first." if waiting else "None waits at present: label new studies."
     return [
         Section("What happened", (facts.cause.reason,)),
-        Section("How the numbers come about", (basis,)),
+        Section("How the numbers come about", (_basis(facts),)),
         Section(
             "What to do next",
             points=(
-                "Label the studies that wait, the most recent ones first. One label per patient is enough.",
+                f"{first} One label per patient is enough.",
                 "Take them as they come; do not pick the clear ones, or the model will look better than it is.",
                 "Labels may come as a CSV file or over the HTTP endpoint; the next evaluation starts by itself.",
             ),
@@ -115,6 +113,15 @@ def _sections(facts: Facts) -> list[Section]:
         common.what_was_done(facts),
         common.blind_spots(facts),
     ]
+
+
+def _basis(facts: Facts) -> str:
+    if total := asked_total(facts.cause.settings):
+        return f"The order asks for {number(total)}. They are shared out between the classes by how many each of them lacks."
+    return (
+        f"A recall is known to about ± {100 * HALF_WIDTH:.0f} percentage points (95 % interval) from the cases that are labelled "
+        "and those asked for here together."
+    )
 
 
 def _needs_table(facts: Facts, needs: Mapping[str, int]) -> Table:

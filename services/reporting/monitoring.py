@@ -1,14 +1,20 @@
 """The report on how a model is doing: routine, or after an alarm."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from schemas.vocabulary import Diagnosis, Status
 from services.reporting import common
 from services.reporting.facts import EvaluationFacts, Facts
 from services.reporting.page import KeyFigure, Page, Section, Table
 from services.reporting.wording import (
-    DIAGNOSIS,
     DIAGNOSIS_STEP,
+    KEEP_LABELLING,
+    MIX_MOVED,
     NEXT_STEP,
     STATUS,
     STATUS_MEANING,
+    UNTIL,
     estimate,
     evidence_name,
     evidence_value,
@@ -23,7 +29,9 @@ from services.reporting.wording import (
     sentences,
     start_of,
 )
+from services.runtime.words import likely
 
+UNWELL = (Status.DEGRADED, Status.WATCH)
 _HEADLINES = ("macro_recall", "balanced_accuracy", "accuracy", "macro_auroc", "auroc")
 
 
@@ -73,17 +81,18 @@ def _key_figures(facts: Facts) -> list[KeyFigure]:
     if latest is None:
         labelled, waiting = sum(facts.labels.labelled.values()), sum(facts.labels.waiting.values())
         return [KeyFigure("Labelled cases", number(labelled)), KeyFigure("Waiting for a label", number(waiting))]
+    reference = common.reference(facts).removeprefix("the ")
     headline = next((metric for name in _HEADLINES if (metric := latest.metric(name)) is not None), None)
     figures = [
         KeyFigure("Labelled cases in this batch", number(latest.cases), f"{number(latest.stream_cases)} of this version so far")
     ]
     if headline is not None:
-        note = f"development test set: {metric_value(headline.name, headline.baseline)}"
+        note = f"{reference}: {metric_value(headline.name, headline.baseline)}"
         figures.insert(0, KeyFigure(metric_name(headline.name), metric_value(headline.name, headline.value), note))
-    worst = falls(latest)
+    worst = falls(latest) if latest.status in UNWELL else []
     if worst:
-        note = f"development test set: {percent(worst[0].baseline)}"
-        figures.append(KeyFigure(f"Largest fall: recall, {worst[0].name[7:]}", percent(worst[0].value), note))
+        note = f"{reference}: {percent(worst[0].baseline)}"
+        figures.append(KeyFigure(f"Largest fall, in this batch alone: recall, {worst[0].name[7:]}", percent(worst[0].value), note))
     figures.append(KeyFigure("Evaluated", f"{latest.evaluated_at:%d %b %Y}", f"batch {latest.number}"))
     return figures
 
@@ -95,14 +104,18 @@ def _what_happened(facts: Facts) -> Section:
             "What happened", ("No batch of labelled cases has been closed for this version, so nothing can be said yet.",)
         )
     serving = "It serves." if facts.serving and facts.champion == facts.version else "It does not serve at present."
-    first = f"{STATUS_MEANING[latest.status]} {DIAGNOSIS[latest.diagnosis]} {_cause(latest)}{serving}"
-    points = [fall_sentence(metric) for metric in falls(latest)[:4]] if latest.status in ("degraded", "watch") else []
-    return Section("What happened", (first,), points)
+    reference = common.reference(facts)
+    first = " ".join([STATUS_MEANING[latest.status].format(reference=reference), *_cause(latest), serving])
+    shown = falls(latest)[:4] if latest.status in UNWELL else []
+    return Section(
+        "What happened", (first,), [f"In batch {latest.number} alone, {fall_sentence(each, reference)}" for each in shown]
+    )
 
 
-def _cause(latest: EvaluationFacts) -> str:
-    cause = latest.evidence.get("root_cause")
-    return f"Likely cause: {cause.rstrip('.')}. " if isinstance(cause, str) and cause else ""
+def _cause(latest: EvaluationFacts) -> list[str]:
+    if latest.status in UNWELL:
+        return [f"{likely(latest.diagnosis, latest.evidence)}."]
+    return [MIX_MOVED] if latest.diagnosis == Diagnosis.PREVALENCE else []
 
 
 def _how_sure(facts: Facts, budget: float) -> Section:
@@ -111,7 +124,7 @@ def _how_sure(facts: Facts, budget: float) -> Section:
         return Section("How sure is that", ("Not at all: there is no evaluation yet.",))
     alarm = (
         f"The alarm is set so that an unchanged model raises it within a year with a probability of at most {percent(budget, 0)}. "
-        f"The evidence comes from {number(latest.stream_cases)} labelled cases of this version."
+        f"{_basis(latest)}"
     )
     absent = [metric.name[7:] for metric in latest.metrics if metric.name.startswith("recall:") and metric.cases == 0]
     gaps = (f"No case of {joined(absent)} was in the batch, so nothing is known about it this time.",) if absent else ()
@@ -119,37 +132,67 @@ def _how_sure(facts: Facts, budget: float) -> Section:
     return Section("How sure is that", (*([size] if size else []), alarm, *gaps))
 
 
+def _basis(latest: EvaluationFacts) -> str:
+    """Which cases the judgement rests on, and which are left out."""
+    evidence = latest.evidence
+    restart, own = _count(evidence, "recovered_after_batch"), _count(evidence, "own_baseline_cases")
+    cases = _count(evidence, "independent_cases") or latest.stream_cases
+    since = f", of which the cases since batch {restart + 1} count, because a decline was over then" if restart else ""
+    parts = [f"The evidence comes from {number(cases)} labelled cases of this version, one of each patient{since}."]
+    if own:
+        parts.append(f"What it is compared with was too small, so its own first {number(own)} cases belong to that as well.")
+    if out := _count(evidence, "returning_training_cases"):
+        patients = number(_count(evidence, "returning_training_patients"))
+        parts.append(f"{number(out)} studies of {patients} patients on whom the model was trained are left out.")
+    return " ".join(parts)
+
+
+def _count(evidence: Mapping[str, Any], name: str) -> int:
+    value = evidence.get(name)
+    return int(value) if isinstance(value, int | float) else 0
+
+
 def _since_when(facts: Facts) -> Section:
     latest = facts.latest
-    if latest is None or latest.status in ("healthy", "undecided"):
-        return Section("Since when", ("No decline has been found, so there is no start to name.",))
-    first = _first_alarm(facts, latest)
+    if latest is None or latest.status not in UNWELL:
+        return Section("Since when", (_over(facts, latest),))
+    first = _run_until(facts, latest)[0]
     start = start_of(latest.evidence)
     known = (
         f"The decline is estimated to have begun on {start}." if start else "The start cannot be estimated from the cases so far."
     )
-    return Section(
-        "Since when", (f"{known} The status left “healthy” with batch {first.number}, evaluated on {on(first.evaluated_at)}.",)
-    )
+    seen = f"It has been reported since batch {first.number}, evaluated on {on(first.evaluated_at)}."
+    return Section("Since when", (f"{known} {seen}",))
 
 
-def _first_alarm(facts: Facts, latest: EvaluationFacts) -> EvaluationFacts:
-    """The first batch of the unbroken run of unhealthy ones that ends with the latest."""
-    own = [each for each in facts.history if each.version == latest.version and each.number <= latest.number]
-    first = latest
-    for each in reversed(own):
-        if each.status not in ("degraded", "watch"):
+def _over(facts: Facts, latest: EvaluationFacts | None) -> str:
+    """No start to name; an earlier decline of this version is not forgotten."""
+    own = [each for each in facts.history if latest is not None and each.version == latest.version]
+    last = next((each for each in reversed(own) if each.status == Status.DEGRADED), None)
+    if last is None:
+        return "No decline has been found, so there is no start to name."
+    alarms = [each for each in _run_until(facts, last) if each.status == Status.DEGRADED]
+    return f"No alarm stands at present; the last alarm stood from batch {alarms[0].number} to batch {last.number}."
+
+
+def _run_until(facts: Facts, last: EvaluationFacts) -> list[EvaluationFacts]:
+    """The unbroken run of unhealthy batches that ends with this one."""
+    run = [last]
+    for each in reversed([each for each in facts.history if each.version == last.version and each.number < last.number]):
+        if each.status not in UNWELL:
             break
-        first = each
-    return first
+        run.insert(0, each)
+    return run
 
 
 def _what_next(facts: Facts) -> Section:
     if facts.latest is None:
         return Section("What to do next", points=(NEXT_STEP["undecided"],))
-    points = [NEXT_STEP[facts.latest.status]]
-    if facts.latest.status in ("degraded", "watch") and facts.latest.diagnosis in DIAGNOSIS_STEP:
-        points.append(DIAGNOSIS_STEP[facts.latest.diagnosis])
+    latest = facts.latest
+    until = UNTIL.get(latest.diagnosis, "a repair has passed the gate")
+    step = DIAGNOSIS_STEP.get(latest.diagnosis)
+    idle = latest.status == Status.HEALTHY and step is not None
+    points = [KEEP_LABELLING if idle else NEXT_STEP[latest.status].format(until=until), *([step] if step else [])]
     waiting = sum(facts.labels.waiting.values())
     if waiting:
         points.append(f"{number(waiting)} scored studies still wait for their label; each one sharpens the next evaluation.")

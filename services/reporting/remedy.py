@@ -4,11 +4,12 @@ import re
 from collections.abc import Mapping
 
 from schemas.events import MaintenancePromotion
-from schemas.vocabulary import Verdict
+from schemas.vocabulary import Remedy, Verdict
 from services.reporting import common, plots
 from services.reporting.facts import Facts
 from services.reporting.page import KeyFigure, Page, Picture, Section, Table
-from services.reporting.wording import DASH, REMEDY, VERDICT, evidence_value, is_rate, metric_name, metric_value, number, on
+from services.reporting.wording import DASH, VERDICT, evidence_value, is_rate, metric_name, metric_value, number, on
+from services.runtime.words import DONE
 
 _SIDES = (
     (re.compile(r"^champion[_:](.+)$"), "before"),
@@ -86,7 +87,7 @@ def _side(key: str) -> tuple[str, str]:
 
 
 def _remedy_word(facts: Facts) -> str:
-    return REMEDY.get(facts.job.remedy, facts.job.remedy) if facts.job is not None else "a repair"
+    return DONE.get(Remedy(facts.job.remedy), facts.job.remedy) if facts.job is not None else "a repair"
 
 
 def _title(promotion: MaintenancePromotion) -> str:
@@ -172,7 +173,7 @@ def _what_next(promotion: MaintenancePromotion) -> Section:
             "The next stronger remedy can be ordered, or more recent cases labelled for it to learn from.",
         ),
         Verdict.NEED_LABELS: (
-            "Label recent cases, the rare classes first; the gate judges again when there are enough.",
+            "Have recent cases labelled as they come; the gate judges again when there are enough.",
             "Until then read the old version's answers with care.",
         ),
     }[promotion.verdict]

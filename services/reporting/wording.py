@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from schemas.vocabulary import Diagnosis, Remedy, Status, Verdict
+from schemas.vocabulary import Diagnosis, Status, Verdict
 from services.reporting.facts import EvaluationFacts, Metric
 
 STATUS: Final[dict[str, str]] = {
@@ -17,39 +17,27 @@ STATUS: Final[dict[str, str]] = {
 STATUS_MEANING: Final[dict[str, str]] = {
     Status.HEALTHY: "Nothing in the labelled cases speaks for a decline.",
     Status.WATCH: "There are signs of a decline, but not enough of them to raise the alarm.",
-    Status.DEGRADED: "The alarm is raised: the model misses more than on its development test set, beyond what chance explains.",
-    Status.UNDECIDED: "There are too few labelled cases to say anything.",
+    Status.DEGRADED: "The alarm is raised: the model misses more than it did on {reference}, beyond what chance explains.",
+    Status.UNDECIDED: "There are too few labelled cases to rule a decline out.",
 }
-DIAGNOSIS: Final[dict[str, str]] = {
-    Diagnosis.NONE: "No change was found that would need an explanation.",
-    Diagnosis.PREVALENCE: "The mix of patients has changed: some findings are more or less frequent than before.",
-    Diagnosis.COVARIATE: "The images themselves look different, as after a new scanner or protocol.",
-    Diagnosis.CONCEPT: "The same images now mean something else, as after a change of reporting criteria.",
-    Diagnosis.PIPELINE: "The feed seems broken (a wrong window, orientation or missing series), which no training can repair.",
-    Diagnosis.UNKNOWN: "The cause is not known yet.",
-}
+MIX_MOVED: Final = "The mix of patients has changed: some findings are more or less frequent than before."
+KEEP_LABELLING: Final = "Keep the labels coming: without them a decline stays unseen."
 NEXT_STEP: Final[dict[str, str]] = {
-    Status.HEALTHY: "Nothing needs to be done. Keep the labels coming: without them a decline stays unseen.",
+    Status.HEALTHY: f"Nothing needs to be done. {KEEP_LABELLING}",
     Status.WATCH: "Read the model's answers with extra care and see that recent cases get their label soon.",
-    Status.DEGRADED: "Do not rely on the model's answers for the classes named above until a repair has passed the gate.",
-    Status.UNDECIDED: "Label recent cases, the rare classes first.",
+    Status.DEGRADED: "Do not rely on the model's answers for the classes named above until {until}.",
+    Status.UNDECIDED: "Have recent cases labelled as they come; picked ones would mislead.",
 }
+UNTIL: Final[dict[str, str]] = {
+    Diagnosis.PIPELINE: "the image feed is repaired",
+    Diagnosis.PREVALENCE: "the thresholds and the calibration have been checked",
+}
+"""What ends the time in which a degraded model is not to be relied on; for the other causes a repair that passes the gate."""
 DIAGNOSIS_STEP: Final[dict[str, str]] = {
     Diagnosis.PREVALENCE: "Have the thresholds and the calibration checked before anything is trained again.",
     Diagnosis.COVARIATE: "Ask which scanner, protocol or software changed at the time given above.",
     Diagnosis.CONCEPT: "Ask whether reporting criteria or the source of the labels changed at the time given above.",
-    Diagnosis.PIPELINE: "Have the feed looked at by a person first: windowing, orientation, series selection, transfer.",
-}
-REMEDY: Final[dict[str, str]] = {
-    Remedy.NONE: "no change",
-    Remedy.FIX_FEED: "repair of the image feed",
-    Remedy.RETHRESHOLD: "new decision thresholds",
-    Remedy.RECALIBRATE: "recalibration of the probabilities",
-    Remedy.ADAPT_STATISTICS: "adaptation of the network's statistics to the new images",
-    Remedy.HEAD_ONLY: "fine-tuning of the last layer",
-    Remedy.PARTIAL: "fine-tuning of the later layers",
-    Remedy.PARAMETER_EFFICIENT: "fine-tuning of small added layers",
-    Remedy.FULL: "fine-tuning of all layers",
+    Diagnosis.PIPELINE: "No training can repair it: have a person look at the feed (window, orientation, series, transfer).",
 }
 VERDICT: Final[dict[str, str]] = {
     Verdict.PROMOTE: "passed the gate",
@@ -84,16 +72,55 @@ _RATES: Final = (
     "change",
     "probability",
     "baseline_loss",
+    "gate_loss",
 )
 _NO_RATES: Final = ("auroc", "ece", "brier", "statistic", "calibration")
 _ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error (ECE)", "p": "p", "ci": "CI"}
+_MEASURED: Final[dict[str, str]] = {
+    "gate_cases": "Cases of the gate",
+    "gate_patients": "Patients of the gate",
+    "mcnemar_wins": "Patients read better by the new version",
+    "mcnemar_losses": "Patients read worse by the new version",
+    "mcnemar_p": "p of the exact McNemar test",
+    "gate_judgement": "Which judgement on these patients",
+    "gate_level": "Level of this judgement",
+    "gate_cases_needed": "Cases of the gate that would show the gain",
+    "accuracy_gain_low": "Gain of accuracy, lower limit",
+    "accuracy_gain_high": "Gain of accuracy, upper limit",
+    "macro_recall_gain_low": "Gain of macro recall, lower limit",
+    "macro_recall_gain_high": "Gain of macro recall, upper limit",
+    "calibration_error_low_champion": "Calibration error before, lower limit",
+    "calibration_error_high_champion": "Calibration error before, upper limit",
+    "calibration_error_low_challenger": "Calibration error after, lower limit",
+    "calibration_error_high_challenger": "Calibration error after, upper limit",
+    "calibration_error_loss_low": "Rise of the calibration error, lower limit",
+    "baseline_cases": "Cases of the old test set",
+    "baseline_loss": "Recall lost on the old test set",
+    "baseline_loss_upper": "Recall lost on the old test set, at most",
+    "gate_loss": "Recall lost on the gate's cases",
+    "gate_loss_upper": "Recall lost on the gate's cases, at most",
+    "baseline_classes_absent": "Classes that the old test set does not show",
+    "gate_classes_absent": "Classes that the gate's cases do not show",
+    "latency_ratio": "Time of the new version over that of the old",
+    "tune_cases": "Cases to learn from",
+    "labels_needed": "Labels needed",
+    "labels_of_no_class": "Labels that are no class of the model",
+}
+_OWNERS: Final = {"champion": "before", "challenger": "after", "macro_recall": "all classes together"}
 _STARTS: Final = ("since", "estimated_start", "start")
 _EVIDENCE: Final[dict[str, str]] = {
     "class": "Class behind the evidence",
     "probability": "Probability of a fall of 3 points or more",
     "cause_p_value": "p of the likely cause",
     "rule_metric": "Metric behind the 5 % rule",
-    "rule_change": "Change of that metric",
+    "rule_change": "Change of the metric behind the 5 % rule",
+    "unproven_classes": "Classes with too few cases to show a fall",
+    "recovered_after_batch": "Recovered after batch",
+    "own_baseline_cases": "Own first cases among the reference",
+    "returning_training_cases": "Left out: studies of patients known from training",
+    "returning_training_patients": "Left out: patients known from training",
+    "more_cases_needed": "Labelled cases still needed",
+    "smallest_fall_in_a_year": "Smallest fall that shows in a year",
     "estimated_start": "Estimated start",
     "start": "Estimated start",
     "since": "Estimated start",
@@ -110,15 +137,18 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def metric_name(name: str) -> str:
-    """`recall:glioma` to `Recall, glioma`; acronyms keep their case."""
+    """`recall:glioma` to `Recall, glioma`; acronyms keep their case, the gate's numbers have words of their own."""
     kind, _, owner = name.partition(":")
     words = " ".join(_ACRONYMS.get(word, word) for word in kind.replace("_", " ").split())
-    return f"{words[:1].upper()}{words[1:]}" + (f", {owner.replace(':', ', ')}" if owner else "")
+    shown = _OWNERS.get(owner, owner.removeprefix("recall:"))
+    return _MEASURED.get(kind, f"{words[:1].upper()}{words[1:]}") + (f", {shown}" if shown else "")
 
 
 def metric_value(name: str, value: float | None) -> str:
     """Rates in per cent, areas and errors with three decimals."""
-    return percent(value) if is_rate(name) else number(value)
+    if is_rate(name):
+        return percent(value)
+    return DASH if value is None else f"{value:.3f}"
 
 
 def is_rate(name: str) -> bool:
@@ -201,10 +231,13 @@ def estimate(evidence: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or not all(isinstance(value, int | float) for value in values):
         return ""
     drop, low, high = (round(100 * float(value or 0)) for value in values)
-    sure = (
-        f" A true fall of 3 points or more has a probability of {percent(float(odds), 0)}." if isinstance(odds, int | float) else ""
-    )
-    return f"Recall of “{name}” has fallen by about {drop} percentage points (95 % interval {low} to {high}).{sure}"
+    sure = f" A true fall of 3 points or more has a probability of {_chance(float(odds))}." if isinstance(odds, int | float) else ""
+    size = f"about {drop} percentage points lower than before (95 % interval {low} to {high})"
+    return f"Since the decline began, recall of “{name}” is {size}.{sure}"
+
+
+def _chance(odds: float) -> str:
+    return "more than 99 %" if odds > 0.99 else percent(odds, 0)
 
 
 def falls(latest: EvaluationFacts) -> list[Metric]:
@@ -218,14 +251,19 @@ def falls(latest: EvaluationFacts) -> list[Metric]:
     return sorted(clear or below, key=lambda metric: (metric.value or 0.0) - (metric.baseline or 0.0))
 
 
-def fall_sentence(metric: Metric) -> str:
-    """Of 100 patients with glioma the model now finds 61 (95 % interval 50 to 71); on the test set it found 88."""
+def fall_sentence(metric: Metric, reference: str) -> str:
+    """Of 100 patients with glioma it recognised 61 (95 % interval 50 to 71, from 80 labelled cases); on the `reference` 88."""
     name = metric.name.partition(":")[2]
     found, low, high, was = (round(100 * (value or 0.0)) for value in (metric.value, metric.low, metric.high, metric.baseline))
     return (
-        f"Of 100 patients with “{name}” the model now recognises {found} (95 % interval {low} to {high}, "
-        f"from {metric.cases} labelled cases); on the development test set it was {was}."
+        f"of 100 patients with “{name}” the model recognised {found} (95 % interval {low} to {high}, "
+        f"from {metric.cases} labelled cases); on {reference} it was {was}."
     )
+
+
+def ended(sentence: str) -> str:
+    """A sentence with its full stop."""
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
 def joined(words: list[str]) -> str:
