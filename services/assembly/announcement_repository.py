@@ -74,6 +74,12 @@ def replace_named(tx: Transaction, kind: CompletedBy, source: str, references: I
     tx.insert_new(NamedInstance, rows, returning="sop_instance_uid")
 
 
+def studies_with_steps(session: Session, study_uids: Sequence[str]) -> set[str]:
+    """Which of some studies a modality has announced a step of."""
+    query = select(col(StepStudy.study_uid)).where(col(StepStudy.study_uid).in_(study_uids)).distinct()
+    return set(session.scalars(query))
+
+
 def named_by_steps(session: Session, study: Study, now: datetime, longest_open: timedelta) -> Named:
     """What the performed procedure steps of a study name. A step that has been in progress for too long does not count."""
     query = (

@@ -9,17 +9,17 @@ from schemas.events import SeriesReference, StudyReceived
 from schemas.tables import Study
 from schemas.topics import STUDY_RECEIVED
 from schemas.vocabulary import CompletedBy, Modality
-from services.assembly.announcement_repository import count_uncommitted, named_by_steps
+from services.assembly.announcement_repository import count_uncommitted, named_by_steps, studies_with_steps
 from services.assembly.repository import (
     ASSEMBLY_BELL,
     SeriesRow,
     has_purged_instances,
     progress_of,
     save_progress,
-    series_of,
+    series_of_studies,
     studies_to_look_at,
 )
-from services.assembly.rules import Evidence, Judgement, Rules, judge
+from services.assembly.rules import Evidence, Judgement, Named, Rules, judge
 from services.assembly.studies import on_complete
 from services.runtime.archive import series_folder
 from services.runtime.identity import Pseudonyms
@@ -33,10 +33,13 @@ UNKNOWN_MODALITY: Final = "OT"
 def complete_studies(tx: Transaction, pseudonyms: Pseudonyms, rules: Rules) -> int:
     """Look at the studies whose time has come, complete and announce those that are complete; returns how many."""
     studies = studies_to_look_at(tx, STUDIES_PER_TICK)
+    uids = [study.study_uid for study in studies]
+    all_series, stepped = series_of_studies(tx.session, uids), studies_with_steps(tx.session, uids)
     announced = 0
     for study in studies:
-        series = series_of(tx.session, study.study_uid)
-        judgement = judge(_evidence(tx, study, series, rules), rules, tx.clock.now())
+        series = all_series.get(study.study_uid, [])
+        named = _named(tx, study, rules) if study.study_uid in stepped else Named()
+        judgement = judge(_evidence(tx, study, series, named), rules, tx.clock.now())
         study.look_at, study.ring_at = judgement.look_at, judgement.ring_at
         announced += _complete(tx, study, series, judgement, pseudonyms)
     if len(studies) == STUDIES_PER_TICK:
@@ -44,15 +47,18 @@ def complete_studies(tx: Transaction, pseudonyms: Pseudonyms, rules: Rules) -> i
     return announced
 
 
-def _evidence(tx: Transaction, study: Study, series: Sequence[SeriesRow], rules: Rules) -> Evidence:
-    longest_open = timedelta(seconds=rules.longest_open_s)
+def _named(tx: Transaction, study: Study, rules: Rules) -> Named:
+    return named_by_steps(tx.session, study, tx.clock.now(), timedelta(seconds=rules.longest_open_s))
+
+
+def _evidence(tx: Transaction, study: Study, series: Sequence[SeriesRow], named: Named) -> Evidence:
     return Evidence(
         opened_at=study.opened_at or study.first_instance_at,
         last_instance_at=study.last_instance_at,
         instances=study.instances,
         modalities={row.modality for row in series},
         stated_instances=study.stated_instances,
-        named=named_by_steps(tx.session, study, tx.clock.now(), longest_open),
+        named=named,
         uncommitted=count_uncommitted(tx.session, study.study_uid) if study.committed_at else None,
     )
 

@@ -86,7 +86,7 @@ def services(folder: Path, database: str) -> Iterator[tuple[Context, int]]:
     asyncio.run(ensure_topics(context.settings.kafka))
     started = [start(folder, *names) for names in (("dicom", "assembly"), ("relay",))]
     try:
-        wait_until_ready(folder, port)
+        wait_until_ready(folder, port, started)
         yield context, port
     finally:
         for process in started:
@@ -103,10 +103,10 @@ def start(folder: Path, *names: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)  # noqa: PLW1509 - a system call
 
 
-def wait_until_ready(folder: Path, port: int) -> None:
+def wait_until_ready(folder: Path, port: int, started: list[subprocess.Popen[bytes]]) -> None:
     """Return when the listener answers and the relay is at work."""
     end = time.monotonic() + 60
-    while time.monotonic() < end:
+    while time.monotonic() < end and all(process.poll() is None for process in started):
         if "at work" in (folder / "relay.log").read_text() and echo("127.0.0.1", port, called_ae="RECLAIM"):
             return
         time.sleep(0.2)

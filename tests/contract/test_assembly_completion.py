@@ -1,5 +1,7 @@
 """Completion against the index, on both engines: what reception, steps, commitment requests and time make of a study."""
 
+import threading
+import time
 from datetime import timedelta
 from pathlib import PurePosixPath
 
@@ -8,12 +10,12 @@ from sqlmodel import func, select
 
 from schemas.announcements import Commitment, NamedInstance, PerformedStep, StepStudy
 from schemas.events import StudyReceived
-from schemas.tables import Instance, Outbox, Study
+from schemas.tables import Outbox, Study
 from schemas.vocabulary import CommitmentState, StepState
 from services.assembly.announcement_repository import claim_reports, forget, postpone, references_of, settle, stored_of
 from services.assembly.commitments import Reference, Request
 from services.assembly.completion import complete_studies
-from services.assembly.repository import ASSEMBLY_BELL, record_instances
+from services.assembly.repository import ASSEMBLY_BELL, NewInstance, record_instances
 from services.assembly.rules import COMMITMENT_SETTLE_S, Rules
 from services.assembly.signals import Entered, create_step, request_commitment, set_step
 from services.assembly.steps import StepRefusal
@@ -51,13 +53,14 @@ class World:
             last_instance_at=now,
             stated_instances=stated,
         )
-        instance = Instance(
+        instance = NewInstance(
             sop_instance_uid=uid(number),
             study_uid=study,
             series_uid=f"{study}.1.{modality}",
             sop_class_uid=CT,
             transfer_syntax_uid="1.2.840.10008.1.2.1",
             modality=modality,
+            body_part="",
             path=f"aa/{number}.dcm",
             size=10,
             sha256="0" * 64,
@@ -391,3 +394,41 @@ def test_old_announcements_go_and_owed_reports_stay(world, clock):
         assert forget(tx, clock.now() - timedelta(seconds=101)) == 0
         assert forget(tx, clock.now()) == 2
     assert [world.count(table) for table in (PerformedStep, StepStudy, Commitment, NamedInstance)] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("attempt", range(8))
+def test_the_last_instance_and_the_end_of_the_step_at_the_same_time_complete_the_study_at_once(world, attempt):
+    """Whoever commits last rings, so that nobody waits for the next regular look; time stands still here."""
+    world.step(create=True)
+    world.store(1)
+    world.look()
+    rung, start, done = threading.Event(), threading.Barrier(3), threading.Event()
+
+    def do(work):
+        start.wait()
+        if ASSEMBLY_BELL in work():
+            rung.set()
+
+    def tick():
+        start.wait()
+        while not done.is_set():
+            if rung.wait(0.01):
+                rung.clear()
+                world.look()
+
+    ticker = threading.Thread(target=tick)
+    others = [
+        threading.Thread(target=do, args=(lambda: world.store(2),)),
+        threading.Thread(target=do, args=(lambda: world.step(1, 2, status=StepState.COMPLETED)[1],)),
+    ]
+    for thread in (ticker, *others):
+        thread.start()
+    for thread in others:
+        thread.join()
+    for _ in range(200):
+        if world.said:
+            break
+        time.sleep(0.02)
+    done.set()
+    ticker.join()
+    assert world.said == [(1, "mpps")]
