@@ -41,6 +41,7 @@ def examine(settings: Settings) -> list[Finding]:
         site_checks.service,
         site_checks.feed,
         site_checks.unscored,
+        site_checks.images,
         _llm,
     )
     findings: list[Finding] = []
@@ -212,5 +213,6 @@ NEEDS: Final = {
     site_checks.service: {"state folder", "database"},
     site_checks.feed: {"state folder", "database"},
     site_checks.unscored: {"state folder", "database"},
+    site_checks.images: {"state folder", "database"},
 }
 """What must be well before a check can look at anything."""

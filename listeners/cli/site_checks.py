@@ -12,7 +12,7 @@ from sqlmodel import Session, col, func, select
 
 from listeners.cli.findings import Finding
 from schemas.settings import Settings
-from schemas.tables import Audit, GroundTruth, Outbox, Study
+from schemas.tables import Audit, Case, GroundTruth, Outbox, Study
 from schemas.vocabulary import VersionState
 from services.inference import repository as inference
 from services.runtime import dead_letters, registry
@@ -24,6 +24,7 @@ OURS: Final = ("archive", "models", "reports", "run", "runs", "traces", "chat_hi
 """What we make in the state folder."""
 LATE_S: Final = 60.0
 CLOCK_TOLERANCE_S: Final = 5.0
+MOST_CASES: Final = 2_000
 
 
 def permissions(settings: Settings) -> Iterator[Finding]:
@@ -134,6 +135,23 @@ def unscored(settings: Settings) -> Iterator[Finding]:
             else:
                 advice = "if a model is meant for them, check its selection rule (modality, body part, description) and the sender"
                 yield Finding("unscored", f"{_studies(kind.studies)} in the last day matched no model: {of}", advice)
+
+
+def images(settings: Settings) -> Iterator[Finding]:
+    """Doubts about the last day's images that are far commoner than in the test set. No label is needed to see them."""
+    from services.evaluation.diagnosis import feed_doubt
+
+    database = Database.from_settings(settings)
+    with database.read() as session:
+        for model in registry.models(session):
+            newest = Case.serving, Case.scored_at >= database.clock.now() - timedelta(days=1)
+            query = select(Case.findings).where(Case.model == model.name, Case.version == model.champion, *newest)
+            recent = session.exec(query.limit(MOST_CASES)).all()
+            baseline = registry.baseline(session, model.name, model.champion) if model.champion else ()
+            doubt = feed_doubt([], [row.findings for row in baseline if row.findings is not None], recent)
+            if doubt:
+                advice = "look at the feed before the labels tell: docs/models.md says what the finding means"
+                yield Finding("images", f"{model.name}, last day: {doubt.what}", advice, bad=True)
 
 
 def _studies(count: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 from listeners.cli import site_checks
 from listeners.cli.findings import Finding
 from schemas.settings import Settings
-from schemas.tables import Audit, BaselineCase, DeadLetter, ModelVersion, Outbox, Study
+from schemas.tables import Audit, BaselineCase, Case, DeadLetter, ModelVersion, Outbox, Study
 from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import StudyState
 from services.runtime import registry
@@ -162,3 +162,21 @@ def test_studies_without_a_score_are_told_by_kind(site: Context) -> None:
         "1 study waiting for lung: modality CT, body part CHEST",
     ]
     assert found["1 study waiting for lung: modality CT, body part CHEST"] == "`reclaim models resume lung`"
+
+
+@pytest.mark.parametrize(("age", "share", "told"), [(0, 0.6, True), (0, 0.1, False), (2, 0.6, False)])
+def test_a_doubt_that_the_test_set_does_not_know_is_told_before_any_label(
+    site: Context, age: int, share: float, told: bool
+) -> None:
+    serve_a_model(site, right=40, wrong=0)
+    with site.database.transaction() as tx:
+        for row in registry.baseline(tx.session, "lung", 1):
+            row.findings = []
+        at = tx.clock.now() - timedelta(days=age)
+        for number in range(50):
+            said: dict[str, Any] = {"predicted": "a", "probabilities": {}, "acquired_at": at, "scored_at": at}
+            doubts = ["rescale_absurd"] if number < 50 * share else []
+            of = {"model": "lung", "version": 1, "task": "pneumonia", "patient_key": f"p{number}", "role": "trigger"}
+            tx.session.add(Case(study_key=f"s{number}", findings=doubts, **of, **said))
+    found = [each.found for each in site_checks.images(site.settings)]
+    assert found == (["lung, last day: rescale absurd in 60% of the studies, was 0%"] if told else [])
