@@ -20,10 +20,11 @@ from listeners.dicom.reception import Reception
 from listeners.dicomweb import outcome as reasons
 from listeners.dicomweb.multipart import BrokenBodyError, Part, check_content_type, read_parts
 from listeners.dicomweb.outcome import Outcome, Result
-from listeners.dicomweb.part10 import MOST_META, FileMeta, NotPart10, head_of, pieces_of, read_meta, study_of
+from listeners.dicomweb.part10 import MOST_META, SOURCE, FileMeta, NotPart10, head_of, pieces_of, read_meta, study_of
 from services.assembly.files import ArchiveFiles
 from services.assembly.headers import MissingElement, UnreadableHeader, is_valid_uid
 from services.assembly.index import ArchiveIndex
+from services.runtime import telemetry
 from services.runtime.service import Context
 from services.runtime.transaction import current_traceparent
 
@@ -135,6 +136,7 @@ class Door:
         """Deal with one part and let go of it."""
         async with self._at_work:
             result = await asyncio.to_thread(self._take_now, part, reception, study)
+        telemetry.count("reclaim.dicom.instances", status=f"{result.answer.status:04X}", peer=SOURCE)
         if result.answer.message_id.startswith("WEB"):
             logger.warning("%s instance refused: %s: %s", result.answer.message_id, result.answer.comment, result.answer.advice)
         return result
@@ -176,6 +178,7 @@ def _stored(reception: Reception, file: IO[bytes], meta: FileMeta) -> Answer:
         answer = incoming.finish()
         span.set_attribute("dicom.status", f"0x{answer.status:04X}")
         span.set_attribute("reclaim.message_id", answer.message_id)
+    telemetry.count("reclaim.dicom.bytes", incoming.received, peer=SOURCE)
     return answer
 
 
