@@ -43,7 +43,7 @@ class StudyReceived(Event):
     body_part: str = Field(default="", description="BodyPartExamined (0018,0015), upper case, empty when absent")
     acquired_at: AwareDatetime = Field(description="Study date and time, or receipt time when absent")
     received_at: AwareDatetime
-    completed_by: str = Field(description="Why the study counts as complete, e.g. quiet_period")
+    completed_by: str = Field(description="mpps, storage_commitment, instance_count, quiet_period or longest_open")
     series: tuple[SeriesReference, ...]
     models: tuple[str, ...] = Field(
         default=(), description="Only these models score it, where it is announced again because they were resumed; else empty"
