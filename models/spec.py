@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+CLASS_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f^]{1,64}")
+
 
 class Spec(BaseModel):
     """Base of all specifications: immutable, unknown fields refused, so that a typo cannot change the preprocessing unseen."""
@@ -123,6 +125,9 @@ class ModelSpec(Spec):
     def _consistent(self) -> Self:
         if len(set(self.classes)) != len(self.classes) or not all(self.classes):
             msg = "classes must be distinct and not empty"
+            raise ValueError(msg)
+        if not all(CLASS_NAME.fullmatch(name) for name in self.classes):
+            msg = "a class name has 1 to 64 characters without ^ and control characters: labels with any other are refused"
             raise ValueError(msg)
         if self.calibration.offsets and len(self.calibration.offsets) != len(self.classes):
             msg = "calibration.offsets needs one value per class"

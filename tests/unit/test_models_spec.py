@@ -34,6 +34,8 @@ def test_a_wrong_preprocessing_is_refused(wrong):
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"classes": ("none", "x" * 65)},
+        {"classes": ("none", "Miller^Anna")},
         {"classes": ("a",)},
         {"classes": ("a", "a")},
         {"classes": ("a", "")},
