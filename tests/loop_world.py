@@ -1,10 +1,5 @@
-"""The whole service for tests: `reclaim up` in its own process on free ports, a small model, studies on disk, real senders.
+"""The whole service for tests: `reclaim up` in its own process on free ports, killed and started again, and real senders."""
 
-The images are two textures that a small network tells apart after a few epochs. Every file carries identities that are
-found nowhere else, so that a search for them finds any leak.
-"""
-
-import asyncio
 import json
 import os
 import random
@@ -16,41 +11,25 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import psutil
-import pydicom
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from sqlalchemy import text
 
 from listeners.cli.context import open_context
 from listeners.dicom.echo import echo
-from listeners.dicom.synthesize import StudyFacts, study_instance_uid, write_image
-from listeners.training import TrainingRequest, train_and_register
 from schemas.settings import Settings
-from schemas.topics import LABEL, ORDER, PREDICTION, REPORT, TOPICS
-from schemas.vocabulary import CaseRole
-from services.ground_truth.domain import role_of
-from services.runtime.identity import Pseudonyms
 from services.runtime.run_state import RunState, read_state
 from services.runtime.service import Context
+from tests.loop_samples import KEY, TASK, Sample
 
 ROOT: Final = Path(__file__).parents[1]
 STORESCU: Final = Path("/usr/bin/storescu")
 """DCMTK's; pynetdicom installs another program of the same name."""
-MODEL, TASK, CLASSES = "texture", "texture-kind", ("disc", "stripes")
-EDGE: Final = 32
-KEY: Final = "a key for the tests of the whole loop, never used elsewhere"
-START: Final = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 BATCH: Final = 12
-NAME, BIRTH_DATE, ACCESSION = "KANARIE^VOGEL", "19010217", "KANARIE-ACC"
 QUICK: Final[dict[str, str]] = {
     "RECLAIM_DICOM_HOST": "127.0.0.1",
     "RECLAIM_DICOM_QUIET_PERIOD_S": "0.5",
@@ -87,105 +66,6 @@ def wait_for(what: str, seconds: float, look: Callable[[], Any], every: float = 
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(every)
     return found
-
-
-def texture(label: str, generator: np.random.Generator) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A disc or stripes in noise, uint8 [EDGE, EDGE]."""
-    rows, columns = np.mgrid[0:EDGE, 0:EDGE].astype(float)
-    if label == "disc":
-        centre = EDGE / 2 + generator.uniform(-3, 3, 2)
-        signal_ = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) < (EDGE / 4) ** 2
-    else:
-        signal_ = np.sin(rows * 2 * np.pi / 6 + generator.uniform(0, 6)) > 0
-    noisy = 60 + 120 * signal_ + generator.normal(0, 15, (EDGE, EDGE))
-    return np.clip(noisy, 0, 255).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One study on disk. `label` is the truth that will be told, `shown` what the image shows."""
-
-    file: Path
-    uid: str
-    key: str
-    patient_id: str
-    role: CaseRole
-    shown: str
-    label: str
-    labelled_at: datetime
-
-
-def write_sample(folder: Path, number: int, shown: str, label: str, patient_id: str, role: CaseRole) -> Sample:
-    """A single-image MR study full of identities."""
-    folder.mkdir(parents=True, exist_ok=True)
-    seed, file = f"loop-{folder.name}-{number}", folder / f"{number:04d}.dcm"
-    at = START + timedelta(minutes=30 * number)
-    facts = StudyFacts(
-        modality="MR",
-        patient_id=patient_id,
-        seed=seed,
-        acquired_at=at,
-        body_part="HEAD",
-        manufacturer="Aurora",
-        accession_number=f"{ACCESSION}{number}",
-    )
-    write_image(file, texture(shown, np.random.default_rng(number)), facts)
-    dataset = pydicom.dcmread(file)
-    dataset.PatientName, dataset.PatientBirthDate = NAME, BIRTH_DATE
-    dataset.OtherPatientIDs = f"{patient_id}-OTHER"
-    dataset.ReferringPhysicianName = NAME
-    dataset.save_as(file)
-    uid = study_instance_uid(seed)
-    return Sample(file, uid, Pseudonyms(KEY.encode()).study(uid), patient_id, role, shown, label, at + timedelta(days=2))
-
-
-def samples(folder: Path, counts: Mapping[CaseRole, int], *, truthful: bool) -> list[Sample]:
-    """Studies of different patients, `counts` of each role; without `truthful` every label is the other class."""
-    pseudonyms, shares = Pseudonyms(KEY.encode()), (Settings().join.tune_share, Settings().join.gate_share)
-    left, found, patient = dict(counts), [], 0
-    while any(left.values()):
-        patient += 1
-        name = f"KANARIE-PID-{folder.name}-{patient}"
-        role = role_of(pseudonyms.patient(name), *shares)
-        if left.get(role, 0) > 0:
-            left[role] -= 1
-            shown = CLASSES[len(found) % 2]
-            label = shown if truthful else CLASSES[1 - len(found) % 2]
-            found.append(write_sample(folder, len(found), shown, label, name, role))
-    return found
-
-
-def write_labels(path: Path, chosen: Iterable[Sample]) -> Path:
-    """A CSV file for the import."""
-    rows = [f"{item.uid},{TASK},{item.label},{item.labelled_at.isoformat()}" for item in chosen]
-    path.write_text("\n".join(["study,task,label,labelled_at", *rows]) + "\n")
-    return path
-
-
-def identities(chosen: Iterable[Sample]) -> list[str]:
-    """All strings in the files that must not leave the archive."""
-    found = {NAME, "KANARIE", "1901-02-17", "1901-2-17", BIRTH_DATE}
-    for item in chosen:
-        dataset = pydicom.dcmread(item.file, stop_before_pixels=True)
-        found |= {item.uid, item.patient_id, str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID)}
-    return sorted(found)
-
-
-def train_model(context: Context, folder: Path) -> int:
-    """Train, baseline and register the model as `reclaim models train` does."""
-    rows = ["path,label,patient,split"]
-    for split, count in (("train", 60), ("valid", 20), ("test", 120)):
-        for number in range(count):
-            shown, patient = CLASSES[number % 2], f"development-{split}-{number}"
-            file = folder / split / f"{number}.dcm"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            facts = StudyFacts(modality="MR", patient_id=patient, seed=patient, acquired_at=START, body_part="HEAD")
-            write_image(file, texture(shown, np.random.default_rng([number, count])), facts)
-            rows.append(f"{split}/{number}.dcm,{shown},{patient},{split}")
-    manifest = folder / "manifest.csv"
-    manifest.write_text("\n".join(rows) + "\n")
-    request = TrainingRequest(manifest=manifest, name=MODEL, task=TASK, modalities=("MR",), network="small", size=EDGE, epochs=12)
-    return train_and_register(context, request, lambda _: None).version
 
 
 class Loop:
@@ -347,73 +227,6 @@ def label_all(loop: Loop, chosen: Sequence[Sample], seconds: float = 90) -> None
         wait_for("the labels' acceptance", seconds, lambda part=part: loop.post_labels(part)[0] == 202)  # type: ignore[misc]
 
 
-def settled(loop: Loop, chosen: Sequence[Sample]) -> bool:
-    """Everything that these studies and labels cause has happened."""
-    batches = sum(item.role is CaseRole.TRIGGER for item in chosen) // BATCH
-    open_orders = "SELECT count(*) FROM maintenance_order WHERE state IN ('proposed', 'accepted', 'running')"
-    return (
-        loop.scalar('SELECT count(*) FROM "case" WHERE version = 1 AND truth IS NOT NULL') == len(chosen)
-        and loop.scalar("SELECT count(DISTINCT batch_id) FROM evaluation WHERE version = 1") == batches
-        and loop.scalar("SELECT count(DISTINCT cause) FROM agent_run") >= batches
-        and loop.scalar(open_orders) == 0
-        and loop.scalar("SELECT count(*) FROM job WHERE state IN ('queued', 'running')") == 0
-        and loop.scalar("SELECT count(*) FROM outbox WHERE sent_at IS NULL") == 0
-        and not _unread(loop)
-    )
-
-
-def _unread(loop: Loop) -> list[str]:
-    """Events in the outbox that one of their readers has not dealt with yet."""
-    handled = {(row[0], row[1]) for row in loop.query("SELECT consumer, event_id FROM inbox")}
-    readers = {topic.name: topic.readers for topic in TOPICS}
-    events = loop.query("SELECT topic, event_id FROM outbox")
-    return [event for topic, event in events for reader in readers[topic] if (reader, event) not in handled]
-
-
-def bodies(loop: Loop, topic: str) -> list[dict[str, Any]]:
-    """Data of all events of a topic that were ever put into the outbox, in order."""
-    rows = loop.query("SELECT body FROM outbox WHERE topic = :topic ORDER BY id", topic=topic)
-    return [json.loads(bytes(row[0])) for row in rows]
-
-
-def check_once(loop: Loop, chosen: Sequence[Sample]) -> None:
-    """Every acknowledged instance predicted once, every label joined once, batches exact, orders and reports not doubled."""
-    truths = {item.key: item.label for item in chosen}
-    once = Counter(truths.keys())
-    assert Counter(row[0] for row in loop.query("SELECT study_key FROM study WHERE revision = 1")) == once
-    assert loop.scalar("SELECT count(*) FROM instance") == len(chosen)
-    predicted = [body for body in bodies(loop, PREDICTION.name) if body["version"] == 1]
-    assert Counter(body["study_key"] for body in predicted) == once
-    assert Counter(body["study_key"] for body in bodies(loop, LABEL.name)) == once
-    assert dict(tuple(row) for row in loop.query('SELECT study_key, truth FROM "case" WHERE version = 1')) == truths
-    assert loop.scalar("SELECT count(*) FROM ground_truth") == len(chosen)
-    _check_batches(loop, sum(item.role is CaseRole.TRIGGER for item in chosen) // BATCH)
-    _check_orders(loop)
-    assert loop.query("SELECT topic, consumer, reason FROM dead_letter") == []
-
-
-def _check_batches(loop: Loop, expected: int) -> None:
-    batches = loop.query("SELECT number, cases, batch_id FROM batch WHERE version = 1 ORDER BY number")
-    assert [(number, cases) for number, cases, _ in batches] == [(number, BATCH) for number in range(1, expected + 1)]
-    held = loop.query('SELECT batch_id, count(*) FROM "case" WHERE batch_id IS NOT NULL AND version = 1 GROUP BY batch_id')
-    assert dict(tuple(row) for row in held) == {row[2]: BATCH for row in batches}
-    evaluated = Counter(row[0] for row in loop.query("SELECT batch_id FROM evaluation WHERE version = 1"))
-    assert evaluated == Counter(row[2] for row in batches)
-
-
-def _check_orders(loop: Loop) -> None:
-    orders = loop.query("SELECT order_id, kind, evaluation_id, state FROM maintenance_order")
-    caused = Counter((kind, evaluation) for _, kind, evaluation, _ in orders if evaluation)
-    assert max(caused.values(), default=0) <= 1, caused
-    sent = Counter(body["order_id"] for body in bodies(loop, ORDER.name))
-    assert sent == Counter(order for order, _, _, state in orders if state not in {"refused", "awaiting_approval"})
-    jobs = Counter(row[0] for row in loop.query("SELECT order_id FROM job"))
-    assert jobs == Counter(order for order, kind, _, state in orders if kind == "remedy" and state != "refused")
-    reports = [row[0] for row in loop.query("SELECT report_id FROM report")]
-    assert Counter(body["report_id"] for body in bodies(loop, REPORT.name)) == Counter(reports)
-    assert {path.name for path in loop.context.settings.reports_dir.glob("*")} == set(reports)
-
-
 class Killer:
     """Kills one process after another at random moments and starts the service again when the supervisor is hit."""
 
@@ -431,50 +244,3 @@ class Killer:
         """Kill at a random moment between two delays in seconds."""
         time.sleep(self.dice.uniform(low, high))
         self.strike(name)
-
-
-async def read_topics(bootstrap: str, topics: Sequence[str]) -> list[ConsumerRecord[bytes, bytes]]:
-    """Everything on these topics now, read without a group."""
-    consumer: AIOKafkaConsumer[bytes, bytes] = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
-    await consumer.start()
-    found: list[ConsumerRecord[bytes, bytes]] = []
-    try:
-        known = await consumer.topics()
-        places = [TopicPartition(name, part) for name in topics if name in known for part in range(4)]
-        consumer.assign(places)
-        ends = await consumer.end_offsets(places)
-        deadline = asyncio.get_running_loop().time() + 30
-        while any([await consumer.position(place) < end for place, end in ends.items()]):
-            assert asyncio.get_running_loop().time() < deadline, "the topics cannot be read to their ends"
-            for batch in (await consumer.getmany(timeout_ms=300)).values():
-                found += batch
-    finally:
-        await consumer.stop()
-    return found
-
-
-def everything_outside_the_archive(loop: Loop, records: Iterable[ConsumerRecord[bytes, bytes]]) -> dict[str, bytes]:
-    """Name to content of files, log, tables without identities and messages."""
-    found = {"the log": loop.log.read_bytes()}
-    for file in sorted(loop.state.rglob("*")):
-        inside = file.relative_to(loop.state)
-        if file.is_file() and inside.parts[0] != "archive" and not file.name.startswith("reclaim.sqlite"):
-            found[f"{inside}"] = file.read_bytes() + str(inside).encode()
-    for (table,) in _tables(loop):
-        if table not in {"study", "instance"}:
-            rows = loop.query(f'SELECT * FROM "{table}"')
-            found[f"table {table}"] = "\n".join(_shown(value) for row in rows for value in row).encode()
-    for record in records:
-        name = f"{record.topic}/{record.partition}/{record.offset}"
-        found[name] = b"\n".join([record.key or b"", record.value or b"", *(value or b"" for _, value in record.headers)])
-    return found
-
-
-def _shown(value: Any) -> str:
-    return bytes(value).decode(errors="replace") if isinstance(value, bytes | memoryview) else str(value)
-
-
-def _tables(loop: Loop) -> list[Any]:
-    if loop.context.database.engine.dialect.name == "sqlite":
-        return loop.query("SELECT name FROM sqlite_master WHERE type = 'table'")
-    return loop.query("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.loop_world import STORESCU, Loop, train_model
+from tests.loop_samples import train_model
+from tests.loop_world import STORESCU, Loop
 
 MakeLoop = Callable[..., Loop]
 

@@ -13,21 +13,9 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from schemas.topics import TOPICS
 from schemas.vocabulary import CaseRole
-from tests.loop_world import (
-    BATCH,
-    ROOT,
-    Loop,
-    Sample,
-    check_once,
-    everything_outside_the_archive,
-    identities,
-    label_all,
-    read_topics,
-    samples,
-    settled,
-    wait_for,
-    write_labels,
-)
+from tests.loop_checks import check_once, everything_outside_the_archive, read_topics, settled
+from tests.loop_samples import Sample, identities, samples, write_labels
+from tests.loop_world import BATCH, ROOT, Loop, label_all, wait_for
 
 COUNTS = {CaseRole.TRIGGER: 2 * BATCH, CaseRole.TUNE: 10, CaseRole.GATE: 8}
 KAFKA = os.environ.get("RECLAIM_TEST_KAFKA_BOOTSTRAP", "")

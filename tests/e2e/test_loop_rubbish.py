@@ -20,7 +20,9 @@ from listeners.cli.main import main
 from listeners.dicom.synthesize import SOP_CLASSES
 from schemas.topics import TOPICS
 from schemas.vocabulary import CaseRole, Modality
-from tests.loop_world import TASK, Loop, Sample, read_topics, samples, wait_for
+from tests.loop_checks import read_topics
+from tests.loop_samples import TASK, Sample, samples
+from tests.loop_world import Loop, wait_for
 
 MR = SOP_CLASSES[Modality.MR]
 ENVELOPE = {"ce_specversion": "1.0", "ce_source": "/reclaim/test", "ce_time": "2026-03-02T08:00:00+00:00"}

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from schemas.vocabulary import CaseRole
-from tests.loop_world import BATCH, KINDS, Killer, Loop, Sample, check_once, label_all, samples, send_all, settled, wait_for
+from tests.loop_checks import check_once, settled
+from tests.loop_samples import Sample, samples
+from tests.loop_world import BATCH, KINDS, Killer, Loop, label_all, send_all, wait_for
 
 SMALL = {CaseRole.TRIGGER: BATCH, CaseRole.TUNE: 4, CaseRole.GATE: 4}
 LARGE = {CaseRole.TRIGGER: 10 * BATCH, CaseRole.TUNE: 60, CaseRole.GATE: 40}
