@@ -155,10 +155,10 @@ def _pair_of(path: Path) -> Pair:
 
 @dataclass
 class _Pending:
-    """A file and how often its association was lost, or its status asked for another try."""
+    """A file and how often it has come to each outcome that asks for another try."""
 
     item: Item
-    attempts: int = 0
+    tries: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -248,8 +248,8 @@ class _Sender:
 
     def _try_again(self, rest: deque[_Pending], pending: _Pending, outcome: str, comment: str) -> None:
         """Put a file behind the others for the next association, so that one bad file never keeps the others back."""
-        pending.attempts += 1
-        if pending.attempts < FILE_ATTEMPTS:
+        pending.tries[outcome] += 1
+        if pending.tries[outcome] < FILE_ATTEMPTS:
             rest.append(pending)
         else:
             self._note(outcome, comment)

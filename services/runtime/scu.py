@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -138,7 +138,11 @@ def open_association(
         ae_title=peer.ae_title,
         max_pdu=MAX_PDU,
         ext_neg=list(roles),
-        evt_handlers=[(evt.EVT_CONN_OPEN, _limit_silence, [timeouts.answer_s]), *handlers],
+        evt_handlers=[
+            (evt.EVT_CONN_OPEN, _limit_silence, [timeouts.answer_s]),
+            (evt.EVT_DATA_SENT, _acknowledge_at_once),
+            *handlers,
+        ],
         tls_args=(_tls_context(peer.tls), peer.host) if peer.tls else None,
     )
     if made.is_established:
@@ -173,6 +177,15 @@ def _limit_silence(event: Any, seconds: float) -> None:
     connection: socket.socket = event.assoc.dul.socket.socket
     connection.settimeout(seconds)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _acknowledge_at_once(event: Any) -> None:
+    """Spare a peer that leaves Nagle's algorithm on 40 ms an answer (DCMTK, Orthanc): it waits for our acknowledgement.
+
+    The option does not last, so it is set whenever an answer is about to come; Linux only.
+    """
+    with suppress(AttributeError, OSError):  # the connection may have ended meanwhile
+        event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def _tls_context(settings: PeerSettings) -> ssl.SSLContext:

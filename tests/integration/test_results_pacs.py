@@ -1,8 +1,10 @@
 """Results on their way to a PACS: Orthanc that dies and comes back, peers that refuse, and the way back by auto-routing."""
 
+import asyncio
 import shutil
 import subprocess
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -31,7 +33,7 @@ from services.runtime.consumer import process
 from services.runtime.errors import InvalidInput
 from services.runtime.messages import Record, headers_of
 from services.runtime.result_uids import is_result_uid
-from services.runtime.service import Context
+from services.runtime.service import Context, StopSignal
 from tests.conftest import START
 from tests.pacs_world import Orthanc, make_study, port
 
@@ -315,3 +317,38 @@ def _state(site):
     with site.database.read() as session:
         row = session.get_one(Study, str(site.source.StudyInstanceUID))
         return row.state, row.revision, row.instances
+
+
+async def test_the_worker_sends_as_jobs_come_and_ends_with_the_process(make_site):
+    with peer() as number:
+        site = make_site(number)
+        (worker,) = build(site.context).workers
+        stop = StopSignal()
+        running = asyncio.create_task(worker.run(stop))
+        site.predict(1)
+        await _until(lambda: site.job(1).state == ResultState.SENT)
+        site.predict(2)
+        await _until(lambda: site.job(2).state == ResultState.SENT)
+        stop.set()
+        await asyncio.wait_for(running, 5)
+
+
+async def test_without_destination_the_worker_leaves_the_queue_alone(make_site):
+    site = make_site(port())
+    site.predict(1)
+    results = site.context.settings.results.model_copy(update={"destination": ""})
+    settings = site.context.settings.model_copy(update={"results": results})
+    stop = StopSignal()
+    running = asyncio.create_task(ResultWorker(replace(site.context, settings=settings)).run(stop))
+    await asyncio.sleep(0.2)
+    stop.set()
+    await asyncio.wait_for(running, 5)
+    assert (site.job(1).state, site.job(1).attempt) == (ResultState.QUEUED, 0)
+
+
+async def _until(holds):
+    for _ in range(400):
+        if await asyncio.to_thread(holds):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not come to that")
