@@ -13,6 +13,8 @@ SAME_PLACE: Final = 0.01
 """Millimetres within which two slices lie at the same place."""
 _SAME_DIRECTION: Final = 1e-3
 """Largest difference of direction cosines within one orientation, about 0.06 degrees; headers differ in the last digits."""
+_MOST_ORIENTATIONS: Final = 1_000
+"""So many are compared with each other; a file with more is no series, and must not cost the square of its frames."""
 _UNEVEN: Final = 0.1
 _SHEARED_DEGREES: Final = 0.5
 _TILT_TOLERANCE: Final = 2.0
@@ -20,15 +22,21 @@ _TILT_TOLERANCE: Final = 2.0
 
 def orientations(planes: Sequence[Plane]) -> list[list[int]]:
     """Indices of the planes by orientation (direction of rows and of columns), the group with most planes first."""
-    groups: list[tuple[Vector, list[int]]] = []
+    equal: dict[bytes, list[int]] = {}
     for index, plane in enumerate(planes):
-        for axes, members in groups:
-            if np.abs(axes - plane.axes).max() <= _SAME_DIRECTION:
-                members.append(index)
-                break
-        else:
-            groups.append((plane.axes, [index]))
-    return sorted((members for _, members in groups), key=len, reverse=True)
+        equal.setdefault(plane.axes.tobytes(), []).append(index)
+    groups: list[list[int]] = []
+    known = np.empty((0, 6))
+    for members in equal.values():
+        axes = planes[members[0]].axes.reshape(1, 6)
+        near = np.flatnonzero((np.abs(known - axes) <= _SAME_DIRECTION).all(axis=1))
+        if len(near):
+            groups[near[0]] += members
+            continue
+        groups.append(list(members))
+        if len(known) < _MOST_ORIENTATIONS:
+            known = np.concatenate([known, axes])
+    return sorted(map(sorted, groups), key=len, reverse=True)
 
 
 def places(planes: Sequence[Plane]) -> Vector:

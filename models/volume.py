@@ -10,20 +10,29 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from models.errors import UnsuitableStudy
 from models.findings import Finding
 from models.geometry import places
 from models.planes import Plane
 
 _LOST = 1.05
 """Extent of the series over that of the volume above which something worth a finding is cut off."""
+_WIDEST = 4096
 _MOVED = 0.1
 """Pixels below which a slice is not shifted."""
 
 
 def in_plane_size(shape: tuple[int, ...], plane: Plane, voxel: tuple[float, float, float]) -> tuple[int, int]:
-    """Rows and columns of a slice of `shape` once its pixels have the voxel's size."""
+    """Rows and columns of a slice of `shape` once its pixels have the voxel's size.
+
+    Raises UnsuitableStudy where a pixel spacing makes it larger than any slice.
+    """
     assert plane.spacing is not None
     rows, columns = (length * own / wanted for length, own, wanted in zip(shape, plane.spacing, voxel[1:], strict=True))
+    if max(rows, columns) > _WIDEST:
+        raise UnsuitableStudy(
+            f"a slice of {shape[0]} x {shape[1]} pixels at the model's voxel size would have {max(rows, columns):.0f}"
+        )
     return max(round(rows), 1), max(round(columns), 1)
 
 

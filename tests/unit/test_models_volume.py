@@ -1,12 +1,15 @@
 """A volume of stated voxel size has the patient's proportions, whatever the slices' distances, gaps and tilt."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
+from models.errors import UnsuitableStudy
 from models.frames import Frame, Frames
-from models.geometry import shear_degrees
+from models.geometry import orientations, shear_degrees
 from models.planes import Plane
 from models.preprocessing import prepare
 from models.spec import FixedWindow, PercentileRange, PreprocessingSpec
@@ -127,6 +130,23 @@ def test_a_single_layer_of_weights_is_an_interpolation():
     volume, findings = resampled(slices, planes, (2.5, 1, 1), (5, 2, 2))
     np.testing.assert_allclose(volume[:, 0, 0], [0, 0.25, 0.5, 0.75, 1])
     assert findings == []
+
+
+def test_an_absurd_pixel_spacing_does_not_become_an_absurd_image():
+    frames = frames_of_slices([[0, 0, z] for z in range(3)], AXIAL, (64, 64), (99.0, 99.0), ball(np.zeros(3), 5))
+    with pytest.raises(UnsuitableStudy, match="64 x 64 pixels"):
+        prepare(frames, spec((8, 32, 32), (1.0, 1.0, 1.0)))
+
+
+def test_a_file_of_endless_orientations_costs_no_square():
+    angles = np.linspace(0, 3, 20_000)
+    planes = [Plane(np.zeros(3), np.array([[np.cos(a), np.sin(a), 0], [0, 0, 1]])) for a in angles]
+    same = [Plane(np.zeros(3), np.asarray(AXIAL, float) + 1e-5 * (n % 3)) for n in range(1_000)]
+    began = time.monotonic()
+    groups = orientations([*same, *planes])
+    assert time.monotonic() - began < 10
+    assert groups[0] == list(range(1_000))
+    assert sorted(index for group in groups for index in group) == list(range(21_000))
 
 
 def test_spacing_is_for_volumes():
