@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from services.evaluation.cases import Cases, Floats, Integers
 from services.evaluation.intervals import Interval, patient_weights, percentiles, proportion
+from services.runtime.conventions import CALIBRATION_BINS
 
-BINS = 10
 CHUNK_CELLS = 4_000_000
 """Cells of a draws-by-cases array that are held at a time."""
 
@@ -205,7 +205,7 @@ def _weighted_mean(cases: Cases, weights: Integers, columns: Floats) -> Floats:
 
 def _calibration_error(cases: Cases, weights: Integers) -> Floats:
     confidence = cases.probabilities[np.arange(cases.count), cases.predicted]
-    bins = np.eye(BINS)[np.clip((confidence * BINS).astype(int), 0, BINS - 1)]
+    bins = np.eye(CALIBRATION_BINS)[np.clip((confidence * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)]
     right = (cases.truth == cases.predicted).astype(float)
     gaps: Floats = np.abs(_weighted_mean(cases, weights, bins * (right - confidence)[:, None])).sum(1)
     return gaps

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from scipy.stats import norm
 
 from services.evaluation.cases import Floats, Integers
 from services.evaluation.detector import YEAR, Counts, Thresholds
+from services.runtime.conventions import LEVEL, POWER
 
 SEEN_FALL: Final = 0.20
 """A status other than `undecided` says that a fall of this size in any usual class would have shown."""
 USUAL_SHARE: Final = 0.05
 """Classes rarer than this in the baseline do not keep a version undecided; they are named as unproven."""
-_POWER: Final = 1.645 + 0.842
-"""Normal quantiles of a one-sided 5 % level and 80 % power."""
+_POWER: Final = float(norm.ppf(1 - LEVEL) + norm.ppf(POWER))
+"""Normal quantiles of level and power."""
 
 
 @dataclass(frozen=True)

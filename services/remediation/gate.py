@@ -17,8 +17,8 @@ from scipy.stats import binomtest, norm
 from schemas.vocabulary import Verdict
 from services.remediation import resampling
 from services.remediation.resampling import Floats
+from services.runtime.conventions import POWER
 
-POWER = 0.8
 REACHABLE = 10
 """More labels are asked for as long as at most this many times the present gate cases would show the gain that is seen."""
 
@@ -54,6 +54,11 @@ class Rules:
     def level(self) -> float:
         """Level of this judgement's test for better: alpha / 2, alpha / 4, ..., which sum to alpha (Bonferroni)."""
         return float(self.alpha / 2 ** (self.looks + 1))
+
+    @property
+    def bound_level(self) -> float:
+        """Level of this judgement's bounds on what is lost: alpha, alpha / 2, ..., which sum to at most twice alpha."""
+        return float(self.alpha / 2**self.looks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,7 @@ def _calibration(cases: _Arrays, rules: Rules, found: _Findings) -> None:
         found.numbers[f"calibration_error:{side}"] = float(resampling.calibration_errors(confidence, right, cases.once)[0])
         low, high = resampling.interval(drawn[side], 0.05)
         found.numbers |= {f"calibration_error_low_{side}": low, f"calibration_error_high_{side}": high}
-    worse = resampling.interval(drawn["challenger"] - drawn["champion"], 2 * rules.alpha)[0]
+    worse = resampling.interval(drawn["challenger"] - drawn["champion"], 2 * rules.bound_level)[0]
     found.numbers["calibration_error_loss_low"] = worse
     if worse > rules.margin:
         found.objections.append(f"Its probabilities are less trustworthy: calibration error higher by at least {worse:.3f}.")
@@ -217,7 +222,7 @@ def _memory(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findin
     """Non-inferiority on the baseline, of each class and of all classes together. Losses are positive."""
     loss = cases.old - cases.new
     found.numbers["baseline_cases"] = float(len(loss))
-    bound = resampling.upper(resampling.recalls(loss, cases.truth, cases.present, cases.draws), rules.alpha)
+    bound = resampling.upper(resampling.recalls(loss, cases.truth, cases.present, cases.draws), rules.bound_level)
     point = float(resampling.recalls(loss, cases.truth, cases.present, cases.once)[0])
     together = _tolerated("baseline", "all classes together", "macro_recall", point, bound, rules, found, bounded=True)
     small, fine = _class_losses(cases, classes, rules, found, "baseline")
@@ -238,7 +243,7 @@ def _class_losses(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _
         number = int(own.sum())
         enough = number >= 3 / rules.margin
         small += [] if enough else [f"{classes[label]} ({number})"]
-        bound = resampling.upper(resampling.means(loss[own], cases.draws[:, own]), rules.alpha)
+        bound = resampling.upper(resampling.means(loss[own], cases.draws[:, own]), rules.bound_level)
         name, lost = classes[label], float(loss[own].mean())
         fine &= _tolerated(where, f"class {name}", f"recall:{name}", lost, bound, rules, found, bounded=enough)
     return small, fine

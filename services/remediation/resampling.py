@@ -9,8 +9,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from services.runtime.conventions import CALIBRATION_BINS
+
 Floats = npt.NDArray[np.float64]
-BINS = 10
 
 
 def counts(clusters: Sequence[Hashable], draws: int, seed: int) -> Floats:
@@ -36,9 +37,9 @@ def recalls(right: Floats, truth: npt.NDArray[np.int64], present: Sequence[int],
 
 def calibration_errors(confidence: Floats, right: Floats, weights: Floats) -> Floats:
     """Expected calibration error in each draw: 10 bins of equal width over the top class's probability (Guo et al. 2017)."""
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     totals = weights.sum(axis=1)
-    gaps = [np.abs(weights[:, bins == place] @ (confidence - right)[bins == place]) for place in range(BINS)]
+    gaps = [np.abs(weights[:, bins == place] @ (confidence - right)[bins == place]) for place in range(CALIBRATION_BINS)]
     return np.asarray(np.sum(gaps, axis=0) / totals)
 
 
