@@ -25,7 +25,8 @@ MAX_LISTED = 20
 class LabelledStudy:
     """One study of a data set: its DICOM files and its truth. `key` is unique in the set; `split` is free text such as train.
 
-    `issuer` is the manifest's word on who issued the patient's ID, empty where it says nothing.
+    `issuer` is the manifest's word on who issued the patient's ID, empty where it says nothing; `row` is its row there, 0 for
+    a study that comes from elsewhere.
     """
 
     key: str
@@ -34,6 +35,12 @@ class LabelledStudy:
     patient: str
     split: str = ""
     issuer: str = ""
+    row: int = 0
+
+    @property
+    def title(self) -> str:
+        """The study in a message: a manifest's paths may name patients, and messages travel."""
+        return f"study of row {self.row}" if self.row else f"study {self.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ def read_manifest(path: Path, classes: Sequence[str] | None = None) -> list[Labe
                 is_or_are = "column {} is missing" if len(missing) == 1 else "columns {} are missing"
                 raise InvalidDataset(f"{path.name}: {is_or_are.format(', '.join(missing))}; needed are {', '.join(COLUMNS)}")
             for number, row in enumerate(reader, start=2):
-                study, wrong = _study(path, row, classes)
+                study, wrong = _study(path, number, row, classes)
                 faults += [f"{path.name} row {number}, column {fault}" for fault in wrong]
                 rows.append((number, study))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -127,7 +134,7 @@ def load_tensors(
         try:
             return load_study(study.paths, spec)
         except ModelError as error:
-            raise InvalidDataset(f"study {study.key}: {error.reason}") from error
+            raise InvalidDataset(f"{study.title}: {error.reason}") from error
 
     prepared: list[Prepared] = []
     with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -182,11 +189,13 @@ def _majority(indices: Sequence[int], labels: Sequence[int]) -> int:
 
 def _index_of(study: LabelledStudy, classes: Sequence[str]) -> int:
     if study.label not in classes:
-        raise InvalidDataset(f"study {study.key}: label {study.label!r} is not one of {', '.join(classes)}")
+        raise InvalidDataset(f"{study.title}: its label is not one of {', '.join(classes)}")
     return list(classes).index(study.label)
 
 
-def _study(manifest: Path, row: Mapping[str, str | None], classes: Sequence[str] | None) -> tuple[LabelledStudy, list[str]]:
+def _study(
+    manifest: Path, number: int, row: Mapping[str, str | None], classes: Sequence[str] | None
+) -> tuple[LabelledStudy, list[str]]:
     """A row as a study, and its mistakes as "COLUMN: what is wrong"."""
     cells = {column: (row.get(column) or "").strip() for column in (*COLUMNS, ISSUER)}
     faults = [f"{column}: empty" for column in COLUMNS if not cells[column]]
@@ -200,7 +209,7 @@ def _study(manifest: Path, row: Mapping[str, str | None], classes: Sequence[str]
         files = tuple(sorted(each for each in target.rglob("*") if each.is_file())) if target.is_dir() else (target,)
         if not files or not files[0].is_file():
             faults.append("path: no such file, or a folder without files")
-    return LabelledStudy(cells["path"], files, cells["label"], cells["patient"], cells["split"], cells[ISSUER]), faults
+    return LabelledStudy(cells["path"], files, cells["label"], cells["patient"], cells["split"], cells[ISSUER], number), faults
 
 
 def _contradictions(rows: Sequence[tuple[int, LabelledStudy]]) -> Iterator[tuple[int, str]]:

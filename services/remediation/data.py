@@ -49,14 +49,14 @@ def load(
     """
     for study in studies:
         if study.label not in spec.classes:
-            raise InvalidDataset(f"study {study.key}: its label is no class of {spec.name}; these are {', '.join(spec.classes)}")
+            raise InvalidDataset(f"{study.title}: its label is no class of {spec.name}; these are {', '.join(spec.classes)}")
 
     def read(study: LabelledStudy) -> Prepared:
         check()
         try:
             return load_study(study.paths, spec.preprocessing, rule)
         except ModelError as error:
-            raise InvalidDataset(f"study {study.key}: {error.reason}") from error
+            raise InvalidDataset(f"{study.title}: {error.reason}") from error
 
     with ThreadPoolExecutor(READERS) as pool:
         prepared = list(pool.map(read, studies))

@@ -120,7 +120,7 @@ def test_a_missing_column_or_file_is_named(folder):
 
 def test_a_study_that_cannot_be_read_is_named(folder):
     studies = read_manifest(manifest(folder, "one.dcm,normal,p1,train", "broken.dcm,sick,p2,train"))
-    with pytest.raises(InvalidDataset, match=r"study broken\.dcm: not a readable DICOM file"):
+    with pytest.raises(InvalidDataset, match="study of row 3: not a readable DICOM file"):
         load_tensors(studies, CLASSES, SPEC)
 
 
