@@ -71,7 +71,8 @@ def version(name: str, option: str) -> str:
     path = program(name)
     if path is None:
         return f"{name}: not installed"
-    return subprocess.run([path, option], capture_output=True, text=True, check=False).stdout.strip("$ \n").splitlines()[0]
+    said = subprocess.run([path, option], capture_output=True, text=True, check=False).stdout
+    return said.splitlines()[0].replace(str(Path(path).parent), "").strip("$/ ")
 
 
 def plan(options: Namespace) -> list[Part]:
@@ -97,13 +98,13 @@ def quick_plan(rounds: int) -> list[Part]:
 def full_plan(rounds: int) -> list[Part]:
     """Every load at 1, 4 and 8 associations; Nagle with fewer objects, since some serve twenty a second."""
     counts = {"CT": 500, "MR": 2000, "DX": 40}
+    fewer = min(rounds, 3)
     parts = [Part(Cell(load, n), EVERYBODY, count, rounds) for load, count in counts.items() for n in (8, 1, 4)]
-    nagle = [Part(Cell(load, 1, nodelay=False), DICOM_ONLY, 100, min(rounds, 3)) for load in ("CT", "MR")]
-    tls = [Part(Cell("CT", n, tls=True), (OURS, FORKING), counts["CT"], min(rounds, 3)) for n in (1, 8)]
-    own = [
-        Part(Cell(load, n, OWN), DICOM_ONLY, count // 2, min(rounds, 3)) for load, count in list(counts.items())[:2] for n in (1, 8)
-    ]
-    return parts + nagle + tls + own
+    parts += [Part(Cell("CT", n, tls=True), (OURS, FORKING), counts["CT"], fewer) for n in (1, 8)]
+    parts += [Part(Cell(load, n, OWN), DICOM_ONLY, count // 2, fewer) for load, count in counts.items() for n in (1, 8)]
+    nagle = {"CT": 100, "MR": 100, "DX": 8}
+    parts += [Part(Cell(load, 1, nodelay=False), DICOM_ONLY, count, fewer) for load, count in nagle.items()]
+    return parts + [Part(Cell(load, 8, nodelay=False), DICOM_ONLY, 4 * nagle[load], 1) for load in ("CT", "MR")]
 
 
 def measure(scratch: Path, options: Namespace) -> tuple[list[dict[str, Any]], list[Target]]:
@@ -163,7 +164,16 @@ def to_the_bus(scratch: Path, *, quick: bool) -> tuple[list[dict[str, Any]], lis
         print(done.stderr[-2000:], file=sys.stderr)
         return [{"load": "MPPS completion to the bus", "runs": "failed"}], [at_most("last response to the bus p95, ms", None, 100)]
     result = json.loads(path.read_text())
-    rows = [{"load": " | ".join(f"{name}: {value}" for name, value in row.items()), "server": OURS} for row in result["rows"]]
+    rows = [
+        {
+            "load": f"{row['studies']} studies, {row['last']}, until {row['until']}",
+            "sender": "pynetdicom, MPPS",
+            "assoc.": 1,
+            "server": f"{OURS}, assembly and relay",
+            **{f"response {name}": row[name] for name in ("p50 ms", "p95 ms")},
+        }
+        for row in result["rows"]
+    ]
     return rows, [Target(**target) for target in result["targets"]]
 
 

@@ -1,7 +1,7 @@
 """The listener's resident memory while 200 associations are open and many of them are in the middle of an object."""
 
-import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +64,9 @@ def _stage(running: Running, what: str, work: Any, lanes: Sequence[tuple[Any, ..
         except BaseException as error:  # noqa: BLE001 - told in the main thread
             failures.append(error)
 
-    threads = [threading.Thread(target=one, args=(lane,)) for lane in lanes]
-    with watched(running.process.pid) as cost:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    with watched(running.process.pid) as cost, ThreadPoolExecutor(2 * ACTIVE) as pool:  # what the senders hold is bounded
+        for lane in lanes:
+            pool.submit(one, lane)
     if failures:
         raise SystemExit(f"{what}: {failures[0]!r}")
     return Stage(what, cost.peak_bytes / 1e6)

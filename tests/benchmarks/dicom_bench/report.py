@@ -31,6 +31,7 @@ def _row(cell: Cell, name: str, runs: Sequence[Result]) -> dict[str, Any]:
         "user ms/inst": spread([run.user_ms for run in runs]),
         "kernel ms/inst": spread([run.kernel_ms for run in runs]),
         "response p50 ms": percentile(responses, 0.5),
+        "response p95 ms": percentile(responses, 0.95),
         "response p99 ms": percentile(responses, 0.99),
         "peak RSS MB": round(max(run.peak_mb for run in runs)),
         "foreign CPU": f"{100 * statistics.median(run.foreign for run in runs):.0f} %",
