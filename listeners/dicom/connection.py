@@ -35,8 +35,8 @@ class Connection(Protocol):
     def interrupt(self) -> None:
         """Have a waiting `receive` return 0 at once."""
 
-    def close(self) -> None:
-        """Wait for the peer to close, within limits, so that it can read what was sent; then close."""
+    def close(self, *, wait: bool) -> None:
+        """Close; where something was said, `wait` a moment for the peer to read it and to close first."""
 
 
 class PlainConnection:
@@ -79,10 +79,11 @@ class PlainConnection:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)
 
-    def close(self) -> None:
+    def close(self, *, wait: bool) -> None:
         """See `Connection`. The peer closes first (PS3.8 §9.2, state 13): closing over unread bytes would reset the connection."""
-        with contextlib.suppress(OSError):
-            self._drain()
+        if wait:
+            with contextlib.suppress(OSError):
+                self._drain()
         self._socket.close()
 
     def _drain(self) -> None:

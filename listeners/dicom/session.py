@@ -67,6 +67,7 @@ class Session:
         self._traceparent = ""
         self._holds_slot = False
         self._ending = False
+        self._has_spoken = False
         self._window_began, self._window_bytes = 0.0, 0
         self._tally = Tally()
         self._outcome = ""
@@ -90,7 +91,7 @@ class Session:
                 self._connection.handshake(self._deadline - time.monotonic())
                 self._serve()
             except TimeoutError:
-                self._abort("the peer said nothing for too long")
+                self._time_out()
             except OSError as error:
                 self._note_end(f"the connection broke ({type(error).__name__})")
             except Exception as error:  # noqa: BLE001 - a defect costs this association, never the listener
@@ -134,6 +135,7 @@ class Session:
         match action:
             case Send(data):
                 self._connection.send(data)
+                self._has_spoken = True
             case StoreBegun(request):
                 self._incoming = self._environment.reception.begin(self._head(request))
             case StoreEnded(request):
@@ -194,6 +196,14 @@ class Session:
             if now - self._window_began > self._environment.settings.network_timeout_s:
                 raise TimeoutError
 
+    def _time_out(self) -> None:
+        """Without association there is nothing to abort: the connection is closed (PS3.8 §9.2.3, AA-2)."""
+        problem = "the peer said nothing, or next to nothing, for too long"
+        if self._association.is_established:
+            self._abort(problem)
+        else:
+            self._note_end(problem)
+
     def _abort(self, problem: str) -> None:
         try:
             for action in self._association.abort(problem):
@@ -226,4 +236,4 @@ class Session:
             self._environment.gate.leave(self._peer.address)
         self._tally.report()
         count("reclaim.dicom.associations", 1, outcome=self._outcome or "aborted", peer=self._label)
-        self._connection.close()
+        self._connection.close(wait=self._has_spoken)
