@@ -10,7 +10,18 @@ from sqlmodel import Session, col, func, select
 
 from agents.guardrails import Facts, Situation
 from agents.ladder import cases_for_another_round, next_rung
-from schemas.tables import AgentRun, BaselineCase, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel, Report
+from schemas.tables import (
+    AgentRun,
+    BaselineCase,
+    Case,
+    Evaluation,
+    Job,
+    ModelVersion,
+    Order,
+    RegisteredModel,
+    Report,
+    TrainingPatient,
+)
 from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, Verdict, VersionState
 from services.remediation.plan import start_of_decline
 from services.runtime import registry
@@ -96,7 +107,10 @@ def job_of(session: Session, order_id: str) -> Job | None:
 
 
 def labelled(session: Session, model: str, version: int, role: CaseRole, since: datetime | None = None) -> int:
-    """Cases that a repair may use in this role: since the decline began, of a class of the model, patients of no baseline."""
+    """Cases that a repair may use in this role: since the decline began, of a class of the model, of patients who are new to it.
+
+    Not new are the patients of any baseline and those whom the model was trained on.
+    """
     registered = session.get(RegisteredModel, model)
     baseline = select(BaselineCase.patient_key).where(BaselineCase.model == model)
     query = select(func.count()).where(
@@ -105,6 +119,7 @@ def labelled(session: Session, model: str, version: int, role: CaseRole, since: 
         Case.role == role,
         col(Case.truth).in_(registered.classes if registered else ()),
         col(Case.patient_key).not_in(baseline),
+        col(Case.patient_key).not_in(select(TrainingPatient.patient_key).where(TrainingPatient.model == model)),
     )
     return int(session.exec(query.where(col(Case.acquired_at) >= since) if since else query).one())
 
