@@ -169,6 +169,34 @@ def fetch(
     raise typer.Exit(1 if failed else 0)
 
 
+@app.command()
+def results(
+    everything: Annotated[bool, typer.Option("--all", help="Also those that the PACS has")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Newest so many")] = 50,
+) -> None:
+    """Results on their way to the PACS: what waits, since when and why. What was given up is in `reclaim dead-letters list`."""
+    from sqlmodel import col, select
+
+    from schemas.results import ResultJob
+    from schemas.vocabulary import ResultState
+
+    query = select(ResultJob).order_by(col(ResultJob.created_at).desc(), ResultJob.job_id).limit(limit)
+    table = Table("study", "model", "revision", "to", "state", "attempts", "since", "next", "why")
+    with open_context().database.read() as session:
+        for row in session.exec(query if everything else query.where(col(ResultJob.state) != ResultState.SENT)):
+            waits = f"{row.due_at:%F %R}" if row.state == ResultState.QUEUED else "-"
+            facts = (
+                f"{row.study_key[:8]}…",
+                f"{row.model}:{row.version}",
+                str(row.revision),
+                row.destination,
+                row.state,
+                str(row.attempt),
+            )
+            table.add_row(*map(escape, facts), f"{row.created_at:%F %R}", waits, escape(row.error))
+    console.print(table)
+
+
 def _fetch_all(context: "Context", peer: "Peer", studies: Sequence["StudyMatch"], method: str) -> int:
     """Fetch one study after the other; returns how many are not whole. A peer that is away ends it."""
     failed = 0

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from contextlib import contextmanager
 from dataclasses import replace
-from io import BytesIO
+from io import BytesIO, StringIO
 
 import pytest
 from highdicom.sr import srread
@@ -13,8 +13,10 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
+from rich.console import Console
 from sqlmodel import select
 
+from listeners.cli import pacs as pacs_commands
 from listeners.cli.catalogue import build as build_service
 from schemas.events import Prediction
 from schemas.results import ResultJob
@@ -352,3 +354,21 @@ async def _until(holds):
             return
         await asyncio.sleep(0.05)
     raise AssertionError("it did not come to that")
+
+
+def test_the_command_line_shows_what_waits_and_why(make_site, monkeypatch):
+    with peer() as number:
+        site = make_site(number)
+        site.predict(1)
+        assert site.worker.run_one()
+    site.predict(2)
+    assert site.worker.run_one()
+    monkeypatch.setattr(pacs_commands, "open_context", lambda: site.context)
+    monkeypatch.setattr(pacs_commands, "console", Console(width=250, file=(told := StringIO())))
+    pacs_commands.results(everything=False, limit=50)
+    assert told.getvalue().count("m:1") == 1
+    assert "queued" in told.getvalue()
+    assert "nobody who speaks DICOM answers" in told.getvalue()
+    pacs_commands.results(everything=True, limit=50)
+    assert "sent" in told.getvalue()
+    assert not any(secret in told.getvalue() for secret in (*SECRETS, str(site.source.StudyInstanceUID)))
