@@ -31,6 +31,7 @@ def examine(settings: Settings) -> list[Finding]:
         _disk,
         site_checks.permissions,
         _database,
+        site_checks.pseudonym_key,
         _broker,
         _dicom,
         _peers,

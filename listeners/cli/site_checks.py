@@ -14,10 +14,12 @@ from listeners.cli.findings import Finding
 from schemas.settings import Settings
 from schemas.tables import Audit, Case, GroundTruth, Outbox, Study
 from schemas.vocabulary import VersionState
+from services.assembly.overview import count_files, key_fits
 from services.inference import repository as inference
 from services.runtime import dead_letters, registry
 from services.runtime.chance import standing
 from services.runtime.database import Database
+from services.runtime.identity import KEY_FILE, load_pseudonyms
 from services.runtime.presence import HOW_TO_START, is_at_work
 
 OURS: Final = ("archive", "models", "reports", "run", "runs", "traces", "chat_history", "pseudonym.key", "reclaim.sqlite*")
@@ -25,6 +27,7 @@ OURS: Final = ("archive", "models", "reports", "run", "runs", "traces", "chat_hi
 LATE_S: Final = 60.0
 CLOCK_TOLERANCE_S: Final = 5.0
 MOST_CASES: Final = 2_000
+RESTORE_KEY: Final = "stop the service and restore STATE_DIR/pseudonym.key or RECLAIM_PSEUDONYM_KEY; see docs/runbook.md"
 
 
 def permissions(settings: Settings) -> Iterator[Finding]:
@@ -37,6 +40,19 @@ def permissions(settings: Settings) -> Iterator[Finding]:
         yield Finding("permissions", f"other users may read {named}", "`reclaim doctor --repair` closes it to them", bad=True)
     else:
         yield Finding("permissions", f"{folder.absolute()} is its user's only")
+
+
+def pseudonym_key(settings: Settings) -> Iterator[Finding]:
+    """Whether the key is the one that the archive was filed with; with another every study would be a new one."""
+    if not settings.pseudonym_key.get_secret_value() and not (settings.state_dir / KEY_FILE).exists():
+        lost = settings.archive_dir.is_dir() and count_files(settings.archive_dir) > 0
+        yield Finding("pseudonym key", "is missing", RESTORE_KEY if lost else "it is made at first use: back it up then", bad=lost)
+        return
+    fits = key_fits(settings.archive_dir, load_pseudonyms(settings))
+    if fits is False:
+        yield Finding("pseudonym key", "is not the one that the archive was filed with", RESTORE_KEY, bad=True)
+    else:
+        yield Finding("pseudonym key", "fits the archive" if fits else "there is one")
 
 
 def loose_entries(folder: Path) -> list[Path]:

@@ -11,6 +11,9 @@ import secrets
 from pathlib import Path
 
 from schemas.settings import Settings
+from services.runtime.errors import InvalidInput
+
+KEY_FILE = "pseudonym.key"
 
 
 class Pseudonyms:
@@ -41,9 +44,21 @@ class Pseudonyms:
 
 
 def load_pseudonyms(settings: Settings) -> Pseudonyms:
-    """Take the key from the settings, else from `state_dir/pseudonym.key`, which is made at first use (mode 0600)."""
+    """Take the key from the settings, else from `state_dir/pseudonym.key`, which is made at first use (mode 0600).
+
+    Raises InvalidInput where the key is missing beside an archive that was filed with one: a new key would file every study anew.
+    """
     configured = settings.pseudonym_key.get_secret_value()
-    return Pseudonyms(configured.encode() if configured else _kept_key(settings.state_dir / "pseudonym.key"))
+    path = settings.state_dir / KEY_FILE
+    if not configured and not path.exists() and _holds_studies(settings.archive_dir):
+        raise InvalidInput(
+            f"{path} is missing, and the archive was filed with it: restore it, or set RECLAIM_PSEUDONYM_KEY; see docs/runbook.md"
+        )
+    return Pseudonyms(configured.encode() if configured else _kept_key(path))
+
+
+def _holds_studies(archive: Path) -> bool:
+    return archive.is_dir() and any(len(shard.name) == 2 and any(shard.iterdir()) for shard in archive.iterdir() if shard.is_dir())
 
 
 def _kept_key(path: Path) -> bytes:

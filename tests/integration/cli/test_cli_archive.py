@@ -74,6 +74,21 @@ def test_another_pseudonym_key_is_found_before_it_does_harm(reclaim, site, monke
     said = reclaim("archive", "reindex")
     assert (said.code, "another pseudonym key" in said.text) == (2, True)
     assert len(rows(site)) == 1
+    assert "is not the one that the archive was filed with" in reclaim("doctor").text
+
+
+def test_a_lost_key_is_not_replaced_beside_an_archive(reclaim, site, state):
+    assert "there is one" in reclaim("doctor").text
+    store(site, 1, 1)
+    reclaim("archive", "reindex")
+    assert "fits the archive" in reclaim("doctor").text
+    (state / "pseudonym.key").unlink()
+    for command in (("archive", "status"), ("archive", "reindex"), ("labels", "import", "x.csv")):
+        said = reclaim(*command)
+        assert said.code == 2
+    assert "restore it" in reclaim("archive", "status").text
+    assert "pseudonym key" in reclaim("doctor").text
+    assert not (state / "pseudonym.key").exists()
 
 
 @pytest.fixture
