@@ -106,7 +106,7 @@ class Rules:
         results: list[Any] = []
         roles: list[Any] = []
         for proposed in request.presentation_context_definition_list:
-            result, role = negotiate_as_acceptor([proposed], self._supported(proposed), wanted)  # type: ignore[arg-type]
+            result, role = negotiate_as_acceptor([proposed], self._supported(proposed), wanted)
             results += result
             roles += role
         return results, roles
@@ -148,10 +148,10 @@ def _acceptance(request: A_ASSOCIATE, results: list[Any], roles: list[Any], max_
         ImplementationVersionNameNotification(),
     )
     length.maximum_length_received = max_pdu
-    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID  # type: ignore[assignment]
+    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     response = A_ASSOCIATE()
-    response.application_context_name = APPLICATION_CONTEXT  # type: ignore[assignment]
+    response.application_context_name = APPLICATION_CONTEXT
     response.calling_ae_title, response.called_ae_title = request.calling_ae_title, request.called_ae_title
     response.result, response.result_source = 0x00, 0x01
     response.presentation_context_definition_results_list = results

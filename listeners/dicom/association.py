@@ -129,14 +129,12 @@ class Association:
 
     def receive(self, data: memoryview) -> Iterator[Action]:
         """Actions that these bytes call for, to be carried out one by one and all before the next call; never raises."""
-        if self.is_closed:
-            return
         try:
             for item in self._reader.feed(data):
+                if self.is_closed:
+                    return
                 if isinstance(item, Control):
                     yield from self._control(item)
-                    if self.is_closed:
-                        return
                 elif item.is_command or self._dataset is not None:
                     yield from self._fragment(item)
                 else:

@@ -6,10 +6,9 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
-from schemas.tables import Instance, Study
-from schemas.vocabulary import StudyState
+from schemas.tables import Instance
 from services.assembly.headers import InstanceFacts
-from services.assembly.repository import LostRaceError, NewInstance, Recorded, find_instance, record_instances
+from services.assembly.repository import LostRaceError, NewInstance, NewStudy, Recorded, find_instance, record_instances
 from services.runtime.archive import instance_path
 from services.runtime.database import Database
 from services.runtime.errors import Transient
@@ -87,18 +86,17 @@ class ArchiveIndex:
         with self.database.transaction() as tx:
             tx.audit("dicom", "instance.conflict", study_key, kept_as=kept_as, sha256=sha256)
 
-    def _study_row(self, files: Sequence[StoredFile]) -> Study:
+    def _study_row(self, files: Sequence[StoredFile]) -> NewStudy:
         """What a study starts with: the first file's facts, and who sent the last one."""
         file, last, names = files[0], files[-1], self.pseudonyms
         facts = file.facts
         # Without a patient ID all unknown patients would fall together; the study then stands for its patient.
         patient = names.patient(facts.patient_id, facts.patient_issuer) if facts.patient_id else names.patient("", facts.study_uid)
-        return Study(
+        return NewStudy(
             study_uid=facts.study_uid,
             study_key=names.study(facts.study_uid),
             patient_key=patient,
             accession_key=names.accession(facts.accession_number) if facts.accession_number else None,
-            state=StudyState.OPEN,
             calling_ae=last.calling_ae,
             acquired_at=_credible(facts.acquired_at, file.received_at),
             first_instance_at=file.received_at,

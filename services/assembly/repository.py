@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import sqlalchemy
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, func, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from schemas.announcements import StepStudy
 from schemas.tables import Instance, Study
@@ -23,6 +24,9 @@ from services.runtime.transaction import Transaction
 
 ASSEMBLY_BELL: Final = "assembly"
 """Rung when a study may be complete."""
+
+
+_INSTANCE: Final[sqlalchemy.Table] = Instance.__table__  # type: ignore[attr-defined]
 
 
 class Recorded(StrEnum):
@@ -63,12 +67,37 @@ class NewInstance(NamedTuple):
     received_at: datetime
 
 
+class NewStudy(NamedTuple):
+    """What a study starts with, and what every batch of instances brings up to date."""
+
+    study_uid: str
+    study_key: str
+    patient_key: str
+    acquired_at: datetime
+    first_instance_at: datetime
+    last_instance_at: datetime
+    accession_key: str | None = None
+    calling_ae: str = ""
+    stated_instances: int = 0
+    traceparent: str = ""
+
+
+class _Known(NamedTuple):
+    """What the index has of an instance, as far as a second sending is compared with it."""
+
+    sop_instance_uid: str
+    path: str
+    size: int
+    transfer_syntax_uid: str
+    purged_at: datetime | None
+
+
 def find_instance(session: Session, sop_instance_uid: str) -> Instance | None:
     """The row of an instance, if the index has it."""
     return session.get(Instance, sop_instance_uid)
 
 
-def record_instances(tx: Transaction, study: Study, instances: Sequence[NewInstance]) -> list[Recorded]:
+def record_instances(tx: Transaction, study: NewStudy, instances: Sequence[NewInstance]) -> list[Recorded]:
     """Enter stored instances of one study and move it on; nothing changes for those that the index has already.
 
     `study` holds what a new study starts with. Raises LostRaceError when the transaction has to be rolled back and tried again.
@@ -89,28 +118,32 @@ def record_instances(tx: Transaction, study: Study, instances: Sequence[NewInsta
     return outcomes
 
 
-def _known_instances(session: Session, uids: Sequence[str]) -> dict[str, Instance]:
-    found = session.exec(select(Instance).where(col(Instance.sop_instance_uid).in_(uids)))
-    return {row.sop_instance_uid: row for row in found}
+def _known_instances(session: Session, uids: Sequence[str]) -> dict[str, _Known]:
+    columns = [getattr(_INSTANCE.c, name) for name in _Known._fields]
+    found = session.execute(sqlalchemy.select(*columns).where(_INSTANCE.c.sop_instance_uid.in_(uids)))
+    return {row[0]: _Known(*row) for row in found}
 
 
-def _correct(session: Session, present: Instance, instance: NewInstance) -> None:
+def _correct(session: Session, known: _Known, instance: NewInstance) -> None:
     """A file that was lost, or deleted by retention, came again: the file is the truth. Otherwise there is nothing to correct."""
+    same = (known.size, known.transfer_syntax_uid) == (instance.size, instance.transfer_syntax_uid)
+    if same and known.purged_at is None:
+        return
+    present = session.get_one(Instance, known.sop_instance_uid)
     if present.purged_at is not None:
         study = _locked_study(session, present.study_uid)
         study.last_instance_at = max(study.last_instance_at, instance.received_at)
         present.purged_at, present.received_at = None, instance.received_at
-        session.add_all([study, present])
-    if (present.size, present.transfer_syntax_uid) != (instance.size, instance.transfer_syntax_uid):
+        session.add(study)
+    if not same:
         present.size, present.transfer_syntax_uid = instance.size, instance.transfer_syntax_uid
         present.sha256 = instance.sha256
-        session.add(present)
+    session.add(present)
 
 
-def _move_on(tx: Transaction, study: Study, instances: Sequence[NewInstance]) -> None:
+def _move_on(tx: Transaction, study: NewStudy, instances: Sequence[NewInstance]) -> None:
     """Insert new instances and count them in their study, which neither opens for our own results nor counts them."""
-    is_new = bool(tx.insert_new(Study, [study], returning="study_key"))
-    row = _locked_study(tx.session, study.study_uid)
+    row, is_new = _study_of(tx, study)
     _insert(tx.session, instances)
     counted = [instance for instance in instances if not is_result_uid(instance.sop_instance_uid)]
     if not counted:
@@ -131,9 +164,8 @@ def _move_on(tx: Transaction, study: Study, instances: Sequence[NewInstance]) ->
 
 
 def _insert(session: Session, instances: Sequence[NewInstance]) -> None:
-    table: sqlalchemy.Table = Instance.__table__  # type: ignore[attr-defined]
     try:
-        session.execute(sqlalchemy.insert(table), [instance._asdict() for instance in instances])
+        session.execute(sqlalchemy.insert(_INSTANCE), [instance._asdict() for instance in instances])
     except IntegrityError:
         raise LostRaceError from None
 
@@ -249,5 +281,18 @@ def _apply(study: Study, progress: Progress) -> None:
     study.opened_at = progress.opened_at
 
 
+def _study_of(tx: Transaction, study: NewStudy) -> tuple[Study, bool]:
+    """A study's row, locked, and whether it is new."""
+    row = tx.session.exec(_study_query(study.study_uid)).one_or_none()
+    if row is not None:
+        return row, False
+    is_new = bool(tx.insert_new(Study, [Study(**study._asdict())], returning="study_key"))
+    return _locked_study(tx.session, study.study_uid), is_new
+
+
 def _locked_study(session: Session, study_uid: str) -> Study:
-    return session.exec(select(Study).where(col(Study.study_uid) == study_uid).with_for_update()).one()
+    return session.exec(_study_query(study_uid)).one()
+
+
+def _study_query(study_uid: str) -> SelectOfScalar[Study]:
+    return select(Study).where(col(Study.study_uid) == study_uid).with_for_update()

@@ -15,7 +15,7 @@ from schemas.vocabulary import CommitmentState, StepState
 from services.assembly.announcement_repository import claim_reports, forget, postpone, references_of, settle, stored_of
 from services.assembly.commitments import Reference, Request
 from services.assembly.completion import complete_studies
-from services.assembly.repository import ASSEMBLY_BELL, NewInstance, record_instances
+from services.assembly.repository import ASSEMBLY_BELL, NewInstance, NewStudy, record_instances
 from services.assembly.rules import COMMITMENT_SETTLE_S, Rules
 from services.assembly.signals import Entered, create_step, request_commitment, set_step
 from services.assembly.steps import StepRefusal
@@ -44,7 +44,7 @@ class World:
     def store(self, number, *, study=STUDY, modality="CT", stated=0):
         """One instance; returns the bells that its transaction rang."""
         now = self.clock.now()
-        row = Study(
+        row = NewStudy(
             study_uid=study,
             study_key=NAMES.study(study),
             patient_key="0" * 32,
@@ -289,6 +289,18 @@ def test_a_commitment_request_for_everything_completes_after_a_moment(world, clo
     clock.advance(COMMITMENT_SETTLE_S)
     assert world.look() == 1
     assert world.said == [(1, "storage_commitment")]
+
+
+def test_a_commitment_asked_after_completion_is_noted_at_its_study_and_changes_nothing_else(world, clock):
+    world.store(1)
+    clock.advance(30)
+    world.look()
+    world.ask(1)
+    with world.database.read() as session:
+        (study,) = session.exec(select(Study)).all()
+    assert (study.committed_at, study.state) == (clock.now(), "complete")
+    clock.advance(60)
+    assert world.look() == 0
 
 
 def test_commitment_image_by_image_does_not_announce_image_by_image(world, clock):

@@ -11,7 +11,7 @@ from schemas.settings import ResultsSettings
 from schemas.tables import Audit, DeadLetter, Instance, ModelVersion, Outbox, RegisteredModel, Study
 from schemas.topics import PREDICTION
 from schemas.vocabulary import ResultState
-from services.assembly.repository import Recorded, record_instances, series_of
+from services.assembly.repository import NewInstance, NewStudy, Recorded, record_instances, series_of
 from services.results import jobs, repository
 from services.results.handlers import Results
 from services.runtime.consumer import process
@@ -174,20 +174,12 @@ def test_all_that_waits_for_a_destination_is_due_when_it_is_back(database, clock
 
 def study(uid="1.2.3", key=f"{1:032x}"):
     times = dict.fromkeys(("acquired_at", "first_instance_at", "last_instance_at"), START)
-    return Study(study_uid=uid, study_key=key, patient_key="b" * 32, **times)
+    return NewStudy(study_uid=uid, study_key=key, patient_key="b" * 32, **times)
 
 
 def instance(uid, series="1.2.3.1", modality="CT", sop_class=CT):
-    facts = {"transfer_syntax_uid": "1.2.840.10008.1.2.1", "path": f"p/{uid}", "size": 1, "sha256": "0" * 64}
-    return Instance(
-        sop_instance_uid=uid,
-        study_uid="1.2.3",
-        series_uid=series,
-        sop_class_uid=sop_class,
-        modality=modality,
-        received_at=START,
-        **facts,
-    )
+    syntax = "1.2.840.10008.1.2.1"
+    return NewInstance(uid, "1.2.3", series, sop_class, syntax, modality, "", f"p/{uid}", 1, "0" * 64, START)
 
 
 def register(database, modalities=("CT",)):
@@ -221,6 +213,17 @@ def test_the_subject_is_the_images_of_the_model_s_modalities_without_our_own_res
     subject = subject_of(database)
     assert [each.sop_instance_uid for each in subject.images] == ["1.2.3.1.1", "1.2.3.1.2"]
     assert (subject.study_uid, subject.header_path, subject.weights) == ("1.2.3", "p/1.2.3.1.1", "ab" * 32)
+
+
+def test_the_header_is_that_of_an_image_whose_file_is_there(database):
+    register(database)
+    store(database, instance("1.2.3.1.1"), instance("1.2.3.1.2"))
+    with database.transaction() as tx:
+        row = tx.session.get(Instance, "1.2.3.1.1")
+        row.purged_at = START
+        tx.session.add(row)
+    subject = subject_of(database)
+    assert (subject.header_path, len(subject.images)) == ("p/1.2.3.1.2", 2)
 
 
 def test_a_subject_that_is_not_there_says_what_is_missing(database):
