@@ -74,7 +74,8 @@ def subject(session: Session, study_key: str, model: str, version: int) -> Subje
     if not images:
         raise InvalidInput(f"the archive has no images of study {study_key} that model {model} is meant for")
     references = tuple(Reference(each.sop_class_uid, each.sop_instance_uid, each.series_uid) for each in images)
-    return Subject(study.study_uid, references, images[0].path, row.sha256)
+    header = next((each for each in images if each.purged_at is None), images[0])
+    return Subject(study.study_uid, references, header.path, row.sha256)
 
 
 def _instances(session: Session, study_uid: str) -> Sequence[Instance]:

@@ -11,12 +11,16 @@ from schemas.settings import ResultsSettings
 from schemas.tables import Audit, DeadLetter, Instance, ModelVersion, Outbox, RegisteredModel, Study
 from schemas.topics import PREDICTION
 from schemas.vocabulary import ResultState
-from services.assembly.repository import NewInstance, NewStudy, Recorded, record_instances, series_of
+from services.assembly.headers import InstanceFacts
+from services.assembly.index import ArchiveIndex, StoredFile
+from services.assembly.repository import Recorded, series_of
 from services.results import jobs, repository
 from services.results.handlers import Results
+from services.runtime.archive import instance_path
 from services.runtime.consumer import process
 from services.runtime.dead_letters import replay
 from services.runtime.errors import InvalidInput
+from services.runtime.identity import Pseudonyms
 from services.runtime.messages import Record, headers_of
 from services.runtime.result_uids import result_uid
 from tests.conftest import START
@@ -172,14 +176,17 @@ def test_all_that_waits_for_a_destination_is_due_when_it_is_back(database, clock
 # What a result is about
 
 
-def study(uid="1.2.3", key=f"{1:032x}"):
-    times = dict.fromkeys(("acquired_at", "first_instance_at", "last_instance_at"), START)
-    return NewStudy(study_uid=uid, study_key=key, patient_key="b" * 32, **times)
+NAMES = Pseudonyms(b"test key, thirty-two bytes long!")
+SYNTAX = "1.2.840.10008.1.2.1"
 
 
-def instance(uid, series="1.2.3.1", modality="CT", sop_class=CT):
-    syntax = "1.2.840.10008.1.2.1"
-    return NewInstance(uid, "1.2.3", series, sop_class, syntax, modality, "", f"p/{uid}", 1, "0" * 64, START)
+def instance(uid, series="1.2.3.1", modality="CT"):
+    facts = InstanceFacts(CT, uid, "1.2.3", series, modality, "", "PAT-1", "", "", START)
+    return StoredFile(facts, SYNTAX, 1, "0" * 64, START, "CT1")
+
+
+def path_of(uid):
+    return instance_path(NAMES.study("1.2.3"), NAMES.series("1.2.3.1"), uid)
 
 
 def register(database, modalities=("CT",)):
@@ -192,16 +199,13 @@ def register(database, modalities=("CT",)):
 
 
 def store(database, *instances):
-    outcomes = []
-    for each in instances:
-        with database.transaction() as tx:
-            outcomes += record_instances(tx, study(), [each])
-    return outcomes
+    index = ArchiveIndex(database, NAMES)
+    return [index.enter(each) for each in instances]
 
 
 def subject_of(database):
     with database.read() as session:
-        return repository.subject(session, f"{1:032x}", "m", 1)
+        return repository.subject(session, NAMES.study("1.2.3"), "m", 1)
 
 
 def test_the_subject_is_the_images_of_the_model_s_modalities_without_our_own_results(database):
@@ -212,7 +216,7 @@ def test_the_subject_is_the_images_of_the_model_s_modalities_without_our_own_res
     )
     subject = subject_of(database)
     assert [each.sop_instance_uid for each in subject.images] == ["1.2.3.1.1", "1.2.3.1.2"]
-    assert (subject.study_uid, subject.header_path, subject.weights) == ("1.2.3", "p/1.2.3.1.1", "ab" * 32)
+    assert (subject.study_uid, subject.header_path, subject.weights) == ("1.2.3", path_of("1.2.3.1.1"), "ab" * 32)
 
 
 def test_the_header_is_that_of_an_image_whose_file_is_there(database):
@@ -223,7 +227,7 @@ def test_the_header_is_that_of_an_image_whose_file_is_there(database):
         row.purged_at = START
         tx.session.add(row)
     subject = subject_of(database)
-    assert (subject.header_path, len(subject.images)) == ("p/1.2.3.1.2", 2)
+    assert (subject.header_path, len(subject.images)) == (path_of("1.2.3.1.2"), 2)
 
 
 def test_a_subject_that_is_not_there_says_what_is_missing(database):
@@ -274,6 +278,5 @@ def test_a_result_whose_study_is_not_here_does_not_start_one(database, clock):
 
 def test_results_and_images_in_one_batch_are_told_apart(database):
     batch = [instance(result_uid("SR", "x"), result_uid("series"), "SR"), instance("1.2.3.1.1"), instance("1.2.3.1.2")]
-    with database.transaction() as tx:
-        assert record_instances(tx, study(), batch) == [Recorded.NEW] * 3
+    assert ArchiveIndex(database, NAMES).enter_all(batch) == [Recorded.NEW] * 3
     assert progress(database) == ("open", 0, 2, ["1.2.3.1"])
