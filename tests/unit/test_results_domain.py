@@ -10,7 +10,7 @@ import numpy as np
 import pydicom.data
 import pytest
 from highdicom.sr import srread
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.uid import generate_uid
@@ -65,6 +65,7 @@ def written(dataset, path=None):
 # UIDs
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), min_size=1))
 def test_result_uids_are_valid_stable_and_known_as_ours(parts):
     uid = result_uid(*parts)
@@ -74,6 +75,7 @@ def test_result_uids_are_valid_stable_and_known_as_ours(parts):
     assert pydicom.uid.UID(uid).is_valid
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), st.uuids().map(lambda each: f"2.25.{each.int}"), st.integers(0).map(lambda each: f"2.25.{each}")))
 def test_other_uids_are_not_ours(uid):
     assert not is_result_uid(uid)
@@ -100,6 +102,7 @@ def test_every_state_leads_to_an_end_and_nothing_leaves_sent():
     assert after(ResultState.GIVEN_UP, ResultEvent.REPLAY) is ResultState.QUEUED
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000))
 def test_delays_grow_and_stay_bounded(attempt):
     assert 30 <= delay_s(attempt, 30, 3600) <= delay_s(attempt + 1, 30, 3600) <= 3600
@@ -260,6 +263,7 @@ def test_the_picture_shows_every_part_and_nothing_of_the_patient(header):
     assert np.array_equal(plain, draw(result_of(study_uid="1.2.4"))), "the study's identity is not drawn"
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     st.dictionaries(st.text(max_size=300), st.floats(0, 1), min_size=1, max_size=12),
     st.lists(st.text(max_size=2000), max_size=6),
