@@ -163,13 +163,19 @@ def owe_again(tx: Transaction, transaction_uid: str) -> None:
 
 
 def mark_committed(tx: Transaction, transaction_uid: str) -> None:
-    """Have the open studies looked at of which the request names stored instances."""
+    """Note at the studies of which the request names stored instances that we have answered for them; look at the open ones.
+
+    Retention keeps what is noted, so a study that is complete already is noted too.
+    """
     theirs = (
         select(col(Instance.study_uid))
         .join(NamedInstance, col(NamedInstance.sop_instance_uid) == col(Instance.sop_instance_uid))
         .where(col(NamedInstance.kind) == CompletedBy.STORAGE_COMMITMENT, col(NamedInstance.source) == transaction_uid)
     )
-    _look_at(tx, col(Study.study_uid).in_(theirs), committed_at=tx.clock.now())
+    named = col(Study.study_uid).in_(theirs)
+    noting = update(Study).where(named).values(committed_at=tx.clock.now())
+    tx.session.execute(noting.execution_options(synchronize_session=False))
+    _look_at(tx, named)
 
 
 def has_reports_due(session: Session, now: datetime) -> bool:
@@ -255,7 +261,7 @@ def _among(column: Mapped[str], values: Collection[str]) -> ColumnElement[bool]:
     return or_(*(column.in_(chunk) for chunk in chunks))
 
 
-def _look_at(tx: Transaction, which: ColumnElement[bool], **values: object) -> None:
-    statement = update(Study).where(which, col(Study.state) == StudyState.OPEN).values(look_at=None, **values)
+def _look_at(tx: Transaction, which: ColumnElement[bool]) -> None:
+    statement = update(Study).where(which, col(Study.state) == StudyState.OPEN).values(look_at=None)
     tx.session.execute(statement.execution_options(synchronize_session=False))
     tx.ring(ASSEMBLY_BELL)
