@@ -9,8 +9,11 @@ import threading
 import time
 from contextlib import contextmanager
 from datetime import date
+from pathlib import Path
 
 import pytest
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from sqlmodel import select
@@ -293,6 +296,18 @@ def test_a_study_is_fetched_by_c_get(site, monkeypatch):
     assert (code, "1 of them here already" in told) == (0, True)
 
 
+@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "693_J2KI.dcm", "JPEG-lossy.dcm", "SC_rgb_jpeg_dcmtk.dcm"])
+def test_compressed_studies_arrive_as_the_pacs_has_them(site, monkeypatch, name):
+    path = get_testdata_file(name)
+    source = dcmread(path)
+    site.pacs.upload(Path(path))
+    code, told = reclaim(site, "fetch", "pacs", "--study", str(source.StudyInstanceUID), "--method", "get", monkeypatch=monkeypatch)
+    assert code == 0, told
+    ((_, archived),) = [item for item in site.archived(source.StudyInstanceUID).items() if item[0] == source.SOPInstanceUID]
+    assert dcmread(archived).file_meta.TransferSyntaxUID == source.file_meta.TransferSyntaxUID
+    assert dcmread(archived).PixelData == source.PixelData
+
+
 def test_a_study_is_fetched_by_c_move(site, monkeypatch):
     uid = study_instance_uid("other")
     with pytest.raises(Exception, match="start `reclaim up`"):
@@ -353,8 +368,6 @@ def test_a_pacs_without_c_get_is_told_apart(site):
 
 def test_what_we_refuse_is_not_complete(tmp_path, site, monkeypatch):
     """The PACS sends one whole object and one whose UIDs disagree with the command."""
-    from pydicom import dcmread
-
     from listeners.cli.pacs import open_reception
 
     good, bad = (dcmread(path) for path in make_study(tmp_path, "refused", count=2))
@@ -375,8 +388,6 @@ def test_what_we_refuse_is_not_complete(tmp_path, site, monkeypatch):
 
 
 def test_a_pacs_that_dies_during_c_get_keeps_what_came(tmp_path, site):
-    from pydicom import dcmread
-
     from listeners.cli.pacs import open_reception
 
     (path,) = make_study(tmp_path, "dying", count=1)
