@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ async def serve(context: Context, stop: StopSignal) -> None:
         assert reception.writer is not None
         scp = StorageScp(context.settings.dicom, reception, _handlers(context))
         port = await asyncio.to_thread(scp.start)
+        gc.freeze()  # what is loaded stays: no collection walks through it while an instance waits
         reception.writer.start()
         announcement = _announce(context.settings.state_dir, port)
         reconciling = asyncio.create_task(_reconcile(context, files, stop))

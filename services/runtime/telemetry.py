@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
 from opentelemetry import metrics, trace
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.metrics import Counter, Histogram
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
@@ -29,8 +27,8 @@ CounterName: TypeAlias = Literal[
     "reclaim.dicom.associations",  # connections to the listener, by what became of them and by peer
     "reclaim.dicom.instances",  # C-STORE requests answered, by status and peer
     "reclaim.dicom.bytes",  # bytes of data sets received, by peer
-    "reclaim.studies.unmatched",  # studies that no model takes
-    "reclaim.predictions.findings",  # findings of the champions' predictions, by code and model
+    "reclaim.studies.completed",  # announcements of studies, by what completed them
+    "reclaim.commitments.finished",  # storage commitment reports delivered or given up, by outcome
     "reclaim.studies.unmatched",  # studies that no model takes
     "reclaim.predictions.findings",  # findings of the champions' predictions, by code and model
     "reclaim.events.handled",  # events of a polled batch, rejected and repeated ones included
@@ -88,6 +86,8 @@ def tracer_provider(settings: Settings, service_name: str, resource: Resource) -
     """A provider with the exporters that the settings ask for."""
     provider = TracerProvider(resource=resource)
     if settings.telemetry.otlp_endpoint:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - 6 MB that few processes need
+
         exporter = OTLPSpanExporter(f"{settings.telemetry.otlp_endpoint.rstrip('/')}/v1/traces")
         provider.add_span_processor(BatchSpanProcessor(exporter))
     if settings.telemetry.file:
@@ -136,6 +136,8 @@ def _histogram(name: str) -> Histogram:
 def _readers(settings: Settings) -> Sequence[MetricReader]:
     if not settings.telemetry.otlp_endpoint:
         return ()
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter  # noqa: PLC0415
+
     exporter = OTLPMetricExporter(f"{settings.telemetry.otlp_endpoint.rstrip('/')}/v1/metrics")
     return (PeriodicExportingMetricReader(exporter),)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -17,93 +16,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import dcmread
 from sqlmodel import select
 
 from listeners.dicom import send
 from listeners.dicom.send import send_folder
 from listeners.dicom.synthesize import StudyFacts, study_instance_uid, write_image
-from schemas.settings import Settings
 from schemas.tables import Instance, Outbox, Study
 from services.assembly.completion import complete_studies
-from services.assembly.files import ArchiveFiles, layout_of
+from services.assembly.files import ArchiveFiles
 from services.assembly.index import ArchiveIndex
 from services.assembly.reindex import enter_missing, read_stored, reindex
 from services.assembly.repository import Recorded
 from services.assembly.rules import Rules
 from services.runtime.clock import SystemClock
 from services.runtime.database import Database
-from services.runtime.identity import load_pseudonyms
+from tests.dicom_process import Process, acknowledged, dataset_of, everything_is_there_once, images, storescu
 
 ACQUIRED = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
-SERVER = """
-import asyncio
-from listeners.cli.context import open_context
-from listeners.dicom.app import build
-from services.runtime.process import run
-context = open_context()
-asyncio.run(run([build(context)], context))
-"""
-
-
-class Process:
-    """A listener in a process of its own, with the real settings, database and signal handling."""
-
-    def __init__(self, state, **options):
-        self.state = state
-        (state / "run" / "dicom.json").unlink(missing_ok=True)
-        environment = os.environ | {
-            "RECLAIM_STATE_DIR": str(state),
-            "RECLAIM_DICOM_HOST": "127.0.0.1",
-            "RECLAIM_DICOM_PORT": "0",
-            "RECLAIM_DICOM_MIN_FREE_BYTES": "0",
-        }
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, cwd=Path(__file__).parents[2], **options)
-        announcement = state / "run" / "dicom.json"
-        for _ in range(600):
-            if announcement.exists():
-                self.port = json.loads(announcement.read_text())["port"]
-                return
-            assert self.process.poll() is None, "the listener ended at start"
-            time.sleep(0.05)
-        self.kill()
-        raise AssertionError("the listener did not start")
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait(10)
-
-    def terminate(self):
-        self.process.terminate()
-        return self.process.wait(20)
-
-
-def images(folder, count, studies=4):
-    folder.mkdir()
-    for number in range(count):
-        image = np.random.default_rng(number).integers(0, 255, (64, 64), dtype=np.uint8)
-        facts = StudyFacts("MR", f"P{number % studies}", f"crash-{number % studies}", ACQUIRED, instance=number + 1)
-        write_image(folder / f"{number:03d}.dcm", image, facts)
-    return sorted(folder.glob("*.dcm"))
-
-
-def dataset_of(path):
-    return path.read_bytes()[layout_of(path).dataset_offset :]
-
-
-def storescu():
-    found = next(
-        (folder / "storescu" for folder in map(Path, ("/usr/bin", "/usr/local/bin")) if (folder / "storescu").exists()), None
-    )
-    if found is None:
-        pytest.skip("NOT TESTED against DCMTK: storescu is not installed (Debian package: dcmtk)")
-    return found
-
-
-def acknowledged(output):
-    """Files for which storescu saw status 0000, from its verbose log."""
-    sent = re.findall(r"Sending file: (\S+)(.*?)(?=Sending file:|\Z)", output, re.DOTALL)
-    return {name for name, after in sent if "Received Store Response (Success)" in after}
 
 
 @pytest.mark.dcmtk
@@ -127,32 +56,7 @@ def test_sigkill_at_random_moments_loses_nothing_acknowledged(tmp_path):
     last = Process(state)
     assert send_folder(tmp_path / "images", "127.0.0.1", last.port).outcomes == {"0000": len(paths)}
     assert last.terminate() == 0
-    _everything_is_there_once(state, paths)
-
-
-def _everything_is_there_once(state, paths):
-    database = Database(f"sqlite:///{state / 'reclaim.sqlite'}", SystemClock())
-    with database.read() as session:
-        for path in paths:
-            row = session.get(Instance, str(dcmread(path, stop_before_pixels=True).SOPInstanceUID))
-            assert dataset_of(state / "archive" / row.path) == dataset_of(path)
-        counts = {study.study_uid: study.instances for study in session.exec(select(Study))}
-        assert counts == Counter(row.study_uid for row in session.exec(select(Instance)))
-    assert len(list((state / "archive").rglob("*.dcm"))) == len(paths)
-    assert not list((state / "archive" / "incoming").iterdir())
-    for _ in range(2):
-        with database.transaction() as tx:
-            complete_studies(tx, load_pseudonyms_of(state), Rules(0.0))
-    with database.read() as session:
-        announced = Counter((row.key, json.loads(row.body)["revision"]) for row in session.exec(select(Outbox)))
-        instances = sum(series["instances"] for row in session.exec(select(Outbox)) for series in json.loads(row.body)["series"])
-    assert set(announced.values()) == {1}
-    assert instances == len(paths)
-    database.close()
-
-
-def load_pseudonyms_of(state):
-    return load_pseudonyms(Settings(state_dir=state))
+    everything_is_there_once(state, paths)
 
 
 @pytest.mark.slow
@@ -173,7 +77,7 @@ def test_acknowledged_is_on_disk_at_the_moment_of_the_kill_and_indexed_after_the
         time.sleep(0.05)
     assert found == len(paths)
     assert again.terminate() == 0
-    _everything_is_there_once(state, paths)
+    everything_is_there_once(state, paths)
     database.close()
 
 
