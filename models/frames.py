@@ -1,13 +1,13 @@
 """Decoded images of one study, before any model's preprocessing. DICOM files and plain arrays meet here."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.findings import Finding, merged
+from models.findings import Finding
 from models.planes import Plane
 from models.voi import FloatArray, Voi, Window
 
@@ -68,10 +68,6 @@ class Frames:
             raise ValueError(msg)
         voi = None if window is None else Window((window[0] + window[1]) / 2, window[1] - window[0], "LINEAR_EXACT")
         return cls(tuple(Frame(np.asarray(image, dtype=np.float32), voi) for image in stacked))
-
-    def of_series(self, findings: Iterable[Finding], planes: Iterable[Plane | None]) -> "Frames":
-        """The same frames with the series' findings before their own, and with their planes."""
-        return replace(self, findings=merged((*findings, *self.findings)), planes=tuple(planes))
 
 
 def full_range(values: FloatArray) -> Window:

@@ -1,5 +1,6 @@
 """One path from files or arrays to tensors: ordering, choice of slices, intensities, geometry."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_dicom_and_array_give_the_same_tensor(tmp_path):
 
 def test_a_missing_window_falls_back_to_percentiles_and_says_so():
     image = np.linspace(0, 1000, 64 * 64, dtype=np.float32).reshape(64, 64)
-    frames = Frames.from_array(image).of_series([Finding("window_missing")], [])
+    frames = Frames((Frame(image),), (Finding("window_missing"),))
     window = prepare(frames, PreprocessingSpec(size=(64, 64)))
     percentile = prepare(frames, PreprocessingSpec(size=(64, 64), intensity=PercentileRange()))
     torch.testing.assert_close(window.tensor, percentile.tensor)
@@ -226,3 +227,19 @@ def test_normalisation_is_mean_and_std_of_the_display_range():
 def test_no_frames_is_unsuitable():
     with pytest.raises(UnsuitableStudy):
         prepare(Frames(()), PLAIN)
+
+
+def test_a_long_series_is_not_held_decoded_as_a_whole(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 1000, (256, 256)).astype(np.int16)
+    common = {"Rows": 256, "Columns": 256, "PixelData": pixels.tobytes()}
+    paths = [write_slice(tmp_path, number, 2.0 * number, 0, **common) for number in range(60)]
+    spec = PreprocessingSpec(size=(16, 32, 32), intensity=PercentileRange())
+    load_study(paths[:2], spec)
+    tracemalloc.start()
+    try:
+        load_study(paths, spec)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # As float32 the decoded slices would be 60 x 256 KiB = 15 MiB.
+    assert peak < 6 * 2**20
