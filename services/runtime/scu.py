@@ -215,4 +215,4 @@ def _why_not(made: Any, peer: Peer, calling_ae: str) -> Exception:
         return PeerAcceptsNothing(f"{peer.address} accepts none of the proposed types, or aborted the association")
     if peer.tls:
         return PeerAway(f"nobody answers at {peer.address} with TLS: is it up, and do both sides trust each other's certificate?")
-    return PeerAway(f"nobody who speaks DICOM answers at {peer.address}: is the receiver running?")
+    return PeerAway(f"nobody who speaks DICOM answers at {peer.address}: is it running, and are host and port right?")
