@@ -21,6 +21,7 @@ from services.assembly.repository import (
 )
 from services.assembly.rules import Evidence, Judgement, Named, Rules, judge
 from services.assembly.studies import on_complete
+from services.runtime import telemetry
 from services.runtime.archive import series_folder
 from services.runtime.identity import Pseudonyms
 from services.runtime.transaction import Transaction
@@ -79,6 +80,7 @@ def _complete(tx: Transaction, study: Study, series: Sequence[SeriesRow], judgem
     if announce:
         study.announced_at = tx.clock.now()
         event = study_received(study, series, pseudonyms, judgement.completed_by)
+        telemetry.count("reclaim.studies.completed", completed_by=judgement.completed_by)
         tx.emit(STUDY_RECEIVED, event, event_id=f"{study.study_key}:{study.revision}", cause=study.traceparent or None)
     return announce
 

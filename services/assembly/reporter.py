@@ -30,6 +30,7 @@ from services.assembly.announcement_repository import (
     stored_of,
 )
 from services.assembly.commitments import Reference, Report, next_attempt, report_on
+from services.runtime import telemetry
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.health import pause
 from services.runtime.scu import Peer, PeerLost, PeerRefuses, Timeouts, association, peers, status_words
@@ -116,6 +117,7 @@ class Reporter:
         with self._database.transaction() as tx:
             mark_committed(tx, owed.transaction_uid)
             settle(tx, owed.transaction_uid, CommitmentState.REPORTED, owed.attempts + 1)
+        telemetry.count("reclaim.commitments.finished", outcome="failures" if report.failed else "committed")
         level = logging.WARNING if report.failed else logging.INFO
         text = "SCM-101 %s has its commitment report: %d instances committed, %d not"
         logger.log(level, text, owed.peer_ae, len(report.committed), len(report.failed))
@@ -144,6 +146,7 @@ class Reporter:
                 return
             settle(tx, owed.transaction_uid, CommitmentState.GIVEN_UP, attempts)
             tx.audit("assembly", "commitment.given_up", request, peer=owed.peer_ae, attempts=attempts)
+        telemetry.count("reclaim.commitments.finished", outcome=CommitmentState.GIVEN_UP)
         logger.error(
             "SCM-302 commitment report %s to %s is given up after %d attempts (%s): mend it or dicom.peers, then have it ask again",
             request,

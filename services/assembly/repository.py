@@ -205,7 +205,7 @@ def studies_to_look_at(tx: Transaction, limit: int) -> Sequence[Study]:
     query = (
         select(Study)
         .where(col(Study.state) == StudyState.OPEN, due)
-        .order_by(col(Study.look_at), col(Study.study_uid))
+        .order_by(col(Study.look_at).nulls_first(), col(Study.study_uid))
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
