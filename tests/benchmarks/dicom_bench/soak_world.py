@@ -36,16 +36,15 @@ class World:
         self.address = ("127.0.0.1", free_port())
         self.lives: Counter[str] = Counter()
         self.peak_bytes = 0
+        self.brokers_lost = 0
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._broker = EmbeddedBroker(folder / "broker.log")
+        self._seen: Counter[tuple[str, int]] = Counter()
         self._database = database
         self._logs: list[IO[bytes]] = []
 
     def __enter__(self) -> Self:
         self.state.mkdir(parents=True, exist_ok=True)
-        self._broker.start()
-        asyncio.run(ensure_topics(KafkaSettings(bootstrap=self._broker.bootstrap, embedded=True)))
-        self.reader = BusReader(self._broker.bootstrap)
+        self._start_broker()
         for name in SERVICES:
             self.start(name)
         return self
@@ -71,6 +70,19 @@ class World:
         if name == "dicom":
             self._wait_until_it_answers()
 
+    def replace_broker(self) -> None:
+        """SIGKILL to the broker, which forgets everything, and what `reclaim up` does then: clients end, another broker starts."""
+        self._broker.kill()
+        self.kill("relay")
+        self.reader.stop()
+        self._start_broker()
+        self.start("relay")
+
+    def _start_broker(self) -> None:
+        self._broker = EmbeddedBroker(self._folder / "broker.log").start()
+        asyncio.run(ensure_topics(KafkaSettings(bootstrap=self._broker.bootstrap, embedded=True)))
+        self.reader = BusReader(self._broker.bootstrap, self._seen)
+
     @property
     def environment(self) -> dict[str, str]:
         """Settings: as installed, but for places, a short quiet period and no spans."""
@@ -89,12 +101,14 @@ class World:
 
     def kill(self, name: str) -> None:
         """SIGKILL."""
-        self.watch()
         self._processes[name].kill()
         self._processes[name].wait()
 
     def watch(self) -> None:
-        """Note the listener's memory; raises RuntimeError where a service ended of itself."""
+        """Note the listener's memory, replace a broker that is gone; raises RuntimeError where a service ended of itself."""
+        if not self._broker.alive():
+            self.brokers_lost += 1
+            self.replace_broker()
         self.peak_bytes = max(self.peak_bytes, resident_bytes(self._processes["dicom"].pid))
         for name, process in self._processes.items():
             if process.poll() is not None:
@@ -121,10 +135,10 @@ class World:
 
 
 class BusReader:
-    """Reads every study event from the bus, in a thread of its own: (study key, revision) to how often it came."""
+    """Reads every study event of one broker, in a thread of its own; `seen` counts (study key, revision)."""
 
-    def __init__(self, bootstrap: str) -> None:
-        self.seen: Counter[tuple[str, int]] = Counter()
+    def __init__(self, bootstrap: str, seen: Counter[tuple[str, int]]) -> None:
+        self.seen = seen
         self._bootstrap, self._stopping = bootstrap, threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._read()), name="bus-reader")
         self._thread.start()
@@ -142,4 +156,5 @@ class BusReader:
                 for records in (await consumer.getmany(timeout_ms=200)).values():
                     self.seen.update((record.key.decode(), json.loads(record.value)["revision"]) for record in records)
         finally:
-            await consumer.stop()
+            with contextlib.suppress(asyncio.CancelledError):  # of its own tasks, where the broker is gone
+                await consumer.stop()
