@@ -5,6 +5,7 @@ Memory is bounded whatever is sent: so many requests at once, so many instances 
 
 import asyncio
 import errno
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -94,7 +95,8 @@ class Door:
         status = found.status()
         log = logger.info if status == 200 else logger.warning
         log("WEB-001 STOW-RS request answered %d: %d of %d instances stored", status, found.stored, len(found.results))
-        response = web.json_response(found.as_json(), status=status, content_type=JSON)
+        # Without charset parameter: the media type has none (RFC 8259 §11, which it follows), and clients compare it as a whole.
+        response = web.Response(body=json.dumps(found.as_json()).encode(), status=status, headers={"Content-Type": JSON})
         if status in (503, 507):
             response.headers["Retry-After"] = RETRY_AFTER_S
         if not to_the_end:

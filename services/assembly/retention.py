@@ -133,7 +133,8 @@ def _take_out_study(tx: Transaction, archive: Path, study: Study, before: dateti
     tx.session.add_all([study, *instances])
     size = sum(instance.size for instance in instances)
     detail = {"instances": len(instances), "bytes": size, "conflicts": conflicts, "before": before.isoformat()}
-    tx.audit(actor, "study.purged", study.study_key, **detail)
+    if instances or conflicts:
+        tx.audit(actor, "study.purged", study.study_key, **detail)
     return Purged(1, len(instances), size)
 
 
