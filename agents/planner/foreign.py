@@ -128,7 +128,8 @@ GERMAN: Final = Language(
         (r"\bschalte? " + _X + r" (?:ab|aus)\b", r"stop serving \g<x>"),
         (r"\bhalte " + _X + r" an\b", r"stop serving \g<x>"),
         (r"\bnimm " + _X + r" (?:aus dem (?:dienst|betrieb)|vom netz|offline)\b", r"stop serving \g<x>"),
-        (r"\b(?:stoppe?|pausiere|deaktiviere)\b", "stop serving"),
+        (r"\b(?P<x>[\w-]+) (?:stoppen|anhalten|abschalten|ausschalten|pausieren|deaktivieren)\b", r"stop \g<x>"),
+        (r"\bstopp\b", "stoppe"),
         (
             r"\b(?:rolle?|setze?|stelle?|geh|gehe|wechsle|kehre) "
             + _X
@@ -198,7 +199,9 @@ GERMAN: Final = Language(
         partially="teilweise",
         retrain="trainiere trainier nachtrainieren nachtrainiere feintune",
         retrained="nachtrainiert",
-        stop_serving="stoppen anhalten abschalten ausschalten",
+        stop="stoppe stoppen anhalten abschalten ausschalten",
+        pause="pausiere",
+        disable="deaktiviere",
         stopped="gestoppt angehalten",
         rolled_back="zuruckgerollt zuruckgesetzt",
         request="anfordern",
@@ -252,7 +255,7 @@ FRENCH: Final = Language(
         (r"\bne " + _X + r" pas\b", r"do not \g<x>"),
         (r"\b(?:faut-il|faut il|devrions-nous|devrions nous)\b", "should we"),
         (r"\b(?:peux|pouvez|pourriez|pourrais)[- ](?:tu|vous)\b", "could you"),
-        (r"\b(?:arrete|arretez)\b", "stop serving"),
+        (r"\b(?:arrete|arretez)\b", "stop"),
         (r"\bs'il (?:te|vous) plait\b", "please"),
     ),
     words=_words(

@@ -17,6 +17,7 @@ from listeners.cli import site_checks
 from listeners.cli.findings import Finding
 from schemas.settings import Settings
 from schemas.tables import ModelVersion
+from services.runtime import registry
 from services.runtime.clock import SystemClock
 from services.runtime.database import Database, reason_of
 from services.runtime.errors import InvalidInput, Transient
@@ -30,8 +31,8 @@ def examine(settings: Settings) -> list[Finding]:
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _disk,
         site_checks.permissions,
-        _database,
         site_checks.pseudonym_key,
+        _database,
         _broker,
         _dicom,
         _peers,
@@ -162,8 +163,8 @@ def _bundles(settings: Settings) -> Iterator[Finding]:
     database = Database.from_settings(settings, SystemClock())
     with database.read() as session:
         wanted = select(ModelVersion).where(col(ModelVersion.state).in_(("champion", "challenger")))
-        rows = list(session.exec(wanted))
-    if not rows:
+        rows, any_model = list(session.exec(wanted)), bool(registry.models(session))
+    if not any_model:
         yield Finding("models", "none registered", "`reclaim models train` or `reclaim models register`, or try `reclaim demo`")
     for row in rows:
         try:

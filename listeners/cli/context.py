@@ -54,7 +54,7 @@ def ask_leave(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise InvalidInput(f"{question} Say --yes: there is no terminal to ask at")
+        raise InvalidInput(f"say --yes, there is no terminal to ask at: {question}")
     if not typer.confirm(question, default=False):
         console.print("nothing done")
         raise typer.Exit(1)

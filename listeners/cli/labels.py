@@ -31,7 +31,7 @@ def import_file(
     from listeners.labels.csv_import import import_csv
 
     context = open_context()
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("importing", total=None)
         summary = import_csv(context, file, source=source, on_progress=lambda rows: progress.update(task, completed=rows))
     console.print(escape(summary.text()), soft_wrap=True)

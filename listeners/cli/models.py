@@ -15,6 +15,7 @@ from listeners.cli.context import ask_leave, console, open_context, show
 from schemas.tables import ModelVersion
 from schemas.vocabulary import Modality, VersionState
 from services.runtime import registry
+from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def train(
             progress.update(bar, completed=row.epoch, description=words)
 
         version = train_and_register(context, request, show, _accept(yes=yes, before=progress.stop))
+        progress.update(bar, completed=epochs, description="trained")
     _tell(context, version)
 
 
@@ -133,8 +135,10 @@ def promote(
     with context.database.read() as session:
         champion = registry.model(session, name).champion
         state = registry.version(session, name, version).state
+    if state == VersionState.CHAMPION:
+        raise InvalidInput(f"version {version} of {name!r} serves already")
     if state == VersionState.ARCHIVED:
-        raise typer.BadParameter(f"version {version} has served before: reclaim models rollback {name} --to {version}")
+        raise InvalidInput(f"version {version} of {name!r} has served before: reclaim models rollback {name} --to {version}")
     if champion is None:
         _begin(context, name, version, actor, reason, _accept(yes=yes))
     else:
@@ -151,8 +155,9 @@ def _begin(context: Context, name: str, version: int, actor: str, reason: str, a
         raise typer.Exit(1)
     with context.database.transaction() as tx:
         registry.lock_model(tx.session, name)
-        registry.begin_serving(tx, name, version, actor=actor, reason=reason, baseline=found.text)
-    console.print(f"{name}: version {version} serves; it passed by its baseline ({found.text})", soft_wrap=True)
+        registry.begin_serving(tx, name, version, actor=actor, reason=reason, baseline=found.text, at_chance=found.at_chance)
+    why = "on your word, against its baseline" if found.at_chance else f"it passed by its baseline: {found.text}"
+    console.print(f"{name}: version {version} serves; {why}", soft_wrap=True)
 
 
 def _judge(context: Context, name: str, version: int, actor: str, reason: str) -> None:
@@ -199,7 +204,7 @@ def retire(
     console.print(f"{name}: retired version {', '.join(map(str, gone))}")
     if serves:
         back = f", or bring one back: reclaim models rollback {name} --to {left[0]}" if left else ""
-        console.print(f"No version of {name} serves now. The next `reclaim models train` or `register` of {name} will{back}")
+        console.print(f"No version of {name} serves now. The next one you train or register will{back}", soft_wrap=True)
 
 
 @app.command()
@@ -267,11 +272,15 @@ def _tell(context: Context, version: ModelVersion) -> None:
         owner = registry.model(session, version.model)
     console.print(f"registered {version.model} version {version.version} ({version.state})")
     if version.state == VersionState.CHAMPION:
-        serves = "It serves from the next study on." if owner.serving else f"{version.model} is stopped: reclaim models resume"
-        console.print(serves if owner.serving else f"{serves} {version.model}", soft_wrap=True)
-    else:
-        why = f"Version {owner.champion} goes on serving" if owner.champion else "No version serves"
-        console.print(f"{why}. To have this one judged: reclaim models promote {version.model} {version.version} --reason …")
+        stopped = f"{version.model} is stopped: reclaim models resume {version.model}"
+        console.print("It serves from the next study on." if owner.serving else stopped, soft_wrap=True)
+        return
+    promote = f"reclaim models promote {version.model} {version.version} --reason …"
+    if owner.champion:
+        console.print(f"Version {owner.champion} goes on serving. To have the gate judge this one: {promote}", soft_wrap=True)
+        return
+    console.print(f"It does not serve, and no other does. Train it anew, or take it as it is: {promote}", soft_wrap=True)
+    raise typer.Exit(1)
 
 
 def _accept(*, yes: bool, before: Callable[[], None] = lambda: None) -> "Accept":

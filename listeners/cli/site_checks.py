@@ -96,7 +96,7 @@ def _backlog(session: Session, now: datetime, *, at_work: bool) -> Finding:
     age = (now - oldest).total_seconds() if oldest else 0.0
     if not count:
         return Finding("outbox", "no event waits for the bus")
-    found = f"{count} events wait for the bus, the oldest for {_age(age)}"
+    found = f"{count} event{'s wait' if count > 1 else ' waits'} for the bus, the oldest for {_age(age)}"
     if not at_work:
         return Finding("outbox", found, f"they go out when the service runs: {HOW_TO_START}")
     late = age > LATE_S

@@ -32,7 +32,7 @@ def send(
     else:
         number, calling = port or loaded.dicom.port, calling_ae or "RECLAIM_SCU"
         receiver = scu.Peer(f"{host}:{number}", called_ae or loaded.dicom.ae_title, host, number)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sending", total=None)
 
         def show(done: int, total: int) -> None:

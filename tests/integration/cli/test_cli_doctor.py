@@ -110,7 +110,7 @@ def test_events_that_do_not_go_out_are_a_fault(site: Context) -> None:
         old = tx.clock.now() - timedelta(minutes=10)
         tx.session.add(Outbox(event_id="e", topic="t", key="k", headers={}, body=b"", created_at=old))
     found = one(site_checks.service(site.settings), "outbox")
-    assert (found.bad, found.found) == (True, "1 events wait for the bus, the oldest for 10 minutes")
+    assert (found.bad, found.found) == (True, "1 event waits for the bus, the oldest for 10 minutes")
 
 
 def test_waiting_dead_letters_and_a_stopped_service_are_told(site: Context) -> None:
