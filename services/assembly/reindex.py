@@ -10,6 +10,7 @@ from typing import Final
 
 from pydicom import dcmread
 
+from services.assembly.conflicts import keep_aside
 from services.assembly.files import ArchiveFiles, NotPart10Error, dataset_digest, layout_of, study_folders
 from services.assembly.headers import KEYWORDS, MissingElement, UnreadableHeader, facts_of
 from services.assembly.index import ArchiveIndex, StoredFile
@@ -29,6 +30,7 @@ class ReindexSummary:
     files: int = 0
     indexed: int = 0
     stale: int = 0
+    aside: int = 0
     unreadable: list[str] = field(default_factory=list)
     misplaced: list[str] = field(default_factory=list)
     lost: int = 0
@@ -42,6 +44,8 @@ class ReindexSummary:
             lines.append(f"{len(self.unreadable)} files cannot be read, e.g. {self.unreadable[0]}: restore them from a backup.")
         if self.misplaced:
             lines.append(f"{len(self.misplaced)} files are not what the index knows under their UID, e.g. {self.misplaced[0]}.")
+        if self.aside:
+            lines.append(f"{self.aside} objects with the UID of another study or series were put under conflicts/.")
         if self.lost:
             lines.append(f"{self.lost} indexed instances have no file: restore the archive, or send the studies again.")
         return "\n".join(lines)
@@ -72,7 +76,7 @@ def enter_missing(context: Context, files: ArchiveFiles, stopped: Callable[[], b
         for path in sorted(missing, key=lambda path: (path.stat().st_mtime_ns, path)):
             if stopped():
                 return summary
-            _enter(index, files.root, path, summary)
+            _enter(index, files, path, summary)
     return summary
 
 
@@ -103,18 +107,29 @@ def read_stored(path: Path) -> StoredFile:
     return StoredFile(facts, syntax, layout.size - layout.dataset_offset, dataset_digest(path), received_at, source[:16])
 
 
-def _enter(index: ArchiveIndex, root: Path, path: Path, summary: ReindexSummary) -> None:
-    name = path.relative_to(root).as_posix()
+def _enter(index: ArchiveIndex, files: ArchiveFiles, path: Path, summary: ReindexSummary) -> None:
+    name = path.relative_to(files.root).as_posix()
     try:
-        recorded = enter_file(index, root, path)
+        recorded = enter_file(index, files.root, path)
+        if recorded is Recorded.CONFLICT:
+            _settle_conflict(index, files, path, summary)
     except (NotPart10Error, UnreadableHeader, MissingElement) as error:
         summary.unreadable.append(name)
         logger.warning("ASM-301 %s cannot be indexed (%s): restore it from a backup or move it away", name, type(error).__name__)
         return
-    if recorded is Recorded.CONFLICT:
-        summary.misplaced.append(name)
-        logger.warning("ASM-302 %s is not what the index knows under its UID: compare the two files, keep one", name)
     summary.indexed += recorded is Recorded.NEW
+
+
+def _settle_conflict(index: ArchiveIndex, files: ArchiveFiles, path: Path, summary: ReindexSummary) -> None:
+    """A UID that another study or series has goes aside, as at reception; a file that lies in a foreign place is reported."""
+    name = path.relative_to(files.root).as_posix()
+    if index.path_of(read_stored(path).facts) == name:
+        kept_as = keep_aside(files, index, path, name)
+        summary.aside += 1
+        logger.warning("ASM-303 a UID of another study or series was used again; the object is kept as %s", kept_as)
+        return
+    summary.misplaced.append(name)
+    logger.warning("ASM-302 %s is not what the index knows under its UID: compare the two files, keep one", name)
 
 
 def _count_lost(database: Database, root: Path) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from sqlmodel import select
 
 from listeners.dicom import send
@@ -155,6 +156,26 @@ def test_a_file_in_a_foreign_place_is_not_entered(published):
     shutil.copy(path, other)
     summary = enter_missing(context, files, lambda: False)
     assert (summary.indexed, len(summary.misplaced)) == (1, 1)
+
+
+def test_a_uid_of_another_study_goes_aside_at_the_next_start(published, tmp_path):
+    """As after a crash between the answer and the row: the index alone knows that the UID is taken."""
+    context, files, first = published
+    enter_missing(context, files, lambda: False)
+    other = tmp_path / "other.dcm"
+    write_image(other, np.zeros((8, 8), dtype=np.uint8), StudyFacts("CT", "P1", "between", ACQUIRED))
+    dataset = dcmread(other)
+    dataset.StudyInstanceUID = f"{dataset.StudyInstanceUID[:50]}.1"
+    dataset.save_as(other)
+    index = ArchiveIndex(context.database, context.pseudonyms)
+    relative = index.path_of(read_stored(other).facts)
+    assert files.publish(files.write([other.read_bytes()]), relative)
+    for aside in (1, 0):
+        summary = enter_missing(context, files, lambda: False)
+        assert (summary.indexed, summary.aside, summary.misplaced) == (0, aside, [])
+    assert not (files.root / relative).exists()
+    assert len(list((files.root / "conflicts").rglob("*.dcm"))) == 1
+    assert first.exists()
 
 
 def test_dead_processes_leave_nothing_and_living_ones_keep_theirs(tmp_path):
