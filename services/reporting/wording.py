@@ -107,37 +107,6 @@ _MEASURED: Final[dict[str, str]] = {
     "labels_of_no_class": "Labels that are no class of the model",
 }
 _OWNERS: Final = {"champion": "before", "challenger": "after", "macro_recall": "all classes together"}
-_MEASURED: Final[dict[str, str]] = {
-    "gate_cases": "Cases of the gate",
-    "gate_patients": "Patients of the gate",
-    "mcnemar_wins": "Patients read better by the new version",
-    "mcnemar_losses": "Patients read worse by the new version",
-    "mcnemar_p": "p of the exact McNemar test",
-    "gate_judgement": "Which judgement on these patients",
-    "gate_level": "Level of this judgement",
-    "gate_cases_needed": "Cases of the gate that would show the gain",
-    "accuracy_gain_low": "Gain of accuracy, lower limit",
-    "accuracy_gain_high": "Gain of accuracy, upper limit",
-    "macro_recall_gain_low": "Gain of macro recall, lower limit",
-    "macro_recall_gain_high": "Gain of macro recall, upper limit",
-    "calibration_error_low_champion": "Calibration error before, lower limit",
-    "calibration_error_high_champion": "Calibration error before, upper limit",
-    "calibration_error_low_challenger": "Calibration error after, lower limit",
-    "calibration_error_high_challenger": "Calibration error after, upper limit",
-    "calibration_error_loss_low": "Rise of the calibration error, lower limit",
-    "baseline_cases": "Cases of the old test set",
-    "baseline_loss": "Recall lost on the old test set",
-    "baseline_loss_upper": "Recall lost on the old test set, at most",
-    "gate_loss": "Recall lost on the gate's cases",
-    "gate_loss_upper": "Recall lost on the gate's cases, at most",
-    "baseline_classes_absent": "Classes that the old test set does not show",
-    "gate_classes_absent": "Classes that the gate's cases do not show",
-    "latency_ratio": "Time of the new version over that of the old",
-    "tune_cases": "Cases to learn from",
-    "labels_needed": "Labels needed",
-    "labels_of_no_class": "Labels that are no class of the model",
-}
-_OWNERS: Final = {"champion": "before", "challenger": "after", "macro_recall": "all classes together"}
 _STARTS: Final = ("since", "estimated_start", "start")
 _EVIDENCE: Final[dict[str, str]] = {
     "class": "Class behind the evidence",
