@@ -146,6 +146,7 @@ def open_association(
         tls_args=(_tls_context(peer.tls), peer.host) if peer.tls else None,
     )
     if made.is_established:
+        _keep_answers(made)
         return made
     raise _why_not(made, peer, calling_ae)
 
@@ -177,6 +178,16 @@ def _limit_silence(event: Any, seconds: float) -> None:
     connection: socket.socket = event.assoc.dul.socket.socket
     connection.settimeout(seconds)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _keep_answers(made: Any) -> None:
+    """Leave every message to the operation that waits for it.
+
+    The library's own thread, meant to pause during an operation, can wake late and take the answer off the queue, which then
+    looks like a peer that fell silent. It asks without blocking; an operation blocks.
+    """
+    take = made.dimse.get_msg
+    made.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
 
 
 def _acknowledge_at_once(event: Any) -> None:

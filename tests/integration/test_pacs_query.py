@@ -16,12 +16,14 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
+from pynetdicom.presentation import build_context
 from sqlmodel import select
 from typer.testing import CliRunner
 
 from listeners.cli.main import app
 from listeners.dicom.app import build
 from listeners.dicom.peers import verify
+from listeners.dicom.presentation import VERIFICATION
 from listeners.dicom.query import STUDY_ROOT_FIND, StudyMatch, StudyQuery, find_series, find_studies
 from listeners.dicom.retrieve import MOST_CONTEXTS, STUDY_ROOT_GET, STUDY_ROOT_MOVE, get_study, move_study, storage_contexts
 from listeners.dicom.synthesize import study_instance_uid
@@ -164,6 +166,26 @@ def test_a_peer_that_accepts_and_falls_silent_ends_after_the_time_out():
         with pytest.raises(PeerLost, match="in time"):
             verify(Peer("x", "TEST", "127.0.0.1", number), "RECLAIM", QUICK)
         assert time.monotonic() - began < 2.5
+
+
+class LateReactor(threading.Event):
+    """Holds the library's thread back between its being let go and its look at the queue, as a busy machine does."""
+
+    def wait(self, timeout=None):
+        reached = super().wait(timeout)
+        time.sleep(0.005)
+        return reached
+
+
+def test_no_answer_is_lost_to_the_library_s_own_thread():
+    with scp({}) as number:
+        peer = Peer("x", "TEST", "127.0.0.1", number)
+        with scu.association(peer, [build_context(VERIFICATION)], calling_ae="RECLAIM", timeouts=QUICK) as opened:
+            late = LateReactor()
+            late.set()
+            opened._reactor_checkpoint = late
+            for _ in range(100):
+                assert opened.send_c_echo().get("Status") == 0x0000
 
 
 # Queries
