@@ -24,21 +24,23 @@ SENT = 8
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_thousand_instances_under_faults_are_acknowledged_stored_and_announced(tmp_path):
-    command = [
-        sys.executable,
-        BENCHMARKS / "soak.py",
-        "2000",
-        "--senders",
-        "4",
-        "--state",
-        tmp_path,
-        "--json",
-        tmp_path / "soak.json",
-    ]
+    _soak(tmp_path, 2000)
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+@pytest.mark.timeout(600)
+def test_the_same_on_postgresql(tmp_path, postgres_database_url):
+    _soak(tmp_path, 1000, "--database", postgres_database_url)
+
+
+def _soak(tmp_path, count, *options):
+    command = [sys.executable, BENCHMARKS / "soak.py", str(count), "--senders", "4", "--state", tmp_path, *options]
+    command += ["--json", tmp_path / "soak.json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=BENCHMARKS.parents[1], check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     happened = {row["what"]: row["value"] for row in json.loads((tmp_path / "soak.json").read_text())["rows"]}
-    assert happened["instances acknowledged"] == 2000
+    assert happened["instances acknowledged"] == count
     for fault in (
         "SIGKILL of dicom",
         "SIGKILL of assembly",
