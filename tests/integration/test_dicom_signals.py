@@ -1,12 +1,14 @@
 """MPPS and storage commitment handlers as functions: every status they answer, what they keep, and that nothing breaks them."""
 
 import logging
+from io import BytesIO
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pynetdicom.dsutils import decode
 from sqlmodel import select
 
 from listeners.dicom.commitment import commitment_handlers
@@ -262,4 +264,33 @@ def test_any_data_set_gets_a_status(mpps, commitment, tree, status, uid, field):
         if field == N_SET_RQ:
             allowed.add(0x0110)
     assert reply.status in allowed
+    assert reply.status != 0x0110 or reply.elements.get("ErrorID") == 0xA710
+
+
+def element(group, number, value):
+    return group.to_bytes(2, "little") + number.to_bytes(2, "little") + len(value).to_bytes(4, "little") + value
+
+
+READ = [(0x0008, 0x1195), (0x0008, 0x1199), (0x0020, 0x000D), (0x0040, 0x0252), (0x0040, 0x0270), (0x0040, 0x0340)]
+ELEMENTS = st.lists(
+    st.builds(
+        lambda tag, value: element(*tag, value),
+        st.sampled_from(
+            [(0x0008, 0x1195), (0x0008, 0x1199), (0x0020, 0x000D), (0x0040, 0x0252), (0x0040, 0x0270), (0x0040, 0x0340)]
+        ),
+        st.binary(max_size=60) | st.just(element(0xFFFE, 0xE000, element(0x0020, 0x000D, b"1.2.3 "))),
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ELEMENTS, st.sampled_from([N_CREATE_RQ, N_SET_RQ, N_ACTION_RQ]))
+def test_any_bytes_get_a_status_and_never_count_as_our_defect(mpps, commitment, elements, field):
+    """Implicit VR: the elements that the handlers read, with any bytes in them."""
+    try:
+        data = decode(BytesIO(b"".join(elements)), True, True)
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds
+        return  # the association answers 0110 before any handler is asked
+    reply = commitment(data) if field == N_ACTION_RQ else mpps(field, data, uid="1.2.840.1")
     assert reply.status != 0x0110 or reply.elements.get("ErrorID") == 0xA710
