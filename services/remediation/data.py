@@ -62,13 +62,18 @@ def load(
         prepared = list(pool.map(read, studies))
     labels = tuple(spec.classes.index(study.label) for study in studies)
     patients, keys = tuple(study.patient for study in studies), tuple(study.key for study in studies)
-    return TensorSet(tuple(each.tensor for each in prepared), labels, patients, keys)
+    findings = {key: each.codes for key, each in zip(keys, prepared, strict=True) if each.findings}
+    return TensorSet(tuple(each.tensor for each in prepared), labels, patients, keys, findings)
 
 
 def combine(first: TensorSet, second: TensorSet) -> TensorSet:
     """Both sets, one after the other."""
     return TensorSet(
-        first.studies + second.studies, first.labels + second.labels, first.patients + second.patients, first.keys + second.keys
+        first.studies + second.studies,
+        first.labels + second.labels,
+        first.patients + second.patients,
+        first.keys + second.keys,
+        {**first.findings, **second.findings},
     )
 
 

@@ -1,19 +1,24 @@
 """A feed is called broken for doubts that are far commoner now than before and in the test set, and for nothing else."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
+from pydicom.data import get_testdata_file
 
-from models.data import TensorSet
+from models.data import LabelledStudy, TensorSet
 from models.scoring import ScoredCase, score
+from models.spec import ModelSpec, PercentileRange, PreprocessingSpec
 from schemas.tables import BaselineCase
 from schemas.vocabulary import Diagnosis
 from services.evaluation.detector import Thresholds
 from services.evaluation.diagnosis import Cause, feed_doubt
 from services.evaluation.evaluate import Material, evaluate
 from services.evaluation.stream import StreamCase
+from services.remediation import data
 from services.runtime.identity import Pseudonyms
 from services.runtime.registration import baseline_rows
 
@@ -130,3 +135,17 @@ def test_a_baseline_keeps_the_findings_of_its_cases():
         ScoredCase("two", "q", "b", "a", {"a": 1.0, "b": 0.0}, ("slice_gap",)),
     ]
     assert [row.findings for row in baseline_rows("m", 1, scored, {}, Pseudonyms(b"k" * 32))] == [[], ["slice_gap"]]
+
+
+def test_a_repairs_data_keep_the_findings_that_its_baseline_will_be_compared_by(tmp_path):
+    ct = pydicom.dcmread(str(get_testdata_file("CT_small.dcm", download=False)))
+    ct.RescaleSlope = "0"
+    ct.save_as(tmp_path / "odd.dcm")
+    plain = Path(str(get_testdata_file("CT_small.dcm", download=False)))
+    studies = [LabelledStudy(key, (path,), "a", "p") for key, path in (("odd", tmp_path / "odd.dcm"), ("plain", plain))]
+    spec = ModelSpec(
+        name="m", task="t", classes=("a", "b"), preprocessing=PreprocessingSpec(size=(16, 16), intensity=PercentileRange())
+    )
+    loaded = data.load(studies, spec, None)
+    assert loaded.findings == {"odd": ("rescale_absurd",)}
+    assert data.combine(loaded.subset([1]), loaded.subset([0])).findings == {"odd": ("rescale_absurd",)}
