@@ -41,7 +41,10 @@ Modality = Annotated[str, typer.Option(help="Only studies with this modality, e.
 
 @app.command("list")
 def list_peers() -> None:
-    """The peers in the settings."""
+    """The peers in the settings.
+
+    Example: reclaim pacs list
+    """
     from services.runtime import scu
 
     loaded = load_settings()
@@ -59,7 +62,10 @@ def list_peers() -> None:
 
 @app.command()
 def echo(names: Annotated[list[str] | None, typer.Argument(help="Peers to test; default: all")] = None) -> None:
-    """Ask peers with C-ECHO whether they talk to us. Exit code 1 when one does not."""
+    """Ask peers with C-ECHO whether they talk to us. Exit code 1 when one does not.
+
+    Example: reclaim pacs echo pacs
+    """
     from listeners.dicom.peers import verify
     from services.runtime import scu
 
@@ -94,7 +100,10 @@ def find(
         bool, typer.Option("--identities", help="Print patient's name and ID, accession and description")
     ] = False,
 ) -> None:
-    """Look for studies with C-FIND. Give at least one of --study, --accession, --patient, --since, --until."""
+    """Look for studies with C-FIND. Give at least one of --study, --accession, --patient, --since, --until.
+
+    Example: reclaim pacs find pacs --since 2026-03-01 --modality MR
+    """
     from listeners.dicom.query import find_series, find_studies
     from services.runtime import scu
 
@@ -142,6 +151,8 @@ def fetch(
 
     Fetched studies are treated as any received one: stored, announced, scored where a model is meant for them. What is
     here already is not fetched again. Exit code 1 when something is missing at the end; run it again to get the rest.
+
+    Example: reclaim pacs fetch pacs --accession 4711
     """
     from listeners.dicom.query import find_studies
     from services.runtime import scu
@@ -174,7 +185,10 @@ def results(
     everything: Annotated[bool, typer.Option("--all", help="Also those that the PACS has")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Newest so many")] = 50,
 ) -> None:
-    """Results on their way to the PACS: what waits, since when and why. What was given up is in `reclaim dead-letters list`."""
+    """Results on their way to the PACS: what waits, since when and why. What was given up is in `reclaim dead-letters list`.
+
+    Example: reclaim pacs results
+    """
     from sqlmodel import col, select
 
     from schemas.results import ResultJob

@@ -194,7 +194,7 @@ COMMANDS: list[tuple[list[str], dict[str, str], int, str]] = [
     (["labels", "import", "no-such-file.csv"], {}, 2, "no-such-file.csv"),
     (["models", "rollback", "nobody"], {}, 2, "nobody"),
     (["models", "stop", "nobody"], {}, 2, "nobody"),
-    (["models", "register", "no-such-bundle", "--dataset", "none.csv"], {}, 2, "no-such-bundle"),
+    (["models", "register", "no-such-bundle", "--dataset", "none.csv"], {}, 2, "none.csv"),
     (["models", "train", "none.csv", "--name", "m", "--task", "t", "--modality", "MR"], {}, 2, "none.csv"),
     (["evaluations", "show", "nothing"], {}, 2, "nothing"),
     (["reports", "show", "nothing"], {}, 2, "nothing"),

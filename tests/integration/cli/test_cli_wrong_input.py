@@ -135,8 +135,6 @@ def commands() -> list[tuple[str, ...]]:
     group: Any = typer.main.get_command(app)
     found: list[tuple[str, ...]] = []
     for name, each in group.commands.items():
-        if name == "pacs":  # its group's help teaches once for all of them
-            continue
         found += [(name, inner) for inner in each.commands] if hasattr(each, "commands") else [(name,)]
     return found
 
