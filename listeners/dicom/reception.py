@@ -224,16 +224,21 @@ class Incoming:
             self._refuse(_of_os_error(error))
 
     def finish(self) -> Answer:
-        """Check and store what came; never raises. Nothing is left behind unless the answer is success, or a conflict."""
+        """Check and store what came, and clean up; never raises."""
+        answer = self.conclude()
+        self.abandon()
+        return answer
+
+    def conclude(self) -> Answer:
+        """The same without cleaning up: for callers that send the answer first and `abandon` then."""
         if self._answer is None:
             self._guarded(self._store)
-        self.abandon()
         assert self._answer is not None
         _log(self._answer, self._head, self.received)
         return self._answer
 
     def abandon(self) -> None:
-        """Remove what is not stored; harmless after `finish`."""
+        """Remove the temporary file: what is stored has its final name by then."""
         if self._temporary is not None:
             self._temporary.discard()
             self._temporary = None

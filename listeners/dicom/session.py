@@ -147,11 +147,13 @@ class Session:
                 self._note_end(problem)
 
     def _finish_store(self, request: Request) -> None:
-        incoming, self._incoming = self._incoming, None
+        incoming = self._incoming
         assert incoming is not None
         began = time.perf_counter()
-        answer = incoming.finish()
+        answer = incoming.conclude()
         self._connection.send(self._association.store_response(request, answer))
+        incoming.abandon()
+        self._incoming = None
         self._tally.add(answer.status, incoming.received, time.perf_counter() - began)
 
     def _head(self, request: Request) -> StoreHead:

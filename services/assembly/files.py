@@ -69,7 +69,10 @@ class ArchiveFiles:
         return Path(temporary.path)
 
     def publish(self, temporary: str | Path, relative: str) -> bool:
-        """Give a written file its final name, durably. False when the name is taken: the temporary file then stays."""
+        """Give a written file its final name as well, durably; False when the name is taken.
+
+        The temporary name stays, for the caller to discard: whoever waits for the answer need not wait for that.
+        """
         target = f"{self._root}/{relative}"
         folder = target.rpartition("/")[0]
         try:
@@ -82,7 +85,6 @@ class ArchiveFiles:
             self._durable_folders.clear()  # somebody removed a folder that we had made
             raise
         _fsync_folder(folder)
-        self.discard(temporary)
         return True
 
     def discard(self, temporary: str | Path) -> None:
