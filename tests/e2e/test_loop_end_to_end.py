@@ -24,9 +24,9 @@ WAY = (
     "agents evaluation.completed.v1",
     "evaluation evaluation.batch.ready.v1",
     "ground_truth ground-truth.label.v1",
-    "C-STORE",
+    "DICOM association",
 )
-"""Spans from the report back to the C-STORE, by name; others may lie between them."""
+"""Spans from the report back to the association of the C-STORE, by name; others may lie between them."""
 
 
 async def strangers_reports(bootstrap: str, report_ids: set[str]) -> list[dict[str, Any]]:

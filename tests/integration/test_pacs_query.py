@@ -232,7 +232,7 @@ def test_dcmtk_finds_the_same(site):
     command = ["findscu", "-v", "-S", "-aec", "PACS", "127.0.0.1", str(site.pacs.port), "-k", "QueryRetrieveLevel=STUDY"]
     keys = ["-k", "PatientID=PAT-1", "-k", "StudyInstanceUID"]
     told = subprocess.run([*command, *keys], capture_output=True, text=True, check=True, timeout=60)
-    theirs = set(re.findall(r"\(0020,000D\) UI \[([0-9.]+)", told.stdout + told.stderr))
+    theirs = set(re.findall(r"\(0020,000d\) UI \[([0-9.]+)", told.stdout + told.stderr, re.IGNORECASE))
     ours = find_studies(site.peer, StudyQuery(patient_id="PAT-1"), calling_ae="RECLAIM")
     assert theirs == {each.study_uid for each in ours}
 
