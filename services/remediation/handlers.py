@@ -74,7 +74,7 @@ def _require_champion(tx: Transaction, order: MaintenanceOrder) -> None:
     """An order about a version that no longer serves is stale."""
     serving = registry.model(tx.session, order.model).champion
     if order.version is not None and order.version != serving:
-        raise InvalidInput(f"version {order.version} of {order.model!r} does not serve any more; version {serving} does")
+        raise InvalidInput(registry.stale(order.model, order.version, serving))
 
 
 def _roll_back(tx: Transaction, event: Received[MaintenanceOrder]) -> str:

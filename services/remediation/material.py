@@ -94,7 +94,7 @@ def freeze(context: Context, claim: jobs.Claim, material: Material) -> Material:
 
 def _champion(session: Session, owner: RegisteredModel, order: Order) -> ModelVersion:
     if owner.champion is None or (order.version is not None and order.version != owner.champion):
-        raise InvalidInput(f"version {order.version} of {owner.name!r} does not serve any more; version {owner.champion} does")
+        raise InvalidInput(registry.stale(owner.name, order.version, owner.champion))
     return registry.version(session, owner.name, owner.champion)
 
 

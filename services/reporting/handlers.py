@@ -19,6 +19,7 @@ from services.reporting.monitoring import monitoring_page
 from services.reporting.page import Page
 from services.reporting.remedy import remedy_page
 from services.reporting.render import render
+from services.reporting.rollback import ORIGIN, rollback_page
 from services.runtime.consumer import Batch, BatchConsumer
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput
@@ -69,6 +70,8 @@ class Reporting(BatchConsumer[dict[str, Written]]):
         return Written(cause, page)
 
     def _page(self, facts: Facts, identity: str) -> Page:
+        if facts.cause.promotion is not None and facts.cause.promotion.origin == ORIGIN:
+            return rollback_page(facts, facts.cause.promotion, identity)
         if facts.cause.promotion is not None:
             return remedy_page(facts, facts.cause.promotion, identity)
         if facts.cause.order_kind == OrderKind.LABEL_REQUEST:

@@ -90,6 +90,11 @@ def _remedy_word(facts: Facts) -> str:
     return DONE.get(Remedy(facts.job.remedy), facts.job.remedy) if facts.job is not None else "a repair"
 
 
+def _by_a_person(promotion: MaintenancePromotion) -> bool:
+    """Whether a person brought the version and asked for the judgement; then no repair stands behind it."""
+    return promotion.origin == "owner"
+
+
 def _title(promotion: MaintenancePromotion) -> str:
     if promotion.verdict == Verdict.PROMOTE:
         return f"{promotion.model}: version {promotion.challenger} replaced version {promotion.champion_before}"
@@ -111,7 +116,8 @@ def _summary(facts: Facts, promotion: MaintenancePromotion, pairs: list[Pair]) -
         if gain
         else ""
     )
-    first = f"After {what}, version {promotion.challenger} of {promotion.model} {VERDICT[promotion.verdict]}{moved}."
+    brought = f"Brought by {promotion.actor}" if _by_a_person(promotion) else f"After {what}"
+    first = f"{brought}, version {promotion.challenger} of {promotion.model} {VERDICT[promotion.verdict]}{moved}."
     if promotion.verdict == Verdict.PROMOTE:
         return f"{first} It serves from now on; version {promotion.champion_before} is kept and one command brings it back."
     return f"{first} Version {promotion.champion_after} goes on serving."
@@ -142,6 +148,11 @@ def _sections(facts: Facts, promotion: MaintenancePromotion) -> list[Section]:
 
 
 def _what_happened(facts: Facts, promotion: MaintenancePromotion) -> Section:
+    if _by_a_person(promotion):
+        asked = (
+            f"{promotion.actor} asked the gate to judge version {promotion.challenger} against version {promotion.champion_before}."
+        )
+        return Section("What happened", (asked,))
     if facts.latest is None:
         return Section(
             "What happened", (f"A repair of version {promotion.champion_before} was ordered without an evaluated batch.",)
@@ -158,12 +169,14 @@ def _done(facts: Facts, promotion: MaintenancePromotion) -> str:
         Verdict.REJECT: f"Version {promotion.challenger} was put aside; version {promotion.champion_after} goes on serving.",
         Verdict.NEED_LABELS: f"Version {promotion.challenger} waits in the shadow; version {promotion.champion_after} serves on.",
     }[promotion.verdict]
+    if _by_a_person(promotion) and promotion.verdict == Verdict.NEED_LABELS:
+        outcome = f"Version {promotion.challenger} stays a candidate; version {promotion.champion_after} serves on."
     made = f"Version {promotion.challenger} was made by {_remedy_word(facts)}." if facts.job is not None else ""
     return " ".join(part for part in (made, outcome) if part) + why
 
 
 def _what_next(promotion: MaintenancePromotion) -> Section:
-    points = {
+    points: tuple[str, ...] = {
         Verdict.PROMOTE: (
             "Use the model as before. Its first labelled batches will show whether the recovery holds outside the gate's cases.",
             f"If anything looks wrong, order a rollback: version {promotion.champion_before} comes back with the next study.",
@@ -177,6 +190,13 @@ def _what_next(promotion: MaintenancePromotion) -> Section:
             "Until then read the old version's answers with care.",
         ),
     }[promotion.verdict]
+    if _by_a_person(promotion) and promotion.verdict == Verdict.REJECT:
+        points = (
+            f"Nothing has changed: version {promotion.champion_after} serves on. Version {promotion.challenger} is out for good.",
+        )
+    elif _by_a_person(promotion) and promotion.verdict == Verdict.NEED_LABELS:
+        command = f"`reclaim models promote {promotion.model} {promotion.challenger} --reason …`"
+        points = (f"Have recent cases labelled as they come, then ask again: {command}.",)
     return Section("What to do next", points=points)
 
 

@@ -39,6 +39,12 @@ def _known(name: str, names: Sequence[str]) -> str:
     return f"{guess}; registered: {', '.join(names) or 'none'}" if not guess or len(names) > 1 else guess
 
 
+def stale(name: str, number: int | None, champion: int | None) -> str:
+    """Why an order about a version that no longer serves cannot be carried out."""
+    now = f"version {champion} does" if champion is not None else "none does since it was retired"
+    return f"version {number} of {name!r} does not serve any more; {now}" if number else f"no version of {name!r} serves"
+
+
 def lock_model(session: Session, name: str) -> RegisteredModel:
     """The model's row, locked: version numbers and the champion change under this lock. InvalidInput as `model`."""
     session.exec(select(RegisteredModel).where(RegisteredModel.name == name).with_for_update()).first()

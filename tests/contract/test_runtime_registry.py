@@ -204,3 +204,11 @@ def test_a_version_that_nobody_vouches_for_stays_a_candidate(sqlite_database: Da
 def test_a_name_that_is_not_found_is_answered_with_the_nearest(registered: Database) -> None:
     with registered.read() as session, pytest.raises(InvalidInput, match="did you mean chest"):
         registry.model(session, "chset")
+
+
+@pytest.mark.parametrize(
+    ("number", "champion", "words"),
+    [(1, 2, "version 2 does"), (1, None, "none does since it was retired"), (None, None, "no version of 'chest' serves")],
+)
+def test_a_stale_order_is_told_what_serves(number: int | None, champion: int | None, words: str) -> None:
+    assert registry.stale("chest", number, champion).endswith(words)
