@@ -284,5 +284,5 @@ def _app(server: LlmServer) -> web.Application:
 
 @pytest.fixture
 def llm_hospital(sqlite_database: Database, make_hospital: Callable[..., Hospital], llm_server: LlmServer) -> Hospital:
-    llm = LlmSettings(base_url=llm_server.url, model="scripted", timeout_s=2, run_timeout_s=4, max_retries=0)
+    llm = LlmSettings(base_url=llm_server.url, model="scripted", timeout_s=2, run_timeout_s=30, max_retries=0)
     return make_hospital(sqlite_database, llm=llm)
