@@ -82,6 +82,21 @@ def test_a_rollback_is_carried_out_once_and_announced(chest: Context) -> None:
     assert (said.champion_before, said.champion_after, said.origin, said.order_id) == (2, 1, "rollback", "o1")
 
 
+def test_a_rollback_goes_to_the_version_that_the_order_names(chest: Context) -> None:
+    give(chest, order(OrderKind.ROLLBACK, settings={"to_version": 1}))
+    give(chest, order(OrderKind.ROLLBACK, "o2", settings={"to_version": 2}))
+    assert stored(chest, RegisteredModel, "chest").champion == 2, "what was taken out may come back"
+    give(chest, order(OrderKind.ROLLBACK, "o3", settings={"to_version": 7}))
+    assert "no version 7" in stored(chest, Order, "o3").explanation
+
+
+def test_an_order_about_a_retired_model_says_why(chest: Context) -> None:
+    with chest.database.transaction() as tx:
+        registry.retire(tx, "chest", actor="test")
+    give(chest, remedy(version=2), remedy("o2"))
+    assert "retired" in stored(chest, Order, "o1").explanation
+
+
 def test_a_rollback_without_an_earlier_champion_fails_with_its_reason(chest: Context) -> None:
     give(chest, order(OrderKind.ROLLBACK), order(OrderKind.ROLLBACK, "o2"))
     assert stored(chest, Order, "o1").state == OrderState.DONE
