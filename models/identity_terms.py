@@ -50,6 +50,8 @@ _TITLES: Final = frozenset(
 )
 _SUBSTRING: Final = 3
 """Letters (digits: one more) from which a term is looked for inside of words; shorter ones only as whole words."""
+LONGEST: Final = 4096
+"""Characters of one attribute; a longer one is rubbish or an attack, and is not taken apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,10 @@ def _values(dataset: Dataset, keyword: str) -> list[str]:
     value: Any = dataset.get(keyword)
     if value is None or value == "":
         return []
-    values = value if isinstance(value, list | tuple | MultiValue) else [value]
-    return [str(each) for each in values]
+    values = [str(each) for each in (value if isinstance(value, list | tuple | MultiValue) else [value])]
+    if sum(map(len, values)) > LONGEST:
+        raise ValueError(keyword)
+    return values
 
 
 def _name_terms(name: str) -> Iterator[str]:

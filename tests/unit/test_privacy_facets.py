@@ -165,3 +165,9 @@ def test_the_codes_that_the_index_hands_on_name_nobody(value, kept):
         setattr(header, keyword, "1.2.3")
     facts = facts_of(header)
     assert (facts.body_part, facts.modality) == (kept, kept)
+
+
+def test_an_identity_too_long_to_take_apart_hides_every_text() -> None:
+    dataset = Dataset()
+    dataset.PatientName = "^".join(["Meier"] * 1000)
+    assert IdentityTerms.of(dataset).shared_by("MR2")
