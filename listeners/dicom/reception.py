@@ -44,6 +44,8 @@ tracer = trace.get_tracer("reclaim.dicom")
 MOST_OBJECT_BYTES: Final = 1 << 31
 LONGEST_HEADER: Final = 1 << 24
 """As much is decoded of an object whose header has text that is not ASCII."""
+HEAD_BYTES: Final = 1 << 14
+"""Kept in memory while an instance comes: its header, usually."""
 ROOM_WAIT_S: Final = 5.0
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WANTED: Final = frozenset(TAGS.values())
@@ -200,7 +202,8 @@ class Incoming:
         self._reception = reception
         self._head = head
         self._temporary: Temporary | None = None
-        self._offset = 0
+        self._meta = b""
+        self._head_bytes = b""
         self._answer: Answer | None = None
         self.received = 0
         self._guarded(self._open)
@@ -218,6 +221,9 @@ class Incoming:
         if self.received > self._reception.max_object_bytes:
             self._refuse(answers.TOO_LARGE)
             return
+        if not self._head_bytes and pieces:
+            self._head_bytes = bytes(pieces[0][:HEAD_BYTES])
+            pieces = [self._meta, *pieces]
         try:
             self._temporary.write(pieces)
         except OSError as error:
@@ -246,12 +252,10 @@ class Incoming:
     def _open(self) -> None:
         head = self._head
         self._reception.check_head(head)
-        meta = encode_file_meta(
+        self._meta = encode_file_meta(
             head.affected_sop_class_uid, head.affected_sop_instance_uid, head.transfer_syntax_uid, printable(head.calling_ae)
         )
         self._temporary = self._reception.files.open_temporary()
-        self._temporary.write([meta])
-        self._offset = len(meta)
 
     def _store(self) -> None:
         assert self._temporary is not None
@@ -270,7 +274,8 @@ class Incoming:
 
     def _checked_facts(self, temporary: Temporary) -> InstanceFacts:
         """The index's elements of a data set that agrees with its command; raises Refused with the status of DICOM's tables."""
-        facts = read_checked(temporary.descriptor, self._offset, self.received, self._head.transfer_syntax_uid)
+        source = FileSource(temporary.descriptor, len(self._meta), self.received, self._head_bytes)
+        facts = read_checked(source, self._head.transfer_syntax_uid)
         if facts.sop_class_uid != self._head.affected_sop_class_uid:
             raise Refused(answers.CLASS_MISMATCH)
         if facts.sop_instance_uid != self._head.affected_sop_instance_uid:
@@ -298,16 +303,12 @@ class Incoming:
             self._refuse(answers.FAILED)
 
 
-def read_checked(descriptor: int, offset: int, size: int, transfer_syntax_uid: str) -> InstanceFacts:
+def read_checked(source: FileSource, transfer_syntax_uid: str) -> InstanceFacts:
     """The index's elements of a data set in a file, whose structure holds to its last byte; raises Refused."""
-
-    def header() -> bytes:
-        again, _ = plain_source(FileSource(descriptor, offset, size), transfer_syntax_uid)
-        return again.read(0, LONGEST_HEADER)
-
     try:
-        source, syntax = plain_source(FileSource(descriptor, offset, size), transfer_syntax_uid)
-        return facts_from(check_structure(source, syntax, _WANTED, LAST_GROUP), header, syntax)
+        plain, syntax = plain_source(source, transfer_syntax_uid)
+        values = check_structure(plain, syntax, _WANTED, LAST_GROUP)
+        return facts_from(values, lambda: plain_source(source, transfer_syntax_uid)[0].read(0, LONGEST_HEADER), syntax)
     except BrokenStructureError as error:
         raise Refused(answers.BROKEN_DATASET.at(error.tag)) from None
     except UnreadableHeader:

@@ -33,7 +33,7 @@ from services.runtime.transaction import current_traceparent
 
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("reclaim.dicom")
-BUFFER_BYTES: Final = 80 * 1024
+BUFFER_BYTES: Final = 128 * 1024
 """Fits the second-level cache; larger buffers cost several times the kernel time (docs/decisions/0008)."""
 PACE_BYTES: Final = 1 << 16
 """A message under way must bring so much in every network timeout: a peer that drips is as dead as a silent one."""

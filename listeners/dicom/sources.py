@@ -48,16 +48,20 @@ class BytesSource:
 
 
 class FileSource:
-    """A data set in a file from `offset` to its end."""
+    """A data set in a file from `offset` to its end. `head` is its beginning, as far as somebody has it in memory."""
 
-    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+    def __init__(self, descriptor: int, offset: int, size: int, head: bytes = b"") -> None:
         self._descriptor = descriptor
         self._offset = offset
+        self._head = head
         self.size = size
 
     def read(self, position: int, count: int) -> bytes:
         """See `Source`; raises OSError."""
-        return os.pread(self._descriptor, count, self._offset + position) if position < self.size else b""
+        end = min(position + count, self.size)
+        if end <= len(self._head):
+            return self._head[position:end]
+        return os.pread(self._descriptor, end - position, self._offset + position) if position < end else b""
 
 
 class InflatedSource:

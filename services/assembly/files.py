@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ CONFLICTS: Final = "conflicts"
 _META_START: Final = 132
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _MOST_KNOWN_FOLDERS: Final = 100_000
+_MOST_OPEN_FOLDERS: Final = 64
 _MOST_PIECES: Final = 512
 _CHUNK: Final = 1 << 17
 
@@ -39,6 +41,8 @@ class ArchiveFiles:
         self.root = root
         self._root = os.fspath(root)
         self._durable_folders: set[str] = set()
+        self._open_folders: dict[str, _Folder] = {}
+        self._opening = threading.Lock()
         self._make_folder(f"{self._root}/{INCOMING}")
         self._own = root / INCOMING / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._lock = os.open(self._own.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -73,19 +77,38 @@ class ArchiveFiles:
 
         The temporary name stays, for the caller to discard: whoever waits for the answer need not wait for that.
         """
-        target = f"{self._root}/{relative}"
-        folder = target.rpartition("/")[0]
+        folder, _, name = f"{self._root}/{relative}".rpartition("/")
         try:
-            self._make_folder(folder)
-            _link(os.fspath(temporary), target)
-        except FileExistsError:
-            _fsync_folder(folder)  # the one who took the name may not have come so far yet
-            return False
+            return self._publish_in(self._opened(folder), os.fspath(temporary), name)
         except FileNotFoundError:
-            self._durable_folders.clear()  # somebody removed a folder that we had made
-            raise
-        _fsync_folder(folder)
+            self._forget_folders()  # somebody removed a folder that we had made
+            return self._publish_in(self._opened(folder), os.fspath(temporary), name)
+
+    def _publish_in(self, folder: "_Folder", temporary: str, name: str) -> bool:
+        try:
+            _link(temporary, folder.descriptor, name)
+        except FileExistsError:
+            os.fsync(folder.descriptor)  # the one who took the name may not have come so far yet
+            return False
+        os.fsync(folder.descriptor)
         return True
+
+    def _opened(self, folder: str) -> "_Folder":
+        """A folder, made if need be, and open: what is linked into it is synchronised in the same folder for certain."""
+        with self._opening:
+            opened = self._open_folders.pop(folder, None)
+            if opened is None:
+                self._make_folder(folder)
+                opened = _Folder(folder)
+            self._open_folders[folder] = opened
+            if len(self._open_folders) > _MOST_OPEN_FOLDERS:
+                del self._open_folders[next(iter(self._open_folders))]
+        return opened
+
+    def _forget_folders(self) -> None:
+        with self._opening:
+            self._open_folders.clear()
+            self._durable_folders.clear()
 
     def discard(self, temporary: str | Path) -> None:
         """Remove a temporary file, if it is still there."""
@@ -94,6 +117,7 @@ class ArchiveFiles:
 
     def close(self) -> None:
         """Remove our folder of temporary files and let go of its lock."""
+        self._open_folders.clear()
         shutil.rmtree(self._own, ignore_errors=True)
         self._own.with_suffix(".lock").unlink(missing_ok=True)
         os.close(self._lock)
@@ -216,17 +240,27 @@ def study_folders(root: Path) -> Iterator[Path]:
         yield from sorted(folder for folder in shard.iterdir() if folder.is_dir())
 
 
-def _link(temporary: str, target: str) -> None:
+class _Folder:
+    """An open folder; closed when nobody uses it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+def _link(temporary: str, folder: int, name: str) -> None:
     try:
-        os.link(temporary, target)
-    except FileExistsError:
-        raise
+        os.link(temporary, name, dst_dir_fd=folder)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if Path(target).exists():
+        if name in os.listdir(folder):
             raise FileExistsError(errno.EEXIST, "the name is taken") from error
-        Path(temporary).rename(target)
+        os.rename(temporary, name, dst_dir_fd=folder)
 
 
 def _fsync_folder(folder: str) -> None:
