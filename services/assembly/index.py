@@ -8,7 +8,7 @@ from typing import Final
 
 from schemas.tables import Instance
 from services.assembly.headers import InstanceFacts
-from services.assembly.repository import LostRaceError, NewInstance, NewStudy, Recorded, find_instance, record_instances
+from services.assembly.repository import LostRaceError, NewInstance, NewStudy, Recorded, find_instance, record_batches
 from services.runtime.archive import instance_path
 from services.runtime.database import Database
 from services.runtime.errors import Transient
@@ -73,12 +73,17 @@ class ArchiveIndex:
         raise Transient("the instance is being stored by several senders at once")
 
     def _enter_groups(self, files: Sequence[StoredFile], groups: Sequence[Sequence[int]]) -> list[Recorded]:
-        outcomes: dict[int, Recorded] = {}
+        batches = [
+            (self._study_row([files[number] for number in numbers]), [self._instance_row(files[number]) for number in numbers])
+            for numbers in groups
+        ]
         with self.database.transaction() as tx:
-            for numbers in groups:
-                instances = [self._instance_row(files[number]) for number in numbers]
-                study = self._study_row([files[number] for number in numbers])
-                outcomes.update(zip(numbers, record_instances(tx, study, instances), strict=True))
+            recorded = record_batches(tx, batches)
+        outcomes = {
+            number: outcome
+            for numbers, batch in zip(groups, recorded, strict=True)
+            for number, outcome in zip(numbers, batch, strict=True)
+        }
         return [outcomes[number] for number in range(len(files))]
 
     def note_conflict(self, study_key: str, kept_as: str, sha256: str) -> None:

@@ -4,16 +4,15 @@ Lock order is study, then instance, everywhere; the ticker skips studies that a 
 a study's list of series is read under the same lock that its instances are counted under.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import sqlalchemy
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, func, select
-from sqlmodel.sql.expression import SelectOfScalar
 
 from schemas.announcements import StepStudy
 from schemas.tables import Instance, Study
@@ -97,25 +96,48 @@ def find_instance(session: Session, sop_instance_uid: str) -> Instance | None:
     return session.get(Instance, sop_instance_uid)
 
 
-def record_instances(tx: Transaction, study: NewStudy, instances: Sequence[NewInstance]) -> list[Recorded]:
-    """Enter stored instances of one study and move it on; nothing changes for those that the index has already.
+Batch: TypeAlias = tuple[NewStudy, Sequence[NewInstance]]
+"""Instances of one study, and what the study starts with."""
 
-    `study` holds what a new study starts with. Raises LostRaceError when the transaction has to be rolled back and tried again.
+
+def record_instances(tx: Transaction, study: NewStudy, instances: Sequence[NewInstance]) -> list[Recorded]:
+    """Enter stored instances of one study and move it on; see `record_batches`."""
+    return record_batches(tx, [(study, instances)])[0]
+
+
+def record_batches(tx: Transaction, batches: Sequence[Batch]) -> list[list[Recorded]]:
+    """Enter stored instances, of one batch per study, and move the studies on; nothing changes for those that the index has.
+
+    A handful of statements for all: they are what costs, not the rows. Raises LostRaceError when the transaction has to be
+    rolled back and tried again.
     """
-    known = _known_instances(tx.session, [instance.sop_instance_uid for instance in instances])
+    known = _known_instances(tx.session, [instance.sop_instance_uid for _, instances in batches for instance in instances])
     fresh: dict[str, NewInstance] = {}
-    outcomes = []
-    for instance in instances:
-        row = known.get(instance.sop_instance_uid)
-        present = row or fresh.get(instance.sop_instance_uid)
-        if present is None:
-            fresh[instance.sop_instance_uid] = instance
-        elif row is not None and row.path == instance.path:
-            _correct(tx.session, row, instance)
-        outcomes.append(Recorded.NEW if present is None else Recorded.KNOWN if present.path == instance.path else Recorded.CONFLICT)
+    outcomes = [[_compare(tx.session, instance, known, fresh) for instance in instances] for _, instances in batches]
     if fresh:
-        _move_on(tx, study, list(fresh.values()))
+        growing = {instance.study_uid for instance in fresh.values()}
+        studies = [study for study, _ in batches if study.study_uid in growing]
+        rows, new = _studies_of(tx, studies)
+        _insert(tx.session, list(fresh.values()))
+        for study in studies:
+            added = [instance for instance in fresh.values() if instance.study_uid == study.study_uid]
+            _move_on(tx, rows[study.study_uid], study, added, is_new=study.study_uid in new)
+        tx.session.flush()
     return outcomes
+
+
+def _compare(session: Session, instance: NewInstance, known: Mapping[str, _Known], fresh: dict[str, NewInstance]) -> Recorded:
+    """What an instance is to the index; a new one goes to `fresh`."""
+    row = known.get(instance.sop_instance_uid)
+    present = row or fresh.get(instance.sop_instance_uid)
+    if present is None:
+        fresh[instance.sop_instance_uid] = instance
+        return Recorded.NEW
+    if present.path != instance.path:
+        return Recorded.CONFLICT
+    if row is not None:
+        _correct(session, row, instance)
+    return Recorded.KNOWN
 
 
 def _known_instances(session: Session, uids: Sequence[str]) -> dict[str, _Known]:
@@ -141,13 +163,13 @@ def _correct(session: Session, known: _Known, instance: NewInstance) -> None:
     session.add(present)
 
 
-def _move_on(tx: Transaction, study: NewStudy, instances: Sequence[NewInstance]) -> None:
-    """Insert new instances and count them in their study, which neither opens for our own results nor counts them."""
-    row, is_new = _study_of(tx, study)
-    _insert(tx.session, instances)
-    counted = [instance for instance in instances if not is_result_uid(instance.sop_instance_uid)]
+def _move_on(tx: Transaction, row: Study, study: NewStudy, added: Sequence[NewInstance], *, is_new: bool) -> None:
+    """Count new instances in their study, which our own results neither open nor count for."""
+    tx.session.add(row)
+    counted = [instance for instance in added if not is_result_uid(instance.sop_instance_uid)]
     if not counted:
-        _stay_closed(tx, row, is_new=is_new)
+        if is_new:  # by auto-routing: a study that has nothing else yet has nothing to announce
+            row.state = StudyState.COMPLETE
         return
     is_first = row.instances == 0
     was = StudyState(row.state)
@@ -159,8 +181,6 @@ def _move_on(tx: Transaction, study: NewStudy, instances: Sequence[NewInstance])
     row.accession_key = row.accession_key or study.accession_key
     row.calling_ae = study.calling_ae or row.calling_ae
     row.traceparent = study.traceparent or row.traceparent
-    tx.session.add(row)
-    tx.session.flush()
 
 
 def _insert(session: Session, instances: Sequence[NewInstance]) -> None:
@@ -168,14 +188,6 @@ def _insert(session: Session, instances: Sequence[NewInstance]) -> None:
         session.execute(sqlalchemy.insert(_INSTANCE), [instance._asdict() for instance in instances])
     except IntegrityError:
         raise LostRaceError from None
-
-
-def _stay_closed(tx: Transaction, row: Study, *, is_new: bool) -> None:
-    """Only results of ours came, by auto-routing: a study that has nothing else yet has nothing to announce."""
-    if is_new:
-        row.state = StudyState.COMPLETE
-        tx.session.add(row)
-    tx.session.flush()
 
 
 def _mind_signals(tx: Transaction, row: Study, stated: int, *, opened: bool, is_first: bool) -> None:
@@ -281,18 +293,21 @@ def _apply(study: Study, progress: Progress) -> None:
     study.opened_at = progress.opened_at
 
 
-def _study_of(tx: Transaction, study: NewStudy) -> tuple[Study, bool]:
-    """A study's row, locked, and whether it is new."""
-    row = tx.session.exec(_study_query(study.study_uid)).one_or_none()
-    if row is not None:
-        return row, False
-    is_new = bool(tx.insert_new(Study, [Study(**study._asdict())], returning="study_key"))
-    return _locked_study(tx.session, study.study_uid), is_new
+def _studies_of(tx: Transaction, studies: Sequence[NewStudy]) -> tuple[dict[str, Study], set[str]]:
+    """Rows of studies, locked in the order of their UIDs, and the UIDs of those that are new."""
+    uids = [study.study_uid for study in studies]
+    rows = _locked_studies(tx.session, uids)
+    missing = [Study(**study._asdict()) for study in studies if study.study_uid not in rows]
+    if not missing:
+        return rows, set()
+    new = set(tx.insert_new(Study, missing, returning="study_uid"))
+    return _locked_studies(tx.session, uids), new
+
+
+def _locked_studies(session: Session, uids: Sequence[str]) -> dict[str, Study]:
+    query = select(Study).where(col(Study.study_uid).in_(uids)).order_by(col(Study.study_uid)).with_for_update()
+    return {row.study_uid: row for row in session.exec(query)}
 
 
 def _locked_study(session: Session, study_uid: str) -> Study:
-    return session.exec(_study_query(study_uid)).one()
-
-
-def _study_query(study_uid: str) -> SelectOfScalar[Study]:
-    return select(Study).where(col(Study.study_uid) == study_uid).with_for_update()
+    return session.exec(select(Study).where(col(Study.study_uid) == study_uid).with_for_update()).one()
