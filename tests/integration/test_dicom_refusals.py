@@ -8,6 +8,7 @@ import pytest
 from pydicom.uid import generate_uid
 from pynetdicom.dimse_messages import C_STORE_RQ
 
+from listeners.dicom import messages, reception
 from tests.dicom_listener import (
     CT,
     EXPLICIT,
@@ -23,6 +24,7 @@ from tests.dicom_listener import (
     send_by_hand,
     store,
 )
+from tests.dicom_wire import accepted, command, p_data, receive_pdu, status_in
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,29 @@ def test_aborted_in_the_middle_leaves_nothing(listener, tmp_path):
     assert listener.files() == before
     assert listener.temporary() == []
     assert listener.instance(dataset.SOPInstanceUID) is None
+
+
+def test_a_defect_of_ours_is_answered_0110(listener, tmp_path, monkeypatch, caplog):
+    dataset, before = make("defect", tmp_path), listener.files()
+
+    def broken(*_):
+        raise RuntimeError(str(dataset.PatientID))
+
+    monkeypatch.setattr(reception, "facts_from", broken)
+    refused(listener, before, one(listener, encoded(dataset), dataset.SOPInstanceUID), 0x0110)
+    assert "DCM-902 RuntimeError at test_dicom_refusals.py" in caplog.text
+    monkeypatch.undo()
+    assert one(listener, encoded(dataset), dataset.SOPInstanceUID).Status == 0
+
+
+def test_an_operation_whose_handler_fails_is_answered_0110(listener, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("SECRET")
+
+    monkeypatch.setattr(messages, "_operation", broken)
+    push_model = "1.2.840.10008.1.20.1"
+    with accepted(listener.port, (push_model, EXPLICIT)) as connection:
+        connection.sendall(p_data(1, 3, command(0x0130, sop_class=push_model)) + p_data(1, 2, b""))
+        assert status_in(receive_pdu(connection)[1]) == 0x0110
+    assert "DCM-904" in caplog.text
+    assert "SECRET" not in caplog.text

@@ -1,0 +1,76 @@
+"""Association requests: any bytes end in an answer, and what is accepted can be read by pynetdicom."""
+
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pynetdicom.pdu import A_ASSOCIATE_AC
+
+from listeners.dicom.acceptance import Rules, read_request
+from listeners.dicom.association import Acceptance
+from listeners.dicom.commands import Command
+from listeners.dicom.operations import Peer
+from listeners.dicom.pdu import ProtocolError
+from schemas.settings import DicomSettings
+from tests.dicom_wire import CT, EXPLICIT, VERIFICATION, association_request
+
+RULES = Rules(DicomSettings(), (CT,), ("1.2.840.10008.1.20.1",))
+BODY = association_request((CT, EXPLICIT, "1.2.840.10008.1.2"), (VERIFICATION, EXPLICIT), ("1.2.3", EXPLICIT))[6:]
+
+
+def accept(body):
+    request, version, peer = read_request(body, "127.0.0.1")
+    RULES.refusal(request, version, peer)
+    RULES.proposes_storage(request)
+    return RULES.accept(request)
+
+
+def test_what_is_accepted():
+    acceptance = accept(BODY)
+    assert {number: context.abstract_syntax for number, context in acceptance.contexts.items()} == {1: CT, 3: VERIFICATION}
+    assert acceptance.contexts[1].is_storage
+    assert not acceptance.contexts[3].is_storage
+    assert acceptance.peer_max_pdu == 16382
+    response = A_ASSOCIATE_AC()
+    response.decode(acceptance.response)
+    results = {item.presentation_context_id: item.result for item in response.presentation_context}
+    assert results == {1: 0, 3: 0, 5: 3}
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_damaged_requests_end_in_an_answer(data):
+    body = bytearray(BODY)
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(0, len(body) - 1))
+        if data.draw(st.booleans()):
+            body[at] = data.draw(st.integers(0, 255))
+        else:
+            del body[at : at + data.draw(st.integers(1, 30))]
+        if not body:
+            return
+    with contextlib.suppress(ProtocolError):
+        assert isinstance(accept(bytes(body)), Acceptance)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_end_in_an_answer(body):
+    with contextlib.suppress(ProtocolError):
+        accept(bytes(68) + body)
+
+
+@given(st.binary(max_size=200))
+def test_any_command_set_ends_in_an_answer(encoded):
+    with contextlib.suppress(ProtocolError):
+        Command(encoded).response(0x0110, "x" * 200, 0x00080018)
+
+
+@pytest.mark.parametrize("title", ["A\nB", "\x1b[31mX", "é"])
+def test_titles_are_the_peers(title):
+    """They are cut off by pynetdicom, or arrive as sent: whoever logs them makes them printable."""
+    body = bytearray(BODY)
+    body[20:36] = title.encode("latin-1").ljust(16)
+    with contextlib.suppress(ProtocolError):
+        _, _, peer = read_request(bytes(body), "127.0.0.1")
+        assert isinstance(peer, Peer)
