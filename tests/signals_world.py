@@ -7,8 +7,10 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from pynetdicom import AE, evt
+from pynetdicom.presentation import build_context
 
 from services.assembly.reporter import PUSH_MODEL
+from services.runtime.scu import Peer, open_association
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 
@@ -49,6 +51,12 @@ def begun(study):
 def ended(found, status="COMPLETED"):
     series = dataset(ReferencedImageSequence=[reference(image) for image in found])
     return dataset(PerformedProcedureStepStatus=status, PerformedSeriesSequence=[series])
+
+
+def associated(port, *contexts, title="CT1"):
+    """An association with our listener; a context is (abstract syntax, transfer syntaxes)."""
+    listener = Peer("reclaim", "RECLAIM", "127.0.0.1", port)
+    return open_association(listener, [build_context(*context) for context in contexts], calling_ae=title)
 
 
 class Scanner:

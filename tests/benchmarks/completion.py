@@ -27,7 +27,7 @@ from bench_report import Target, arguments, at_most, finish
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
-from pynetdicom import AE
+from pynetdicom.presentation import build_context
 from sqlmodel import select
 
 from listeners.cli.context import open_context
@@ -39,6 +39,7 @@ from schemas.tables import Outbox
 from schemas.topics import STUDY_RECEIVED
 from services.runtime.embedded import EmbeddedBroker
 from services.runtime.parenthood import die_with_parent
+from services.runtime.scu import Peer, open_association
 from services.runtime.service import Context
 from services.runtime.topics_admin import ensure_topics
 
@@ -88,6 +89,9 @@ def services(folder: Path, database: str) -> Iterator[tuple[Context, int]]:
     try:
         wait_until_ready(folder, port, started)
         yield context, port
+    except BaseException:
+        print((folder / "dicom.log").read_text()[-4000:])
+        raise
     finally:
         for process in started:
             process.terminate()
@@ -140,10 +144,8 @@ class Modality:
     """A scanner with MPPS on one association."""
 
     def __init__(self, context: Context, port: int) -> None:
-        ae = AE("CT1")
-        ae.add_requested_context(CT)
-        ae.add_requested_context(MPPS)
-        self._association = ae.associate("127.0.0.1", port, ae_title="RECLAIM")
+        listener = Peer("reclaim", "RECLAIM", "127.0.0.1", port)
+        self._association = open_association(listener, [build_context(CT), build_context(MPPS)], calling_ae="CT1")
         if len(self._association.accepted_contexts) != 2:
             raise SystemExit("the listener does not accept CT and MPPS")
         self._names = context.pseudonyms

@@ -8,7 +8,6 @@ import time
 
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from pynetdicom import AE
 from sqlmodel import select
 
 from listeners.dicom.app import build as build_listener
@@ -26,7 +25,7 @@ from services.runtime.identity import Pseudonyms
 from services.runtime.process import run
 from services.runtime.service import Context
 from tests.pacs_world import Orthanc, port
-from tests.signals_world import CT, Scanner, asked, begun, dataset, ended, images, until
+from tests.signals_world import CT, Scanner, asked, associated, begun, dataset, ended, images, until
 
 
 class Site:
@@ -65,12 +64,7 @@ class Site:
         await run([build_listener(self.context), build_assembly(self.context)], self.context, self._health)
 
     def associated(self, *contexts, title="CT1"):
-        ae = AE(title)
-        for abstract, syntaxes in contexts:
-            ae.add_requested_context(abstract, syntaxes)
-        association = ae.associate("127.0.0.1", self.port, ae_title="RECLAIM")
-        assert association.is_established
-        return association
+        return associated(self.port, *contexts, title=title)
 
     def events(self, study_uid):
         key = self.context.pseudonyms.study(study_uid)

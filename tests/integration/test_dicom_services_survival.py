@@ -9,7 +9,6 @@ import sys
 import time
 
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from pynetdicom import AE
 from sqlmodel import select
 
 from listeners.dicom.echo import echo
@@ -20,7 +19,7 @@ from services.assembly.reporter import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from services.runtime.database import Database
 from services.runtime.parenthood import die_with_parent
 from tests.pacs_world import port
-from tests.signals_world import CT, Scanner, asked, begun, ended, images, until
+from tests.signals_world import CT, Scanner, asked, associated, begun, ended, images, until
 
 
 class Process:
@@ -63,10 +62,7 @@ def test_what_was_answered_with_success_happens_after_a_kill(tmp_path, sqlite_te
     service.start()
     study, found = images(2)
     step, transaction = generate_uid(), generate_uid()
-    ae = AE("CT1")
-    for abstract in (CT, MPPS, PUSH_MODEL):
-        ae.add_requested_context(abstract, [ExplicitVRLittleEndian])
-    association = ae.associate("127.0.0.1", service.port, ae_title="RECLAIM")
+    association = associated(service.port, *((abstract, [ExplicitVRLittleEndian]) for abstract in (CT, MPPS, PUSH_MODEL)))
     assert association.send_n_create(begun(study), MPPS, step)[0].Status == 0x0000
     for image in found:
         assert association.send_c_store(image).Status == 0x0000
