@@ -108,7 +108,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 
 
 def _dicom(settings: Settings) -> Iterator[Finding]:
-    from listeners.dicom.echo import echo
+    from listeners.dicom.echo import echo_ourselves
 
     port = actual_port(settings, "dicom", settings.dicom.port)
     if not port or not _connects("127.0.0.1", port):
@@ -116,7 +116,7 @@ def _dicom(settings: Settings) -> Iterator[Finding]:
             "DICOM listener", f"nothing listens on port {port}", "start it with `reclaim up` or `reclaim serve dicom assembly`"
         )
         return
-    answered = echo("127.0.0.1", port, called_ae=settings.dicom.ae_title)
+    answered = echo_ourselves(settings.dicom, port)
     advice = "" if answered else f"another program holds port {port}, or it refuses us: stop it or set RECLAIM_DICOM_PORT"
     yield Finding(
         "DICOM listener", f"port {port} {'answers C-ECHO' if answered else 'does not answer C-ECHO'}", advice, bad=not answered

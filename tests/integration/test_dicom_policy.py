@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from listeners.dicom.connection import tls_context
+from listeners.dicom.echo import echo_ourselves
 from listeners.dicom.scp import is_within, networks
 from schemas.settings import DicomSettings
 from services.runtime.errors import InvalidInput
@@ -153,6 +154,14 @@ def test_only_certified_peers_get_in(own, authority):
         with connect(listener.port) as plain:
             plain.sendall(association_request())
             assert receive_pdu(plain)[0] != 2
+
+
+def test_doctor_knows_how_to_reach_us(own, authority):
+    server, ca = authority["server"], authority["ca"]
+    tls = {"tls_certificate": server[0], "tls_key": server[1], "tls_ca": ca[0]}
+    with own(calling_ae_titles=("CT1",), called_ae_titles=("ARCHIVE",), **tls) as listener:
+        assert echo_ourselves(listener.settings.dicom, listener.port)
+        assert not echo_ourselves(DicomSettings(), listener.port)
 
 
 def test_old_protocols_are_not_spoken(own, authority):
