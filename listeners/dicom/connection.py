@@ -12,7 +12,7 @@ from services.runtime.errors import InvalidInput
 
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
 """Of TLS 1.2; those of 1.3 are all good. What BCP 195 (RFC 9325 §4.2) recommends, forward secrecy always."""
-LINGER_S: Final = 2.0
+LINGER_S: Final = 1.0
 LINGER_BYTES: Final = 1 << 20
 _QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)
 

@@ -108,7 +108,10 @@ class Session:
                 connection.set_timeout(max(self._deadline - time.monotonic(), 0.001))
             size = connection.receive(buffer)
             if not size:
-                self._abort("the listener stops") if self._ending else self._note_end("the peer closed the connection")
+                if self._ending:
+                    self._abort(self._outcome or "the listener stops")
+                else:
+                    self._note_end("the peer closed the connection")
                 return
             self._keep_pace(size)
             self._carry_out(association.receive(buffer[:size]))
