@@ -53,6 +53,16 @@ class Sizes:
     shifted: int = 900
     recovered: int = 1100
 
+    @property
+    def portion(self) -> int:
+        """Further studies after the change, sent while no decline is shown."""
+        return self.shifted // 3
+
+    @property
+    def more_portions(self) -> int:
+        """How many portions there may be: at least half of the studies for the last chapter stay."""
+        return min(3, self.recovered // 2 // self.portion) if self.portion else 0
+
     def within(self, stable: int, shifted: int) -> "Sizes":
         """Smaller where a source has fewer images: the images after the change are shared between the last two chapters."""
         before = min(self.shifted, shifted * 55 // 100)
