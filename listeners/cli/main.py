@@ -4,7 +4,6 @@ import sys
 from tomllib import TOMLDecodeError
 
 import typer
-from alembic.util import CommandError
 from pydantic import ValidationError
 from rich.markup import escape
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +14,7 @@ from models.errors import ModelError
 from schemas.settings import Settings, UnknownSetting, settings_file
 from services.runtime.database import reason_of
 from services.runtime.errors import InvalidInput, Transient
+from services.runtime.migrations import UnknownTables
 from services.runtime.privacy import keep_to_this_user
 
 app = typer.Typer(
@@ -64,7 +64,7 @@ def main() -> None:
         sys.exit(0)  # whoever read our output has seen enough
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 2)
-    except (DBAPIError, CommandError) as error:
+    except (DBAPIError, UnknownTables) as error:
         reason = reason_of(error) if isinstance(error, DBAPIError) else str(error)
         _fail(f"the database cannot be used ({reason}): is it ours, and of this version?", 70)
     except Transient as error:

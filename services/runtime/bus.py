@@ -5,7 +5,6 @@ An offset is committed only after the batch's transaction: at least once on the 
 
 import asyncio
 import logging
-import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -21,6 +20,7 @@ from faststream.kafka.security import parse_security
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
 from schemas.settings import KafkaSettings, Settings
+from services.runtime.backoff import backoff
 from services.runtime.consumer import BatchConsumer, process
 from services.runtime.database import Database
 from services.runtime.errors import Transient
@@ -32,8 +32,6 @@ from services.runtime.messages import Record
 logger = logging.getLogger(__name__)
 MAX_BATCH_BYTES = 1_048_576
 MAX_PARTITION_FETCH_BYTES = 4_194_304
-BACKOFF_FIRST_S = 0.2
-BACKOFF_MAX_S = 30.0
 GAP_PAUSE_S = 0.02
 STOPPING_PAUSE_S = 0.2
 
@@ -172,12 +170,6 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]
         self._failures += 1
         logger.warning("%s: %s; trying again in %.1f s", self._consumer.name, error, delay)
         await self._health.pause(delay)
-
-
-def backoff(failures: int) -> float:
-    """Seconds to wait after that many failures in a row: doubling up to 30 s, ±25 % so that processes do not march in step."""
-    delay: float = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(failures, 16))
-    return delay * random.uniform(0.75, 1.25)  # noqa: S311 - jitter needs no secrecy
 
 
 def to_record(raw: "ConsumerRecord[Any, Any]") -> Record:

@@ -10,19 +10,14 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from faststream.kafka import KafkaBroker
-
-from schemas.settings import KafkaSettings
 from services.runtime import lease
-from services.runtime.bus import backoff, make_broker, subscribe
+from services.runtime.backoff import backoff
 from services.runtime.errors import Transient
-from services.runtime.health import EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, Health
+from services.runtime.health import EX_SOFTWARE, Health
 from services.runtime.privacy import keep_to_this_user
 from services.runtime.service import Context, Service, Ticker, Worker
-from services.runtime.topics_admin import TopicsDiffer, ensure_topics
 
 logger = logging.getLogger(__name__)
-EMBEDDED_PATIENCE_S = 60.0
 
 
 async def run(services: Sequence[Service], context: Context, health: Health | None = None) -> int:
@@ -66,53 +61,13 @@ def _ask_to_stop(health: Health, name: str) -> None:
 async def _bus(services: Sequence[Service], context: Context, health: Health) -> AsyncIterator[None]:
     """The broker with all subscribers, for as long as the body runs; nothing at all when no service consumes."""
     consumers = [consumer for service in services for consumer in service.consumers]
-    if not consumers or not await _topics_ready(context.settings.kafka, health):
+    if not consumers:
         yield
         return
-    broker = make_broker(context.settings.kafka, produces=False)
-    for consumer in consumers:
-        subscribe(broker, context.database, consumer, context.settings, health)
-    starting = asyncio.create_task(_start(broker))
-    stopping = asyncio.create_task(health.stop.wait())
-    try:
-        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if starting.done() and (error := starting.exception()):
-            health.fail(EX_UNAVAILABLE, f"the consumers cannot start at {context.settings.kafka.bootstrap}", error)
+    from services.runtime.subscriptions import subscribed  # noqa: PLC0415 - ten megabytes that only consumers need
+
+    async with subscribed(consumers, context, health):
         yield
-    finally:
-        starting.cancel()
-        stopping.cancel()
-        await asyncio.gather(starting, stopping, return_exceptions=True)
-        await broker.stop()
-
-
-async def _start(broker: KafkaBroker) -> None:
-    """Start subscribers at the same time: each waits for its group, and the broker delays a first join by seconds."""
-    await broker.connect()
-    await asyncio.gather(*(subscriber.start() for subscriber in broker.subscribers))
-    broker.running = True
-
-
-async def _topics_ready(kafka: KafkaSettings, health: Health) -> bool:
-    """Wait for the broker and its topics. False when the process has to end instead."""
-    loop = asyncio.get_running_loop()
-    started, failures = loop.time(), 0
-    while not health.stop.is_set:
-        try:
-            await ensure_topics(kafka)
-        except TopicsDiffer as error:
-            health.fail(EX_CONFIG, str(error))
-        except Transient as error:
-            if kafka.embedded and loop.time() - started > EMBEDDED_PATIENCE_S:
-                health.fail(EX_UNAVAILABLE, f"{error}; an embedded broker that went away does not come back at the same place")
-                return False
-            delay = backoff(failures)
-            failures += 1
-            logger.warning("%s; trying again in %.1f s", error, delay)
-            await health.pause(delay)
-        else:
-            return True
-    return False
 
 
 async def _until_stopped(services: Sequence[Service], context: Context, health: Health) -> None:

@@ -15,7 +15,8 @@ from faststream.kafka import KafkaBroker
 
 from schemas.settings import KafkaSettings
 from services.runtime import lease, outbox
-from services.runtime.bus import backoff, make_broker
+from services.runtime.backoff import backoff
+from services.runtime.bus import make_broker
 from services.runtime.database import Database
 from services.runtime.errors import Transient
 from services.runtime.health import pause

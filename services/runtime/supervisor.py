@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 
 from schemas.settings import KafkaSettings, Settings
-from services.runtime.bus import backoff
+from services.runtime.backoff import backoff
 from services.runtime.child import Child, ChildSpec
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.embedded import BrokerMissing, EmbeddedBroker

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
@@ -13,7 +14,7 @@ from sqlmodel import SQLModel
 import schemas.tables
 from schemas.tables import Audit
 from services.runtime.database import Database
-from services.runtime.migrations import upgrade
+from services.runtime.migrations import NEWEST, UnknownTables, configuration, upgrade
 
 START_UP = """
 import sys
@@ -52,6 +53,18 @@ def test_migrations_make_the_tables_of_the_schemas(database: Database, tmp_path:
     assert migrated == described(database.engine)
     assert len(migrated) == len(SQLModel.metadata.tables) > 10
     assert schemas.tables.Audit.__tablename__ in migrated
+
+
+def test_the_newest_revision_is_known_by_its_number(database: Database) -> None:
+    with database.engine.connect() as connection:
+        assert ScriptDirectory.from_config(configuration(connection)).get_current_head() == NEWEST
+
+
+def test_tables_of_a_later_version_are_left_alone(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(UnknownTables, match="9999"):
+        upgrade(database)
 
 
 def test_upgrading_twice_changes_nothing(database: Database) -> None:

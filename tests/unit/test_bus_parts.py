@@ -14,7 +14,8 @@ from schemas.settings import DeadLetterSettings, KafkaSettings
 from schemas.tables import Audit, DeadLetter, Inbox, Outbox
 from schemas.topics import BATCH_READY, LABEL, REPORT
 from services.runtime import dead_letters, lease, outbox
-from services.runtime.bus import backoff, connection_options, group_id, to_record
+from services.runtime.backoff import backoff
+from services.runtime.bus import connection_options, group_id, to_record
 from services.runtime.consumer import process
 from services.runtime.database import Database
 from services.runtime.embedded import BrokerMissing, broker_binary
