@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,16 +132,25 @@ def measure(scratch: Path, options: Namespace) -> tuple[list[dict[str, Any]], li
 def take_turns(
     parts: Sequence[Part], loads: dict[str, list[Sample]], scratch: Path, tls: Certificate | None, patience_s: float
 ) -> dict[tuple[Cell, str], list[Result]]:
-    """Runs in rounds: each cell once a round with all its servers, every second round backwards."""
+    """Runs in rounds: each cell once a round with all its servers, every second round backwards. Ctrl-C ends the rounds early."""
     results: dict[tuple[Cell, str], list[Result]] = {(part.cell, name): [] for part in parts for name in part.servers}
+    try:
+        for turn, part, name in turns(parts, tls):
+            result = run(SERVERS[name], part.cell, loads[part.cell.load][: part.count], scratch, tls, patience_s)
+            results[part.cell, name].append(result)
+            say(turn, part.cell, name, result)
+    except KeyboardInterrupt:
+        print("interrupted: going on with what was measured", file=sys.stderr, flush=True)
+    return results
+
+
+def turns(parts: Sequence[Part], tls: Certificate | None) -> Iterator[tuple[int, Part, str]]:
+    """(round, cell, server) in the order in which they run."""
     for turn in range(max(part.rounds for part in parts)):
         for part in parts:
             names = [name for name in part.servers if turn < part.rounds and is_possible(name, part.cell, tls)]
             for name in names if turn % 2 == 0 else reversed(names):
-                result = run(SERVERS[name], part.cell, loads[part.cell.load][: part.count], scratch, tls, patience_s)
-                results[part.cell, name].append(result)
-                say(turn, part.cell, name, result)
-    return results
+                yield turn, part, name
 
 
 def is_possible(name: str, cell: Cell, tls: Certificate | None) -> bool:
