@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -83,6 +83,11 @@ class Stage:
             time.sleep(0.2)
         raise DemoFailure(f"waited {timeout:.0f} s for {what}; see {self._log}")
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the service's process lives."""
+        return self._process is not None and self._process.poll() is None
+
     def stop(self) -> None:
         """End the service cleanly, by force after 30 seconds."""
         if self._process is None or self._process.poll() is not None:
@@ -123,9 +128,10 @@ def newest_evaluation(session: Session, model: str, version: int) -> Evaluation 
     return session.exec(query.order_by(col(Evaluation.evaluated_at).desc())).first()
 
 
-def remedy_order(session: Session, model: str) -> Order | None:
-    """The first remedy order of a model that the guardrails let out."""
+def remedy_order(session: Session, model: str, known: Collection[str]) -> Order | None:
+    """The first remedy order of a model that the guardrails let out and that is none of the known ones."""
     query = select(Order).where(Order.model == model, Order.kind == "remedy", Order.state != "refused")
+    query = query.where(col(Order.order_id).not_in(known))
     return session.exec(query.order_by(col(Order.created_at))).first()
 
 

@@ -31,6 +31,8 @@ from services.runtime.chance import Standing
 from services.runtime.identity import KEY_FILE
 
 MODEL = "demo"
+RUNGS = 3
+"""Remedies that are watched before the story ends without a repair."""
 QUESTION = "What happened to the demo model, and is it healthy now?"
 
 
@@ -136,11 +138,14 @@ def _play(play: Play) -> None:
 
 
 def _mend(play: Play, evaluation: Evaluation, stream: Iterator[LabelledImage]) -> None:
-    job = _repair(play, _order(play, evaluation))
-    if job.result.get("verdict") == "promote":
-        _recovered(play, stream)
-    else:
-        play.summary["outcome"] = "not promoted"
+    """Follow the agents up the ladder: a remedy that the gate turns down is followed by the next."""
+    orders: list[Order] = []
+    while len(orders) < RUNGS and (order := _order(play, evaluation, [each.order_id for each in orders])):
+        orders.append(order)
+        if _repair(play, order).result.get("verdict") == "promote":
+            _recovered(play, stream)
+            return
+    play.summary["outcome"] = "not promoted"
 
 
 def _train(play: Play) -> None:
@@ -210,16 +215,18 @@ def _judged(play: Play, phase: Phase) -> Evaluation:
     return evaluation
 
 
-def _order(play: Play, evaluation: Evaluation) -> Order:
-    play.screen.chapter("The agents order a remedy")
-    order = play.stage.wait("an order", 180, lambda session: look.remedy_order(session, MODEL))
+def _order(play: Play, evaluation: Evaluation, known: Sequence[str]) -> Order | None:
+    """The next order of a remedy; None when the agents have given one before and give none any more."""
+    try:
+        order = play.stage.wait("an order", 45 if known else 180, lambda session: look.remedy_order(session, MODEL, known))
+    except DemoFailure:
+        if not known or not play.stage.is_running:
+            raise
+        return None
+    play.screen.chapter("The agents order the next remedy" if known else "The agents order a remedy")
     play.screen.say(f"[bold]{order.kind} {order.remedy}[/] by {order.actor}: {order.reason}")
-    play.summary["order"] = {
-        "remedy": order.remedy,
-        "actor": order.actor,
-        "reason": order.reason,
-        "evaluation": evaluation.evaluation_id,
-    }
+    facts = {"remedy": order.remedy, "actor": order.actor, "reason": order.reason, "evaluation": evaluation.evaluation_id}
+    play.summary.setdefault("orders", []).append(facts)
     return order
 
 
@@ -238,7 +245,7 @@ def _repair(play: Play, order: Order) -> Job:
     play.screen.say(f"gate: [bold]{verdict}[/]", "green" if verdict == "promote" else "yellow")
     for reason in job.result.get("reasons", []):
         play.screen.say(f"- {reason}")
-    play.summary["gate"] = job.result
+    play.summary.setdefault("gates", []).append(job.result)
     return job
 
 
