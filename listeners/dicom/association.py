@@ -139,7 +139,8 @@ class Association:
                     yield from self._fragment(item)
                 else:
                     request = self._store_request(item)
-                    yield item.data
+                    if item.data:
+                        yield item.data
                     if item.ends and item.is_last:
                         self._request = None
                         yield StoreEnded(request)

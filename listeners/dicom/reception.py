@@ -204,6 +204,7 @@ class Incoming:
         self._temporary: Temporary | None = None
         self._meta = b""
         self._head_bytes = b""
+        self._begun = False
         self._answer: Answer | None = None
         self.received = 0
         self._guarded(self._open)
@@ -221,7 +222,8 @@ class Incoming:
         if self.received > self._reception.max_object_bytes:
             self._refuse(answers.TOO_LARGE)
             return
-        if not self._head_bytes and pieces:
+        if not self._begun and pieces:
+            self._begun = True
             self._head_bytes = bytes(pieces[0][:HEAD_BYTES])
             pieces = [self._meta, *pieces]
         try:
@@ -260,6 +262,8 @@ class Incoming:
     def _store(self) -> None:
         assert self._temporary is not None
         facts = self._checked_facts(self._temporary)
+        if self._temporary.size != len(self._meta) + self.received:
+            raise AssertionError("the file is not what was received")
         self._temporary.sync()
         file = StoredFile(
             facts=facts,

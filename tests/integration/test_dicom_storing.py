@@ -1,6 +1,8 @@
 """What is stored and announced: bit for bit, once, under the right study."""
 
 import shutil
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from listeners.dicom import session
 from listeners.dicom.send import send_folder
 from listeners.dicom.synthesize import StudyFacts, study_instance_uid, write_image
 from schemas.tables import Audit
-from services.assembly.files import layout_of
-from tests.dicom_listener import ACQUIRED, PACKAGED, SC, Listener, encoded, make, one
+from services.assembly.files import Temporary, layout_of
+from tests.dicom_listener import ACQUIRED, EXPLICIT, MR, PACKAGED, SC, Listener, encoded, make, one
+from tests.dicom_wire import accepted, command, p_data, receive_pdu, status_in
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,27 @@ def test_identical_resend_is_silent(listener, tmp_path):
     assert one(listener, data, dataset.SOPInstanceUID).Status == 0
     assert listener.close_studies() == 0
     assert len(listener.events(dataset.StudyInstanceUID)) == 1
+
+
+def test_an_empty_fragment_before_the_data_changes_nothing(listener, tmp_path):
+    dataset = make("empty-fragment", tmp_path)
+    data, uid = encoded(dataset), str(dataset.SOPInstanceUID)
+    with accepted(listener.port, (MR, EXPLICIT)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(p_data(1, 3, command(0x0001, sop_class=MR, instance=uid)) + p_data(1, 0, b""))
+        time.sleep(0.1)
+        connection.sendall(p_data(1, 0, b"") + p_data(1, 2, data))
+        assert status_in(receive_pdu(connection)[1]) == 0x0000
+    path = listener.archive / listener.instance(uid).path
+    assert path.read_bytes()[layout_of(path).dataset_offset :] == data
+
+
+def test_a_file_of_another_size_than_was_received_is_never_acknowledged(listener, tmp_path, monkeypatch):
+    """What writes a file may have defects of its own: here it writes more than came."""
+    dataset = make("size", tmp_path)
+    ordinary = Temporary.write
+    monkeypatch.setattr(Temporary, "write", lambda self, pieces: ordinary(self, [*pieces, b"more"]))
+    assert one(listener, encoded(dataset), dataset.SOPInstanceUID).Status == 0x0110
 
 
 def test_other_bytes_for_a_known_uid_are_kept_aside(listener, tmp_path):
