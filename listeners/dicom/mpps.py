@@ -17,6 +17,7 @@ from listeners.dicom.normalized import (
     INVALID_ATTRIBUTE_VALUE,
     INVALID_INSTANCE,
     NO_SUCH_INSTANCE,
+    NOT_AUTHORIZED,
     PROCESSING_FAILURE,
     SUCCESS,
     Refused,
@@ -44,6 +45,12 @@ NO_LONGER_UPDATED: Final = 0xA710
 _REFUSALS: Final[dict[StepRefusal, tuple[int, str, str, str]]] = {
     StepRefusal.DUPLICATE: (DUPLICATE_INSTANCE, "MPS-201", "A step with this SOP Instance UID exists", "the sender is at fault"),
     StepRefusal.UNKNOWN: (NO_SUCH_INSTANCE, "MPS-202", "No step with this SOP Instance UID", "its N-CREATE was refused or lost"),
+    StepRefusal.FOREIGN: (
+        NOT_AUTHORIZED,
+        "MPS-208",
+        "The step was created by another AE",
+        "let the AE title that created it end it",
+    ),
     StepRefusal.FINAL: (PROCESSING_FAILURE, "MPS-203", "The step has ended and may no longer be updated", "the sender is at fault"),
 }
 
@@ -71,7 +78,7 @@ def mpps_handlers(database: Database) -> Handlers:
         status = _status(dataset) if "PerformedProcedureStepStatus" in dataset else None
         references = _references(dataset)
         with database.transaction() as tx:
-            outcome = set_step(tx, step_uid, status, references)
+            outcome = set_step(tx, step_uid, printable_ae(operation.peer.calling_ae), status, references)
         return _reply(operation, outcome, MPPS, step_uid)
 
     return {

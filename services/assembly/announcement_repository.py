@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Final
 
-from sqlalchemy import ColumnElement, Select, delete, distinct, func, or_, select, update
-from sqlalchemy.orm import Mapped
+from sqlalchemy import ColumnElement, Select, and_, delete, distinct, func, or_, select, update
+from sqlalchemy.orm import Mapped, aliased
 from sqlmodel import Session, col
 
 from schemas.announcements import Commitment, NamedInstance, PerformedStep, StepStudy
@@ -37,11 +37,19 @@ class OwedReport:
     created_at: datetime
 
 
-def state_of_step(tx: Transaction, step_uid: str) -> StepState | None:
-    """The state of a step, which stays locked; None when there is none."""
-    query = select(col(PerformedStep.state)).where(col(PerformedStep.sop_instance_uid) == step_uid).with_for_update()
-    state = tx.session.execute(query).scalar_one_or_none()
-    return StepState(state) if state else None
+@dataclass(frozen=True)
+class KnownStep:
+    """A performed procedure step as the last request left it. `calling_ae` is the title that created it."""
+
+    state: StepState
+    calling_ae: str
+
+
+def step_of(tx: Transaction, step_uid: str) -> KnownStep | None:
+    """A step, which stays locked; None when there is none."""
+    columns = (col(PerformedStep.state), col(PerformedStep.calling_ae))
+    row = tx.session.execute(select(*columns).where(col(PerformedStep.sop_instance_uid) == step_uid).with_for_update()).first()
+    return KnownStep(StepState(row[0]), row[1]) if row else None
 
 
 def insert_step(tx: Transaction, step_uid: str, studies: Iterable[str], calling_ae: str) -> bool:
@@ -98,7 +106,22 @@ def named_by_steps(session: Session, study: Study, now: datetime, longest_open: 
 
 
 def _named_and_stored(study_uid: str) -> Select[int, int, datetime]:
-    """How many instances the completed steps of a study name, how many of them are stored, and when the last came."""
+    """How many instances the completed steps of a study name, how many of them are stored in it, and when the last came.
+
+    Those of a group case that lie in another study of the same step are not counted; any other study's are missing here.
+    """
+    siblings, elsewhere = aliased(StepStudy), aliased(Instance)
+    in_sibling = (
+        select(col(elsewhere.sop_instance_uid))
+        .join(siblings, col(siblings.study_uid) == col(elsewhere.study_uid))
+        .where(
+            col(elsewhere.sop_instance_uid) == col(NamedInstance.sop_instance_uid),
+            col(elsewhere.study_uid) != study_uid,
+            col(siblings.step_uid) == col(StepStudy.step_uid),
+        )
+        .correlate(NamedInstance, StepStudy)
+    )
+    stored = and_(col(Instance.sop_instance_uid) == col(NamedInstance.sop_instance_uid), col(Instance.study_uid) == study_uid)
     return (
         select(
             func.count(distinct(col(NamedInstance.sop_instance_uid))),
@@ -108,8 +131,9 @@ def _named_and_stored(study_uid: str) -> Select[int, int, datetime]:
         .select_from(StepStudy)
         .join(PerformedStep, col(PerformedStep.sop_instance_uid) == col(StepStudy.step_uid))
         .join(NamedInstance, col(NamedInstance.source) == col(StepStudy.step_uid))
-        .outerjoin(Instance, col(Instance.sop_instance_uid) == col(NamedInstance.sop_instance_uid))
+        .outerjoin(Instance, stored)
         .where(
+            ~in_sibling.exists(),
             col(StepStudy.study_uid) == study_uid,
             col(NamedInstance.kind) == CompletedBy.MPPS,
             col(PerformedStep.state) == StepState.COMPLETED,

@@ -11,7 +11,7 @@ from services.assembly.announcement_repository import (
     owe_again,
     replace_named,
     save_step,
-    state_of_step,
+    step_of,
 )
 from services.assembly.commitments import Reference, Request
 from services.assembly.steps import EVENT_OF, StepEvent, StepRefusal, next_state
@@ -31,18 +31,25 @@ def create_step(
 ) -> StepState | StepRefusal:
     """Enter a step in progress (N-CREATE). `references`: what its Performed Series Sequence names, None without one."""
     if not insert_step(tx, step_uid, studies, calling_ae):
-        return next_state(state_of_step(tx, step_uid), StepEvent.CREATE)
+        known = step_of(tx, step_uid)
+        return next_state(known.state if known else None, StepEvent.CREATE)
     if references:
         replace_named(tx, CompletedBy.MPPS, step_uid, references)
     return StepState.IN_PROGRESS
 
 
 def set_step(
-    tx: Transaction, step_uid: str, status: StepState | None, references: Sequence[Reference] | None
+    tx: Transaction, step_uid: str, calling_ae: str, status: StepState | None, references: Sequence[Reference] | None
 ) -> StepState | StepRefusal:
-    """Update, complete or discontinue a step (N-SET); `status` None leaves it, `references` None leaves what it names."""
+    """Update, complete or discontinue a step (N-SET); `status` None leaves it, `references` None leaves what it names.
+
+    Only the title that created a step may: another one could end it early and so announce a study that is not whole.
+    """
     event = EVENT_OF[status] if status else StepEvent.UPDATE
-    outcome = next_state(state_of_step(tx, step_uid), event)
+    known = step_of(tx, step_uid)
+    if known is not None and known.calling_ae != calling_ae:
+        return StepRefusal.FOREIGN
+    outcome = next_state(known.state if known else None, event)
     if isinstance(outcome, StepState):
         if references is not None:
             replace_named(tx, CompletedBy.MPPS, step_uid, references)

@@ -21,6 +21,7 @@ class StepRefusal(StrEnum):
     DUPLICATE = "duplicate"
     UNKNOWN = "unknown"
     FINAL = "final"
+    FOREIGN = "foreign"
 
 
 TRANSITIONS: Final[dict[tuple[StepState | None, StepEvent], StepState | StepRefusal]] = {

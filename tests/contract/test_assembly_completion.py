@@ -74,12 +74,12 @@ class World:
         with self.database.transaction() as tx:
             return complete_studies(tx, NAMES, rules)
 
-    def step(self, *numbers, status=None, step_uid="9.1", studies=(STUDY,), create=False):
+    def step(self, *numbers, status=None, step_uid="9.1", studies=(STUDY,), create=False, peer="CT1"):
         with self.database.transaction() as tx:
             if create:
-                outcome = create_step(tx, step_uid, studies, "CT1", None)
+                outcome = create_step(tx, step_uid, studies, peer, None)
             else:
-                outcome = set_step(tx, step_uid, status, references(*numbers) if numbers else None)
+                outcome = set_step(tx, step_uid, peer, status, references(*numbers) if numbers else None)
             return outcome, tx.rings
 
     def ask(self, *numbers, transaction="8.1", peer="CT1"):
@@ -220,6 +220,25 @@ def test_a_step_of_two_studies_completes_both(world):
     world.step(1, 2, status=StepState.COMPLETED)
     assert world.look() == 2
     assert {event.completed_by for event in world.events()} == {"mpps"}
+
+
+@pytest.mark.parametrize(("studies", "completed"), [((STUDY,), set()), ((STUDY, "1.2.4"), {"1.2.4"})])
+def test_a_named_instance_completes_only_the_study_it_belongs_to(world, studies, completed):
+    world.store(1)
+    world.store(2, study="1.2.4")
+    world.step(create=True, studies=studies)
+    world.step(2, status=StepState.COMPLETED)
+    world.look()
+    assert {event.study_key for event in world.events()} == {NAMES.study(study) for study in completed}
+
+
+def test_a_step_belongs_to_the_title_that_created_it(world):
+    world.step(create=True)
+    for status in (None, StepState.DISCONTINUED):
+        assert world.step(1, status=status, peer="EVIL")[0] is StepRefusal.FOREIGN
+    assert world.count(NamedInstance) == 0
+    assert world.step(1, status=StepState.COMPLETED)[0] is StepState.COMPLETED
+    assert world.step(1, peer="EVIL")[0] is StepRefusal.FOREIGN
 
 
 def test_named_instances_that_never_come_leave_it_to_the_quiet_period_and_complete_a_revision_later(world, clock):

@@ -61,10 +61,10 @@ def command(**elements):
 def mpps(sqlite_database):
     handlers = mpps_handlers(sqlite_database)
 
-    def call(field, data, *, uid=STEP, sop_class=MPPS):
+    def call(field, data, *, uid=STEP, sop_class=MPPS, peer=PEER):
         side = "Affected" if field == N_CREATE_RQ else "Requested"
         elements = command(**{f"{side}SOPClassUID": sop_class, f"{side}SOPInstanceUID": uid})
-        return handlers[MPPS, field](Operation(elements, data, MPPS, IMPLICIT, PEER))
+        return handlers[MPPS, field](Operation(elements, data, MPPS, IMPLICIT, peer))
 
     return call
 
@@ -140,6 +140,14 @@ def test_what_contradicts_a_steps_life_is_refused(mpps):
     assert mpps(N_SET_RQ, dataset(PerformedProcedureStepStatus="DISCONTINUED")).status == 0
     late = mpps(N_SET_RQ, dataset(PerformedProcedureStepStatus="COMPLETED"))
     assert (late.status, late.elements["ErrorID"]) == (0x0110, 0xA710)
+
+
+def test_nobody_else_may_update_a_step(mpps, sqlite_database):
+    mpps(N_CREATE_RQ, new_step())
+    ended = dataset(PerformedProcedureStepStatus="DISCONTINUED")
+    assert mpps(N_SET_RQ, ended, peer=Peer("EVIL", "RECLAIM", "192.0.2.9")).status == 0x0124
+    assert rows(sqlite_database, PerformedStep)[0].state == "IN PROGRESS"
+    assert mpps(N_SET_RQ, ended).status == 0
 
 
 def test_a_command_for_something_else_is_refused(mpps):
