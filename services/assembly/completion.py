@@ -1,4 +1,4 @@
-"""Completes studies: the study's new state and its event commit together (DESIGN promise 3)."""
+"""Completes studies: the study's new state and its event commit together (docs/promises.md, 3)."""
 
 import logging
 from collections.abc import Sequence

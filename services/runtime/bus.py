@@ -1,4 +1,4 @@
-"""From batch consumers to FastStream subscribers, with the settings that STREAMING's measurements ask for.
+"""From batch consumers to FastStream subscribers, with settings that were measured.
 
 An offset is committed only after the batch's transaction: at least once on the wire, once in the database (inbox).
 """

@@ -53,7 +53,7 @@ def machine() -> dict[str, Any]:
 
 
 def finish(name: str, rows: list[dict[str, Any]], targets: list[Target], path: Path | None, note: str = "") -> None:
-    """Print the tables and write the JSON of DESIGN §9."""
+    """Print the tables and write the JSON: name, machine, rows, targets."""
     facts = machine()
     where = f"{facts['cores']} cores, Python {facts['python']}, torch {facts['torch']}, GPU {facts['gpu'] or 'none'}"
     print(f"## {name}\n\n{where}. {note}\n")

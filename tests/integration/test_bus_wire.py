@@ -318,7 +318,7 @@ async def test_a_broker_that_is_away_is_waited_for(sqlite_url: str, tmp_path: Pa
 
 @pytest.mark.skipif(bool(KAFKA), reason="the guard serves the embedded broker only")
 async def test_eight_producers_on_one_partition_lose_nothing(world: Context, kafka: KafkaSettings) -> None:
-    """STREAMING 1.1: without the guard a live reader silently skips a few of these."""
+    """Without the guard a live reader silently skips a few of these."""
     await ensure_topics(kafka)
     total, producers = 12_000, 8
     seen: list[str] = []

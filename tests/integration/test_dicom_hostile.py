@@ -1,4 +1,4 @@
-"""Peers that break the protocol or say nothing: each loses its own association, nobody else notices (DICOM.md §3)."""
+"""Peers that break the protocol or say nothing: each loses its own association, nobody else notices."""
 
 import resource
 import socket
