@@ -40,23 +40,40 @@ def build(context: Context) -> Service:
 
 async def serve(context: Context, stop: StopSignal) -> None:
     """Serve until `stop` is set; raises Transient when the port is taken."""
-    with _open_files(context.settings.archive_dir) as files:
+    with _open_files(context.settings.archive_dir, context.settings.dicom.min_free_bytes) as files:
         reception = _reception(context, files)
         assert reception.writer is not None
         scp = StorageScp(context.settings.dicom, reception, _handlers(context))
-        port = await asyncio.to_thread(scp.start)
-        _collect_seldom()
-        reception.writer.start()
-        announcement = _announce(context.settings.state_dir, port)
-        reconciling = asyncio.create_task(_reconcile(context, files, stop))
-        logger.info("DCM-300 %s listens on %s port %d", context.settings.dicom.ae_title, context.settings.dicom.host, port)
-        try:
-            await stop.wait()
-        finally:
-            announcement.unlink(missing_ok=True)
-            await asyncio.to_thread(scp.stop)
-            await asyncio.to_thread(reception.writer.stop)
-            await reconciling
+        background: list[asyncio.Task[None]] = []
+        async with contextlib.AsyncExitStack() as ending:  # every step is taken, whatever another one raises
+            ending.push_async_callback(_end, background, stop)
+            ending.push_async_callback(asyncio.to_thread, reception.writer.stop)
+            ending.push_async_callback(asyncio.to_thread, scp.stop)
+            port = await asyncio.to_thread(scp.start)
+            _collect_seldom()
+            reception.writer.start()
+            announcement = _announce(context.settings.state_dir, port)
+            ending.callback(announcement.unlink, missing_ok=True)
+            background.append(asyncio.create_task(_reconcile(context, files, stop)))
+            logger.info("DCM-300 %s listens on %s port %d", context.settings.dicom.ae_title, context.settings.dicom.host, port)
+            await _stopped_or_failed(stop, reception.writer)
+
+
+async def _stopped_or_failed(stop: StopSignal, writer: IndexWriter) -> None:
+    """Return at the end of the process; raises what ended the index writer."""
+    stopping, failing = asyncio.create_task(stop.wait()), asyncio.wrap_future(writer.failure)
+    await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if failing.done():
+        failing.result()
+
+
+async def _end(tasks: list[asyncio.Task[None]], stop: StopSignal) -> None:
+    for task in tasks:
+        if not stop.is_set:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 def _handlers(context: Context) -> Handlers:
@@ -85,10 +102,10 @@ def _collect_seldom() -> None:
 
 
 @contextlib.contextmanager
-def _open_files(root: Path) -> Iterator[ArchiveFiles]:
+def _open_files(root: Path, keep_free: int) -> Iterator[ArchiveFiles]:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        files = ArchiveFiles(root)
+        files = ArchiveFiles(root, keep_free)
     except OSError as error:
         raise Transient(f"DCM-304 the archive cannot be opened ({error.strerror}): check its disk or mount") from None
     try:

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,8 @@ _MOST_KNOWN_FOLDERS: Final = 100_000
 _MOST_OPEN_FOLDERS: Final = 64
 _MOST_PIECES: Final = 512
 _CHUNK: Final = 1 << 17
+BYTES_BETWEEN_CHECKS: Final = 1 << 23
+"""So much is written of one file between two looks at the free space."""
 
 
 class NotPart10Error(ValueError):
@@ -35,10 +37,14 @@ class NotPart10Error(ValueError):
 
 
 class ArchiveFiles:
-    """Writes files into the archive; thread-safe. Call `close` at the end."""
+    """Writes files into the archive; thread-safe. Call `close` at the end.
 
-    def __init__(self, root: Path) -> None:
+    A temporary file that grows while less than `keep_free` bytes are free fails with ENOSPC.
+    """
+
+    def __init__(self, root: Path, keep_free: int = 0) -> None:
         self.root = root
+        self._keep_free = keep_free
         self._root = os.fspath(root)
         self._durable_folders: set[str] = set()
         self._open_folders: dict[str, _Folder] = {}
@@ -58,7 +64,11 @@ class ArchiveFiles:
 
     def open_temporary(self) -> "Temporary":
         """A new file that is not part of the archive yet."""
-        return Temporary(f"{self._own_prefix}{next(self._numbers):x}")
+        return Temporary(f"{self._own_prefix}{next(self._numbers):x}", self._check_space)
+
+    def _check_space(self) -> None:
+        if self._keep_free and self.free_bytes() < self._keep_free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, parts: Iterable[bytes]) -> Path:
         """Write a temporary file and bring its bytes to stable storage; OSError leaves nothing behind."""
@@ -152,13 +162,18 @@ class ArchiveFiles:
 class Temporary:
     """A file under way: written piece by piece, read back for checks. Whoever opens it closes or discards it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, check_space: Callable[[], None]) -> None:
         self.path = path
         self.size = 0
+        self._check_space, self._check_at = check_space, BYTES_BETWEEN_CHECKS
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
 
     def write(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Append all pieces; raises OSError."""
+        grown = self.size + sum(map(len, pieces))
+        if grown >= self._check_at:
+            self._check_space()
+            self._check_at = grown + BYTES_BETWEEN_CHECKS
         for start in range(0, len(pieces), _MOST_PIECES):
             some = pieces[start : start + _MOST_PIECES]
             wanted = sum(map(len, some))

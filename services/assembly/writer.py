@@ -10,8 +10,11 @@ import threading
 import time
 import traceback
 from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
+
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from services.assembly.conflicts import keep_aside
 from services.assembly.files import ArchiveFiles, NotPart10Error
@@ -31,7 +34,10 @@ LONGEST_RETRY_S: Final = 5.0
 
 
 class IndexWriter:
-    """Enters files in the order in which they were submitted; thread-safe."""
+    """Enters files in the order in which they were submitted; thread-safe.
+
+    `failure` never has a result; it raises when no row will be written any more, and the process had better end.
+    """
 
     def __init__(self, files: ArchiveFiles, index: ArchiveIndex, capacity: int = CAPACITY) -> None:
         self._files = files
@@ -42,6 +48,7 @@ class IndexWriter:
         self._drained = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self.failure: Future[None] = Future()
 
     def start(self) -> None:
         """Begin to write."""
@@ -75,6 +82,13 @@ class IndexWriter:
             self._wake.set()
 
     def _run(self) -> None:
+        try:
+            self._write_until_stopped()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end this thread alone
+            logger.critical("ASM-315 no rows are written any more (%s at %s)", _name(error), _place(error))
+            self.failure.set_exception(RuntimeError("ASM-315 the index writer has a bug: report it, and start the listener again"))
+
+    def _write_until_stopped(self) -> None:
         while True:
             self._wake.wait()
             self._collect()
@@ -97,8 +111,10 @@ class IndexWriter:
             try:
                 self._write(batch)
                 retry_s = SHORTEST_RETRY_S
-            except (Transient, OSError) as error:
-                logger.warning("ASM-311 %d rows wait for the index (%s): is the database up?", len(self._queue), _name(error))
+            except (Transient, DBAPIError, MemoryError, OSError) as error:
+                logger.warning(
+                    "ASM-311 %d rows wait for the index (%s): is the database up, and has it space?", len(self._queue), _name(error)
+                )
                 if self._stopping:
                     return False
                 time.sleep(retry_s)
@@ -111,11 +127,12 @@ class IndexWriter:
         return True
 
     def _write(self, batch: list[StoredFile]) -> None:
+        """Enter a batch; raises what may pass. Only a row that is itself to blame is left out."""
         try:
             outcomes = self._index.enter_all(batch)
-        except Transient:
-            raise
-        except Exception as error:  # noqa: BLE001 - one row that cannot be written must not hold up all others
+        except Exception as error:
+            if _may_pass(error):
+                raise
             if len(batch) == 1:
                 _log_defect(error)
                 return
@@ -131,6 +148,9 @@ class IndexWriter:
             kept_as = keep_aside(self._files, self._index, self._files.root / path, path)
         except (FileNotFoundError, NotPart10Error):
             return  # a second submission of the same file: it is aside already
+        except OSError as error:  # it has no row where it lies: the next check of the index finds it
+            logger.error("ASM-314 %s cannot be set aside (%s): check the disk, run `reclaim archive reindex`", path, error.strerror)  # noqa: TRY400
+            return
         logger.warning(
             "ASM-313 an object came whose SOP Instance UID belongs to another study or series; it is kept as %s: ask the sender's "
             "vendor why it uses a UID twice",
@@ -142,8 +162,19 @@ def _name(error: Exception) -> str:
     return type(error).__name__
 
 
-def _log_defect(error: Exception) -> None:
+def _may_pass(error: Exception) -> bool:
+    """Whether the fault is outside the row: the database says so of everything but what it holds against values."""
+    outside = isinstance(error, (Transient, DBAPIError, MemoryError, OSError))
+    return outside and not isinstance(error, (DataError, IntegrityError))
+
+
+def _place(error: Exception) -> str:
     """Where a defect struck, without the exception's text, which may hold identities."""
     frames = traceback.extract_tb(error.__traceback__)[-3:]
-    place = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-    logger.error("ASM-312 a stored file has no row (%s at %s): report it, then run `reclaim reindex`", _name(error), place)
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+
+
+def _log_defect(error: Exception) -> None:
+    logger.error(
+        "ASM-312 a stored file has no row (%s at %s): report it, then run `reclaim archive reindex`", _name(error), _place(error)
+    )

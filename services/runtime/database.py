@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session
 
 from schemas.settings import Settings
@@ -88,6 +89,8 @@ def outages_as_transient() -> Iterator[None]:
         if is_transient(error):
             raise Transient(f"the database is away ({reason_of(error)})") from error
         raise
+    except PoolTimeoutError as error:
+        raise Transient("all connections to the database are in use") from error
 
 
 def reason_of(error: DBAPIError) -> str:
@@ -97,13 +100,13 @@ def reason_of(error: DBAPIError) -> str:
 
 
 def is_transient(error: DBAPIError) -> bool:
-    """Whether trying again may help: lost connections, locks, serialisation failures, server shut-downs."""
+    """Whether trying again may help: lost connections, locks, serialisation failures, server shut-downs, disks."""
     if error.connection_invalidated or isinstance(error, InterfaceError):
         return True
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
-        return str(sqlstate)[:2] in {"08", "40", "53", "55", "57"}
-    passing = ("locked", "busy", "connection", "resolve host")
+        return str(sqlstate)[:2] in {"08", "40", "53", "55", "57", "58"}
+    passing = ("locked", "busy", "connection", "resolve host", "full", "disk I/O error", "unable to open database")
     return isinstance(error, OperationalError) and any(word in str(error.orig) for word in passing)
 
 

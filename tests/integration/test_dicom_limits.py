@@ -1,16 +1,20 @@
 """Resources that end, settings that are none."""
 
 import asyncio
+import errno
+import json
 import socket
 import struct
 import time
 
 import pytest
+from sqlalchemy import event
 
 from listeners.dicom import reception
 from listeners.dicom.app import build
 from listeners.dicom.echo import echo
 from listeners.dicom.send import send_folder
+from services.assembly import files, writer
 from services.assembly.files import ArchiveFiles
 from services.assembly.writer import IndexWriter
 from services.runtime.clock import SystemClock
@@ -83,6 +87,106 @@ def test_a_database_that_is_away_delays_rows_until_the_queue_is_full(tmp_path, p
             assert one(listener, encoded(each), each.SOPInstanceUID).Status == 0
             assert listener.instance(each.SOPInstanceUID) is not None
         assert listener.study(datasets[0].StudyInstanceUID).instances == 4
+
+
+class FullDisk:
+    """No page may be added to the SQLite file while `full`, as on a full disk: SQLite itself raises SQLITE_FULL."""
+
+    def __init__(self, database):
+        self.full, self.attempts = True, 0
+        event.listen(database.engine, "begin", self._limit)
+
+    def _limit(self, connection):
+        self.attempts += self.full
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages if self.full else 10**9}")
+
+    def come_back_after(self, attempts):
+        end = time.monotonic() + 10
+        while self.attempts < attempts and time.monotonic() < end:
+            time.sleep(0.01)
+        self.full = False
+
+
+def test_rows_wait_for_space_in_the_database(own, tmp_path, caplog):
+    datasets = [make("space", tmp_path, instance=number) for number in range(40)]
+    with own() as listener, associated(listener.port) as association:
+        disk = FullDisk(listener.database)
+        assert {store(association, encoded(each), each.SOPInstanceUID).Status for each in datasets} == {0}
+        disk.come_back_after(6)
+        assert all(listener.instance(each.SOPInstanceUID) for each in datasets)
+    assert "ASM-311" in caplog.text
+    assert "ASM-312" not in caplog.text
+
+
+def test_a_conflict_waits_for_space_in_the_database(own, tmp_path, monkeypatch):
+    first, other, after = make("first", tmp_path), make("other", tmp_path), make("after", tmp_path)
+    other.SOPInstanceUID = first.SOPInstanceUID
+    with own() as listener, associated(listener.port) as association:
+        assert store(association, encoded(first), first.SOPInstanceUID).Status == 0
+        assert listener.instance(first.SOPInstanceUID) is not None
+        disk = FullDisk(listener.database)
+        wide = "x" * 8000  # so that the record of the conflict needs a page
+        noted = listener._writer._index.note_conflict
+        monkeypatch.setattr(listener._writer._index, "note_conflict", lambda key, name, digest: noted(key, name, digest + wide))
+        assert store(association, encoded(other), other.SOPInstanceUID).Status == 0
+        disk.come_back_after(4)
+        assert store(association, encoded(after), after.SOPInstanceUID).Status == 0
+        assert listener.instance(after.SOPInstanceUID) is not None
+        assert len(list((listener.archive / "conflicts").rglob("*.dcm"))) == 1
+
+
+def test_a_conflict_that_cannot_be_moved_holds_nobody_up(own, tmp_path, monkeypatch, caplog):
+    first, other, after = make("first", tmp_path), make("other", tmp_path), make("after", tmp_path)
+    other.SOPInstanceUID = first.SOPInstanceUID
+    with own() as listener, associated(listener.port) as association:
+        assert store(association, encoded(first), first.SOPInstanceUID).Status == 0
+        assert listener.instance(first.SOPInstanceUID) is not None
+
+        def refuse(*_):
+            raise PermissionError(errno.EACCES, "not permitted")
+
+        monkeypatch.setattr(writer, "keep_aside", refuse)
+        for each in (other, after):
+            assert store(association, encoded(each), each.SOPInstanceUID).Status == 0
+        assert listener.instance(after.SOPInstanceUID) is not None
+        assert len(listener.files()) == 3
+    assert "ASM-314" in caplog.text
+
+
+def test_an_index_writer_that_dies_ends_the_process(own, tmp_path, monkeypatch):
+    make("dies", tmp_path)
+    listener = own()
+
+    def defect(*_):
+        raise IndexError("a defect")
+
+    monkeypatch.setattr(IndexWriter, "_write", defect)
+    (worker,) = build(listener.context).workers
+
+    async def serve():
+        serving = asyncio.create_task(worker.run(StopSignal()))
+        announcement = listener.settings.state_dir / "run" / "dicom.json"
+        while not announcement.exists():  # noqa: ASYNC110 - a file sets no event
+            await asyncio.sleep(0.01)
+        port = json.loads(announcement.read_text())["port"]
+        await asyncio.to_thread(send_folder, tmp_path / "dies.dcm", "127.0.0.1", port)
+        await asyncio.wait_for(serving, 20)
+
+    with pytest.raises(RuntimeError, match="ASM-315"):
+        asyncio.run(serve())
+    listener.database.close()
+
+
+def test_space_that_ends_while_an_object_comes_answers_a700(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BYTES_BETWEEN_CHECKS", 500)
+    dataset = make("grows", tmp_path)
+    with own(min_free_bytes=1) as listener, associated(listener.port) as association:
+        answers = iter([1])  # for the request; the association is there already
+        monkeypatch.setattr(ArchiveFiles, "free_bytes", lambda _: next(answers, 0))
+        refused(listener, [], store(association, encoded(dataset), dataset.SOPInstanceUID), 0xA700)
+        monkeypatch.undo()
+        assert store(association, encoded(dataset), dataset.SOPInstanceUID).Status == 0
 
 
 def test_a_taken_port_is_worth_another_try(own):
