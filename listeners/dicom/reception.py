@@ -18,22 +18,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from listeners.dicom import answers
 from listeners.dicom.answers import Answer
 from listeners.dicom.file_meta import encode_file_meta
-from listeners.dicom.sources import BrokenStructureError, FileSource
-from listeners.dicom.structure import check_structure, plain_source
 from services.assembly.conflicts import keep_aside
 from services.assembly.files import ArchiveFiles, NotPart10Error, Temporary, same_dataset
-from services.assembly.headers import (
-    LAST_GROUP,
-    TAGS,
-    InstanceFacts,
-    MissingElement,
-    UnreadableHeader,
-    facts_from,
-    is_valid_uid,
-)
+from services.assembly.headers import InstanceFacts, MissingElement, UnreadableHeader, is_valid_uid, read_facts
 from services.assembly.index import ArchiveIndex, StoredFile
 from services.assembly.reindex import enter_file, read_stored
 from services.assembly.repository import Recorded
+from services.assembly.sources import FileSource
 from services.assembly.writer import IndexWriter
 from services.runtime.clock import Clock
 from services.runtime.errors import Transient
@@ -42,13 +33,10 @@ from services.runtime.transaction import current_traceparent
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("reclaim.dicom")
 MOST_OBJECT_BYTES: Final = 1 << 31
-LONGEST_HEADER: Final = 1 << 24
-"""As much is decoded of an object whose header has text that is not ASCII."""
 HEAD_BYTES: Final = 1 << 14
 """Kept in memory while an instance comes: its header, usually."""
 ROOM_WAIT_S: Final = 5.0
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_WANTED: Final = frozenset(TAGS.values())
 
 
 class Refused(Exception):  # noqa: N818 - named for what the sender hears
@@ -191,7 +179,7 @@ class Reception:
         return False
 
     def _refuse_conflict(self, source: str | Path, path: str) -> Answer:
-        keep_aside(self.files, self.index, source, path)
+        keep_aside(self.files, self.index, source, path, acknowledged=False)
         return answers.CONFLICT
 
 
@@ -310,13 +298,9 @@ class Incoming:
 def read_checked(source: FileSource, transfer_syntax_uid: str) -> InstanceFacts:
     """The index's elements of a data set in a file, whose structure holds to its last byte; raises Refused."""
     try:
-        plain, syntax = plain_source(source, transfer_syntax_uid)
-        values = check_structure(plain, syntax, _WANTED, LAST_GROUP)
-        return facts_from(values, lambda: plain_source(source, transfer_syntax_uid)[0].read(0, LONGEST_HEADER), syntax)
-    except BrokenStructureError as error:
+        return read_facts(source, transfer_syntax_uid)
+    except UnreadableHeader as error:
         raise Refused(answers.BROKEN_DATASET.at(error.tag)) from None
-    except UnreadableHeader:
-        raise Refused(answers.BROKEN_DATASET) from None
     except MissingElement as error:
         raise Refused(answers.MISSING_UID.at(error.tag)) from None
 

@@ -1,7 +1,6 @@
 """From a DICOM file as it lies in a request's part (PS3.10 §7) to what the archive's reception is told of it."""
 
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,17 +10,14 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 
 from listeners.dicom.reception import StoreHead
-from services.assembly.headers import UnreadableHeader, is_valid_uid, read_facts
+from services.assembly.headers import is_valid_uid, read_facts
+from services.assembly.sources import StreamSource
 
 SOURCE: Final = "STOW-RS"
 """Stands where an association's calling AE title does."""
-DEFLATED: Final = "1.2.840.10008.1.2.1.99"
-EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 _META_UIDS: Final = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
 _HEAD: Final = 144
 MOST_META: Final = 65_536
-_MOST_HEADER: Final = 1 << 22
-"""Bytes in which the elements up to group 0020 have to lie."""
 _PIECE: Final = 1 << 20
 
 
@@ -77,14 +73,7 @@ def pieces_of(file: IO[bytes], meta: FileMeta) -> Iterator[bytes]:
 
 def study_of(file: IO[bytes], meta: FileMeta) -> str:
     """StudyInstanceUID (0020,000D) of the data set; raises UnreadableHeader or MissingElement."""
-    file.seek(meta.offset)
-    data, syntax = file.read(_MOST_HEADER), meta.transfer_syntax_uid
-    if syntax == DEFLATED:
-        try:
-            data, syntax = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, _MOST_HEADER), EXPLICIT_LITTLE
-        except zlib.error:
-            raise UnreadableHeader("zlib.error") from None
-    return read_facts(data, syntax).study_uid
+    return read_facts(StreamSource(file, meta.offset), meta.transfer_syntax_uid).study_uid
 
 
 def shown(uid: str) -> str:

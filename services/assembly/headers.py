@@ -1,19 +1,22 @@
 """The elements the index needs, read from a data set without touching its pixels."""
 
 import re
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
-from functools import cache, lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Any, Final
 
 from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag, Tag
+from pydicom.tag import Tag
 
 from models.facets import code_of
+from services.assembly.sources import BrokenStructureError, Source
+from services.assembly.structure import check_structure, plain_source
 
 config.settings.reading_validation_mode = config.IGNORE  # pydicom's warnings quote the values, which may be identities
 
@@ -38,12 +41,17 @@ KEYWORDS: Final = (
 LAST_GROUP: Final = 0x0020
 TAGS: Final[Mapping[str, int]] = {keyword: int(Tag(keyword)) for keyword in KEYWORDS}
 """Where the index's elements stand: none behind group 0020."""
+_WANTED: Final = frozenset(TAGS.values())
 _NO_CODE: Final = re.compile(r"[^A-Z0-9_ ]")
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 class UnreadableHeader(Exception):  # noqa: N818 - named for what the data set is
-    """The data set cannot be parsed as far as the index needs it."""
+    """The data set is damaged. `tag` is the element at fault, (group << 16) + element, 0 where none is known."""
+
+    def __init__(self, reason: str, tag: int = 0) -> None:
+        super().__init__(reason)
+        self.tag = tag
 
 
 class MissingElement(Exception):  # noqa: N818 - named for what the data set lacks
@@ -77,49 +85,44 @@ def is_valid_uid(value: str) -> bool:
     return 0 < len(value) <= 64 and _UID.fullmatch(value) is not None
 
 
-def read_facts(dataset: bytes, transfer_syntax_uid: str) -> InstanceFacts:
-    """Read the index's elements from an encoded (not deflated) data set; raises UnreadableHeader or MissingElement."""
-    try:
-        return facts_of(_parsed(dataset, transfer_syntax_uid))
-    except MissingElement:
-        raise
-    except Exception as error:  # noqa: BLE001 - pydicom raises many kinds; none may quote a value
-        raise UnreadableHeader(type(error).__name__) from None
+def read_facts(source: Source, transfer_syntax_uid: str) -> InstanceFacts:
+    """Walk an encoded data set to its last byte and read the index's elements; raises UnreadableHeader or MissingElement.
 
-
-def facts_from(values: Mapping[int, bytes], read_header: Callable[[], bytes], transfer_syntax_uid: str) -> InstanceFacts:
-    """Read the index's elements from their encoded values by tag; raises UnreadableHeader or MissingElement.
-
-    `read_header` returns the encoded (not deflated) header. It is asked, and decoded by pydicom at sixty times the cost,
-    only for text that is not ASCII, and to find out whether an unusual code names the patient.
+    Every reader of the archive's own files uses this one function: two parsers would disagree about odd files.
     """
     try:
-        return facts_of(_Header(values, lambda: _parsed(read_header(), transfer_syntax_uid)))
-    except MissingElement:
+        plain, syntax = plain_source(source, transfer_syntax_uid)
+        return facts_of(_Header(check_structure(plain, syntax, _WANTED, LAST_GROUP)))
+    except (MissingElement, OSError, MemoryError):
         raise
+    except BrokenStructureError as error:
+        raise UnreadableHeader(str(error), error.tag) from None
     except Exception as error:  # noqa: BLE001 - pydicom raises many kinds; none may quote a value
         raise UnreadableHeader(type(error).__name__) from None
 
 
 class _Header:
-    """As much of a data set's interface as facts need: values that are ASCII from their bytes, the rest by pydicom."""
+    """As much of a data set's interface as facts need: values that are ASCII from their bytes, the rest by pydicom.
 
-    def __init__(self, values: Mapping[int, bytes], parse: Callable[[], Dataset]) -> None:
+    pydicom, at sixty times the cost, sees nothing but these values, whatever else the data set holds.
+    """
+
+    def __init__(self, values: Mapping[int, bytes]) -> None:
         self._values = values
-        self._parse = cache(parse)
 
     def get(self, keyword: str) -> Any:
-        """The value as text, or as pydicom decodes it; None when it is absent."""
+        """The value as text, or as pydicom decodes it; None when it is none of the index's."""
         tag = TAGS.get(keyword)
-        value = self._values.get(tag, b"") if tag is not None else None
-        if value is None or not value.isascii():
-            return self._parse().get(keyword)
-        return value.partition(b"\\")[0].decode("ascii")
+        if tag is None:
+            return None
+        value = self._values.get(tag, b"")
+        return value.partition(b"\\")[0].decode("ascii") if value.isascii() else self._decoded.get(keyword)
 
-
-def _parsed(header: bytes, transfer_syntax_uid: str) -> Dataset:
-    implicit, little = transfer_syntax_uid == "1.2.840.10008.1.2", transfer_syntax_uid != "1.2.840.10008.1.2.2"
-    return read_dataset(BytesIO(header), implicit, little, stop_when=_past_the_header, specific_tags=list(TAGS.values()))
+    @cached_property
+    def _decoded(self) -> Dataset:
+        """In implicit VR: all of them are text, which no byte order changes, and no value is so long as to look like a VR."""
+        encoded = (struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value for tag, value in sorted(self._values.items()))
+        return read_dataset(BytesIO(b"".join(encoded)), is_implicit_VR=True, is_little_endian=True)
 
 
 def facts_of(header: Any) -> InstanceFacts:
@@ -137,10 +140,6 @@ def facts_of(header: Any) -> InstanceFacts:
         acquired_at=_moment(_text(header, "StudyDate"), _text(header, "StudyTime"), _text(header, "TimezoneOffsetFromUTC")),
         stated_instances=_count(_text(header, "NumberOfStudyRelatedInstances")),
     )
-
-
-def _past_the_header(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return bool(tag.group > LAST_GROUP)
 
 
 def _text(header: Any, keyword: str) -> str:

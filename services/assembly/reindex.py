@@ -8,13 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from pydicom import dcmread
+from pydicom.filereader import read_file_meta_info
 
 from services.assembly.conflicts import keep_aside
 from services.assembly.files import ArchiveFiles, NotPart10Error, dataset_digest, layout_of, study_folders
-from services.assembly.headers import KEYWORDS, MissingElement, UnreadableHeader, facts_of
+from services.assembly.headers import MissingElement, UnreadableHeader, read_facts
 from services.assembly.index import ArchiveIndex, StoredFile
 from services.assembly.repository import Recorded, paths_after, paths_of_studies
+from services.assembly.sources import FileSource
 from services.runtime.database import Database
 from services.runtime.service import Context
 
@@ -92,19 +93,22 @@ def enter_file(index: ArchiveIndex, root: Path, path: Path) -> Recorded:
 
 
 def read_stored(path: Path) -> StoredFile:
-    """Everything the index needs, from a file's own bytes; its receipt is the file's time."""
+    """Everything the index needs, from a file's own bytes, read as at its reception; its receipt is the file's time.
+
+    Raises NotPart10Error, UnreadableHeader or MissingElement.
+    """
     layout = layout_of(path)
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=[*KEYWORDS, "TransferSyntaxUID"])
-        facts = facts_of(header)
-        syntax = str(header.file_meta.TransferSyntaxUID)
-        source = str(header.file_meta.get("SourceApplicationEntityTitle", "") or "").strip()
-    except MissingElement:
-        raise
+        meta = read_file_meta_info(path)
+        syntax = str(meta.TransferSyntaxUID)
+        sender = str(meta.get("SourceApplicationEntityTitle", "") or "").strip()
     except Exception as error:  # noqa: BLE001 - pydicom raises many kinds; none may quote a value
         raise UnreadableHeader(type(error).__name__) from None
+    size = layout.size - layout.dataset_offset
+    with path.open("rb") as file:
+        facts = read_facts(FileSource(file.fileno(), layout.dataset_offset, size), syntax)
     received_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return StoredFile(facts, syntax, layout.size - layout.dataset_offset, dataset_digest(path), received_at, source[:16])
+    return StoredFile(facts, syntax, size, dataset_digest(path), received_at, sender[:16])
 
 
 def _enter(index: ArchiveIndex, files: ArchiveFiles, path: Path, summary: ReindexSummary) -> None:

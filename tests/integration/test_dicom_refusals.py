@@ -128,7 +128,7 @@ def test_a_defect_of_ours_is_answered_0110(listener, tmp_path, monkeypatch, capl
     def broken(*_):
         raise RuntimeError(str(dataset.PatientID))
 
-    monkeypatch.setattr(reception, "facts_from", broken)
+    monkeypatch.setattr(reception, "read_facts", broken)
     refused(listener, before, one(listener, encoded(dataset), dataset.SOPInstanceUID), 0x0110)
     assert "DCM-902 RuntimeError at test_dicom_refusals.py" in caplog.text
     monkeypatch.undo()

@@ -16,6 +16,7 @@ from services.assembly.files import ArchiveFiles
 from services.assembly.headers import read_facts
 from services.assembly.index import ArchiveIndex, StoredFile
 from services.assembly.rules import Rules
+from services.assembly.sources import BytesSource
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SENT = 8
@@ -65,7 +66,7 @@ def soaked(sqlite_context, clock, monkeypatch):
     for number in range(SENT):
         item = template.item(number % 2, number)
         ledger.acknowledge(item, (number % 2, number))
-        facts = read_facts(item.dataset, item.syntax)
+        facts = read_facts(BytesSource(item.dataset), item.syntax)
         assert files.publish(files.write((template.file_of(number % 2, number),)), index.path_of(facts))
         index.enter(StoredFile(facts, item.syntax, len(item.dataset), "", clock.now(), "BENCH"))
     files.close()

@@ -15,9 +15,11 @@ from pydicom.dataset import Dataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian
 
-from listeners.dicom.sources import BrokenStructureError, BytesSource
-from listeners.dicom.structure import check_structure, plain_source
+from services.assembly import headers
 from services.assembly.files import layout_of
+from services.assembly.headers import UnreadableHeader, read_facts
+from services.assembly.sources import BrokenStructureError, BytesSource
+from services.assembly.structure import check_structure, plain_source
 
 FOLDER = Path(pydicom.data.__file__).parent / "test_files"
 WHOLE = (
@@ -116,7 +118,7 @@ def test_a_sequence_of_undefined_length_inside_un_is_implicit():
 
 
 def test_a_deflated_bomb_is_refused(monkeypatch):
-    monkeypatch.setattr("listeners.dicom.sources.FREE_INFLATED_BYTES", 1 << 16)
+    monkeypatch.setattr("services.assembly.sources.FREE_INFLATED_BYTES", 1 << 16)
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
     header = struct.pack("<HH2s2xL", 0x7FE0, 0x0010, b"OW", 1 << 20)
     bomb = deflater.compress(header + bytes(1 << 20)) + deflater.flush()
@@ -138,3 +140,82 @@ def test_what_pydicom_writes_passes(keywords, undefined):
     out = io.BytesIO()
     dcmwrite(out, dataset, implicit_vr=False, little_endian=True)
     check_structure(out.getvalue(), str(ExplicitVRLittleEndian))
+
+
+UIDS = {0x00080016: b"1.2.84", 0x00080018: b"1.2.33", 0x0020000D: b"1.2.44"}
+SERIES = (0x0020000E, b"1.2.55")
+
+
+def explicit(*elements):
+    return b"".join(struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, b"UI", len(value)) + value for tag, value in elements)
+
+
+def implicit(*elements):
+    return b"".join(struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value for tag, value in elements)
+
+
+@pytest.mark.parametrize(("encode", "syntax"), [(implicit, SYNTAXES[0]), (explicit, SYNTAXES[1])])
+@pytest.mark.parametrize(
+    "elements",
+    [
+        (*UIDS.items(), SERIES, SERIES),
+        (*UIDS.items(), SERIES, (0x0020000D, b"1.2.99")),
+        (*UIDS.items(), (0x00280010, b"\1\0"), SERIES),
+        (*UIDS.items(), (0x0020000F, b"1.2."), SERIES),
+    ],
+    ids=["repeated", "repeated behind another", "behind a later group", "behind a later element"],
+)
+def test_what_readers_disagree_about_is_refused(encode, syntax, elements):
+    with pytest.raises(UnreadableHeader, match="repeated"):
+        read_facts(BytesSource(encode(*elements)), syntax)
+
+
+@pytest.mark.parametrize(("encode", "syntax"), [(implicit, SYNTAXES[0]), (explicit, SYNTAXES[1])])
+def test_disorder_elsewhere_is_let_pass(encode, syntax):
+    data = encode((0x00080070, b"X "), (0x00080008, b"X "), (0x00100020, b"P1"), (0x00280011, b"XX"), (0x00280010, b"XX"))
+    assert check_structure(data, syntax, {0x00100020}, 0x0020) == {0x00100020: b"P1"}
+
+
+def test_a_length_that_reads_as_a_vr_changes_nothing():
+    first = struct.pack("<HHL", 0x0008, 0x0005, 0x4144) + b" " * 0x4144
+    assert read_facts(BytesSource(first + implicit(*UIDS.items(), SERIES)), SYNTAXES[0]).study_uid == "1.2.44"
+
+
+def test_only_the_values_of_the_index_are_decoded(monkeypatch):
+    """Text beyond ASCII needs pydicom, which must never see what else a sender put beside it."""
+    seen = []
+    ordinary = headers.read_dataset
+    monkeypatch.setattr(
+        headers, "read_dataset", lambda stream, **how: seen.append(len(stream.getvalue())) or ordinary(stream, **how)
+    )
+    items = struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 10_000 + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    sequence = struct.pack("<HH2s2xL", 0x0008, 0x1140, b"SQ", 0xFFFFFFFF) + items
+    uids = tuple(UIDS.items())
+    data = explicit((0x00080005, b"ISO_IR 100"), *uids[:2]) + sequence + explicit((0x00100020, b"P\xe9"), *uids[2:], SERIES)
+    assert read_facts(BytesSource(data), SYNTAXES[1]).patient_id == "P\u00e9"
+    assert max(seen) < 1000
+
+
+@pytest.mark.parametrize(
+    ("data", "syntax"),
+    [
+        (struct.pack("<HH2sH", 0x0009, 0x1001, b"LO", 0) * 4000, SYNTAXES[1]),
+        (struct.pack("<HHL", 0x0009, 0x1001, 0) * 4000, SYNTAXES[0]),
+        (
+            struct.pack("<HH2s2xL", 0x0008, 0x1140, b"SQ", 0xFFFFFFFF)
+            + struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 4000
+            + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0),
+            SYNTAXES[1],
+        ),
+        (
+            (struct.pack("<HH2s2xL", 0x0008, 0x1140, b"SQ", 0xFFFFFFFF) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)) * 4000,
+            SYNTAXES[1],
+        ),
+    ],
+    ids=["elements", "implicit elements", "items", "sequences"],
+)
+def test_the_steps_of_a_walk_are_bounded(data, syntax, monkeypatch):
+    check(data, syntax)
+    monkeypatch.setattr("services.assembly.structure.MOST_STEPS", 1000)
+    with pytest.raises(BrokenStructureError, match="too many"):
+        check(data, syntax)

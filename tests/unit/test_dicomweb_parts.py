@@ -1,6 +1,7 @@
 """Parts and outcomes of STOW-RS without network: no bytes are too odd for the file meta reader, every outcome has its status."""
 
 import contextlib
+import struct
 from io import BytesIO
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def test_a_file_is_taken_apart_without_a_byte_lost():
     assert meta.transfer_syntax_uid == expected.file_meta.TransferSyntaxUID
     assert WHOLE[: meta.offset] + b"".join(pieces_of(file, meta)) == WHOLE
     assert study_of(file, meta) == expected.StudyInstanceUID
+
+
+def test_the_study_is_read_as_it_will_be_filed():
+    """A UID that comes again behind the pixels is no way to have an object filed under another study than it is posted to."""
+    again = struct.pack("<HH2sH", 0x0020, 0x000D, b"UI", 6) + b"9.9.99"
+    with pytest.raises(UnreadableHeader, match="repeated"):
+        study_of(BytesIO(WHOLE + again), read_meta(BytesIO(WHOLE)))
 
 
 @given(

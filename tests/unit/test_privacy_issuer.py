@@ -11,6 +11,7 @@ from models.scoring import ScoredCase
 from schemas.tables import Study
 from services.assembly.headers import read_facts
 from services.assembly.index import ArchiveIndex, StoredFile
+from services.assembly.sources import BytesSource
 from services.remediation.data import development_patients
 from services.runtime.registration import baseline_rows
 
@@ -30,7 +31,7 @@ def live(context, path):
     file.save_as(stream)
     encoded = stream.getvalue()[144 + file.file_meta.FileMetaInformationGroupLength :]
     syntax = str(file.file_meta.TransferSyntaxUID)
-    stored = StoredFile(read_facts(encoded, syntax), syntax, 1, "0" * 64, context.clock.now(), "X")
+    stored = StoredFile(read_facts(BytesSource(encoded), syntax), syntax, 1, "0" * 64, context.clock.now(), "X")
     ArchiveIndex(context.database, context.pseudonyms).enter(stored)
     with context.database.read() as session:
         return session.get(Study, str(file.StudyInstanceUID)).patient_key

@@ -5,12 +5,12 @@ A source holds a window of a few KiB, never the data set. Positions must not dec
 
 import os
 import zlib
-from typing import Final, Protocol
+from typing import IO, Final, Protocol
 
 MOST_INFLATED_BYTES: Final = 1 << 28
-FREE_INFLATED_BYTES: Final = 1 << 24
+FREE_INFLATED_BYTES: Final = 1 << 20
 MOST_INFLATION: Final = 20
-"""A deflated data set may grow to 16 MiB, or to 20 times its size where that is more, but never beyond 256 MiB."""
+"""A deflated data set may grow to 1 MiB, or to 20 times its size where that is more, but never beyond 256 MiB."""
 LONGEST_TRAILER: Final = 9
 """After a deflated data set: a padding byte (PS3.5 §A.5), and the eight bytes of a gzip trailer that some writers leave."""
 _CHUNK: Final = 1 << 16
@@ -62,6 +62,21 @@ class FileSource:
         if end <= len(self._head):
             return self._head[position:end]
         return os.pread(self._descriptor, end - position, self._offset + position) if position < end else b""
+
+
+class StreamSource:
+    """A data set in a seekable stream from `offset` to its end."""
+
+    def __init__(self, stream: IO[bytes], offset: int) -> None:
+        self._stream = stream
+        self._offset = offset
+        stream.seek(0, os.SEEK_END)
+        self.size = max(stream.tell() - offset, 0)
+
+    def read(self, position: int, count: int) -> bytes:
+        """See `Source`; raises OSError."""
+        self._stream.seek(self._offset + position)
+        return self._stream.read(count)
 
 
 class InflatedSource:

@@ -9,15 +9,18 @@ import struct
 from collections.abc import Set
 from typing import Final, Literal
 
-from listeners.dicom.sources import MOST_INFLATED_BYTES, BrokenStructureError, BytesSource, InflatedSource, Source
+from services.assembly.sources import BrokenStructureError, BytesSource, InflatedSource, Source
 
-__all__ = ["BrokenStructureError", "check_structure", "plain_dataset", "plain_source"]
+__all__ = ["BrokenStructureError", "check_structure", "plain_source"]
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 DEEPEST_NESTING: Final = 64
+MOST_STEPS: Final = 2_000_000
+BYTES_PER_STEP: Final = 64
+"""A walk may take so many steps (elements, items, fragments), and one more for each so many bytes: it bounds the time."""
 LONGEST_VALUE: Final = 1024
 """Longer values are not taken along: none of the attributes of interest may be so long (PS3.5 §6.2)."""
 
@@ -40,6 +43,7 @@ _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _ITEM_GROUP: Final = 0xFFFE
 _FIRST_GROUP: Final = 0x0008
+_BEHIND_ALL: Final = 1 << 32
 _LONGEST_HEADER: Final = 12
 _PADDING: Final = bytes(_LONGEST_HEADER)
 _WINDOW: Final = 8192
@@ -52,18 +56,13 @@ def plain_source(source: Source, transfer_syntax_uid: str) -> tuple[Source, str]
     return (InflatedSource(source), EXPLICIT_LITTLE) if transfer_syntax_uid == DEFLATED else (source, transfer_syntax_uid)
 
 
-def plain_dataset(data: bytes, transfer_syntax_uid: str) -> tuple[bytes, str]:
-    """The same for a data set in memory; raises BrokenStructureError."""
-    source, syntax = plain_source(BytesSource(data), transfer_syntax_uid)
-    return source.read(0, MOST_INFLATED_BYTES) if transfer_syntax_uid == DEFLATED else data, syntax
-
-
 def check_structure(
     source: Source | bytes, transfer_syntax_uid: str, wanted: Set[int] = frozenset(), last_group: int = 0
 ) -> dict[int, bytes]:
     """Walk a (not deflated) data set; raises BrokenStructureError unless elements fill it exactly.
 
-    Returns the values of the `wanted` tags (group << 16 | element) of the top level, none above `last_group`.
+    Returns the values of the `wanted` tags (group << 16 | element) of the top level, none above `last_group`. Each may stand
+    there once and only in ascending order (PS3.5 §7.1): readers disagree about which of two values counts, and stop early.
     """
     walker = _Walker(BytesSource(source) if isinstance(source, bytes) else source, transfer_syntax_uid, wanted, last_group)
     walk = walker.implicit if transfer_syntax_uid == IMPLICIT_LITTLE else walker.explicit
@@ -88,17 +87,22 @@ class _Walker:
         self._structs = _BIG if syntax == EXPLICIT_BIG else _LITTLE
         self._short, self._long = _SHORT[order], _LONG[order]
         self._window, self._base, self._limit = b"", 0, -1
+        self._steps = 0
 
-    def explicit(self, position: int, depth: int) -> int:  # noqa: C901 - a call per element would double the cost
+    def explicit(self, position: int, depth: int) -> int:  # noqa: C901, PLR0912 - a call per element would double the cost
         """Elements in explicit VR up to the end, or (inside an item of undefined length) up to its delimiter."""
         header, long_length, short, long = self._structs[0].unpack_from, self._structs[2].unpack_from, self._short, self._long
         wanted, last_group = (frozenset[int](), _FIRST_GROUP) if depth else (self._wanted, max(self._last_group, _FIRST_GROUP))
         window, base, limit = self._window, self._base, self._limit
+        steps, highest = 0, 0
         while True:
             if position > limit:
+                self._steps += steps
+                steps = 0
                 if not self._load(position):
                     return self._end(position, depth)
                 window, base, limit = self._window, self._base, self._limit
+            steps += 1
             group, element, vr, length = header(window, position - base)
             if vr in short:
                 start = position + 8
@@ -106,26 +110,37 @@ class _Walker:
                 start = position + 12
                 length = long_length(window, position - base + 8)[0]
                 if length == _UNDEFINED:
-                    position = self._undefined(start, group << 16 | element, vr, depth)
+                    self._steps += steps
+                    steps, tag = 0, group << 16 | element
+                    if tag in wanted:
+                        raise BrokenStructureError("undefined length where none may be", tag)
+                    highest = max(highest, tag)
+                    position = self._undefined(start, tag, vr, depth)
                     window, base, limit = self._window, self._base, self._limit
                     continue
             elif depth and group == _ITEM_GROUP and element == _ITEM_END & 0xFFFF:
+                self._steps += steps
                 return position + 8
             else:
                 raise BrokenStructureError("an element without a known VR", group << 16 | element)
             if group <= last_group:
-                if group << 16 | element in wanted:
-                    self._take(group << 16 | element, start, length)
+                tag = group << 16 | element
+                if tag in wanted:
+                    self._take(tag, start, length, highest)
                 elif group < _FIRST_GROUP:
-                    raise BrokenStructureError("an element that cannot stand in a data set", group << 16 | element)
+                    raise BrokenStructureError("an element that cannot stand in a data set", tag)
+                highest = max(highest, tag)
             elif group >= _ITEM_GROUP:
                 raise BrokenStructureError("an element that cannot stand in a data set", group << 16 | element)
+            else:
+                highest = _BEHIND_ALL
             position = start + length
 
     def implicit(self, position: int, depth: int) -> int:
         """The same in implicit VR."""
-        header = self._structs[1].unpack_from
+        header, highest = self._structs[1].unpack_from, 0
         while True:
+            self._steps += 1
             if position > self._limit and not self._load(position):
                 return self._end(position, depth)
             group, element, length = header(self._window, position - self._base)
@@ -135,18 +150,30 @@ class _Walker:
                 return position
             if group < _FIRST_GROUP or group == _ITEM_GROUP:
                 raise BrokenStructureError("an element that cannot stand in a data set", tag)
-            if not depth and tag in self._wanted:
-                self._take(tag, position, length)
+            if not depth:
+                if tag in self._wanted:
+                    self._take(tag, position, length, highest)
+                if tag > highest:  # noqa: PLR1730 - a call costs more
+                    highest = tag
             position = self._items(position, tag, depth + 1, implicit=True) if length == _UNDEFINED else position + length
 
-    def _take(self, tag: int, position: int, length: int) -> None:
+    def _take(self, tag: int, position: int, length: int, highest: int) -> None:
+        if tag <= highest:
+            raise BrokenStructureError("an element of the index is repeated, or stands behind one with a higher tag", tag)
+        if length == _UNDEFINED:
+            raise BrokenStructureError("undefined length where none may be", tag)
         if length <= LONGEST_VALUE:
             start = position - self._base
             within = start + length <= len(self._window) - _LONGEST_HEADER
             self.values[tag] = self._window[start : start + length] if within else self._source.read(position, length)
 
     def _load(self, position: int) -> bool:
-        """Move the window to `position`; false when nothing is there."""
+        """Move the window to `position`; false when nothing is there.
+
+        No window holds more than some thousand steps, so it is enough to count here whether they are too many.
+        """
+        if self._steps > MOST_STEPS + self._source.size // BYTES_PER_STEP:
+            raise BrokenStructureError("the data set has too many elements")
         data = self._source.read(position, _WINDOW)
         self._window, self._base = data + _PADDING, position
         at_the_end = len(data) < _WINDOW
@@ -178,6 +205,7 @@ class _Walker:
         if depth > DEEPEST_NESTING:
             raise BrokenStructureError("sequences are nested too deeply", tag)
         while True:
+            self._steps += 1
             marker, length, position = self._marker(position)
             if marker == _SEQUENCE_END:
                 return position
@@ -191,6 +219,7 @@ class _Walker:
     def _fragments(self, position: int) -> int:
         """Fragments of encapsulated pixel data, and the delimiter (PS3.5 §A.4)."""
         while True:
+            self._steps += 1
             marker, length, position = self._marker(position)
             if marker == _SEQUENCE_END:
                 return position
