@@ -1,4 +1,4 @@
-"""Tables of what modalities say about their instances: performed procedure steps and storage commitment requests.
+"""Tables of what modalities say about their instances (steps, commitment requests), and of those whose UID is in dispute.
 
 They hold UIDs, which the answers have to repeat, and nothing else of a patient.
 """
@@ -56,3 +56,15 @@ class Commitment(SQLModel, table=True):
     next_at: datetime = Field(description="When to try next to deliver the report")
     created_at: datetime
     updated_at: datetime
+
+
+class SetAside(SQLModel, table=True):
+    """An object under `conflicts/`, for as long as its file is there: somebody has yet to decide which of two is right."""
+
+    __tablename__ = "set_aside"
+    kept_as: str = Field(primary_key=True, max_length=160, description="File, relative to the archive's root")
+    name: str = Field(
+        max_length=64, index=True, description="Name of the file that the archive has under the same SOP Instance UID"
+    )
+    acknowledged: bool = Field(description="Its sender was told that it is stored, and may have deleted its copy")
+    created_at: datetime

@@ -17,6 +17,7 @@ from schemas.announcements import Commitment, NamedInstance, PerformedStep, Step
 from schemas.tables import Instance, Study
 from schemas.vocabulary import CommitmentState, CompletedBy, StepState, StudyState
 from services.assembly.commitments import Reference, Request, Stored
+from services.assembly.conflict_repository import set_aside_of
 from services.assembly.repository import ASSEMBLY_BELL
 from services.assembly.rules import Named
 from services.runtime.transaction import Transaction
@@ -258,7 +259,9 @@ def stored_of(session: Session, sop_instance_uids: Sequence[str]) -> dict[str, S
     for start in range(0, len(sop_instance_uids), _UIDS_AT_ONCE):
         wanted = sop_instance_uids[start : start + _UIDS_AT_ONCE]
         rows = session.execute(select(*columns).where(col(Instance.sop_instance_uid).in_(wanted)))  # type: ignore[call-overload]
-        found |= {uid: Stored(sop_class, PurePosixPath(path), size) for uid, sop_class, path, size in rows}
+        known = [(uid, sop_class, PurePosixPath(path), size) for uid, sop_class, path, size in rows]
+        aside = set_aside_of(session, [path.stem for _, _, path, _ in known])
+        found |= {uid: Stored(sop_class, path, size, tuple(aside.get(path.stem, ()))) for uid, sop_class, path, size in known}
     return found
 
 

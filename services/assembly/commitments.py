@@ -1,6 +1,7 @@
 """Storage commitment (PS3.4 Annex J): what was asked, what can be committed, and when to try a report again.
 
-Committed is an instance whose file is in the archive, complete, under the SOP class that the request names.
+Committed is an instance whose file is in the archive, complete, under the SOP class that the request names, and whose UID no
+other object claims.
 """
 
 import hashlib
@@ -51,11 +52,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Stored:
-    """What the index knows of an instance: its SOP class, its file relative to the archive's root, its data set's size."""
+    """What the index knows of an instance: its SOP class, its file relative to the archive's root, its data set's size.
+
+    `disputed`: files of other objects that came with its UID. A request names no study, so it may mean any of them.
+    """
 
     sop_class_uid: str
     path: PurePosixPath
     size: int
+    disputed: tuple[PurePosixPath, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,9 @@ def _failure(item: Reference, known: Stored | None, root: Path) -> FailureReason
         return FailureReason.NO_SUCH_OBJECT_INSTANCE
     except (OSError, NotPart10Error):
         return FailureReason.PROCESSING_FAILURE
-    return None if layout.size - layout.dataset_offset == known.size else FailureReason.PROCESSING_FAILURE
+    if layout.size - layout.dataset_offset != known.size or any((root / path).exists() for path in known.disputed):
+        return FailureReason.PROCESSING_FAILURE
+    return None
 
 
 def next_attempt(now: datetime, attempts: int, first: timedelta) -> datetime:

@@ -6,16 +6,17 @@ from services.assembly.files import CONFLICTS, ArchiveFiles, dataset_digest
 from services.assembly.index import ArchiveIndex
 
 
-def keep_aside(files: ArchiveFiles, index: ArchiveIndex, source: str | Path, path: str) -> str:
+def keep_aside(files: ArchiveFiles, index: ArchiveIndex, source: str | Path, path: str, *, acknowledged: bool = True) -> str:
     """Move a file that would belong at `path` under `conflicts/` and record it once; returns its name there.
 
-    Raises OSError, and Transient when the database is away: the file is then aside, and a repetition records nothing more.
+    `acknowledged`: its sender was told that it is stored. It is then never deleted here, and storage commitment of its UID
+    fails, until somebody has decided which of the two is right and removed the file under `conflicts/`.
+    Raises OSError, and Transient when the database is away: nothing has moved then.
     """
     digest = dataset_digest(Path(source))
     study_key, name = Path(path).parts[1], Path(path).stem
     kept_as = f"{CONFLICTS}/{study_key}/{name}-{digest[:16]}.dcm"
-    if not (files.root / kept_as).exists():
-        index.note_conflict(study_key, kept_as, digest)
+    index.note_conflict(study_key, name, kept_as, digest, acknowledged=acknowledged)
     files.publish(source, kept_as)
     files.discard(source)
     return kept_as

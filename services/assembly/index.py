@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
+from schemas.announcements import SetAside
 from schemas.tables import Instance
+from services.assembly.conflict_repository import insert_set_aside
 from services.assembly.headers import InstanceFacts
 from services.assembly.repository import LostRaceError, NewInstance, NewStudy, Recorded, find_instance, record_batches
 from services.runtime.archive import instance_path
@@ -86,10 +88,13 @@ class ArchiveIndex:
         }
         return [outcomes[number] for number in range(len(files))]
 
-    def note_conflict(self, study_key: str, kept_as: str, sha256: str) -> None:
-        """Write into the audit record that other bytes came for a UID that the archive has."""
+    def note_conflict(self, study_key: str, name: str, kept_as: str, sha256: str, *, acknowledged: bool) -> None:
+        """Note, and write once into the audit record, that other bytes came for a UID that the archive has."""
         with self.database.transaction() as tx:
-            tx.audit("dicom", "instance.conflict", study_key, kept_as=kept_as, sha256=sha256)
+            now = tx.clock.now()
+            row = SetAside(kept_as=kept_as, name=name, acknowledged=acknowledged, created_at=now)
+            if insert_set_aside(tx, row):
+                tx.audit("dicom", "instance.conflict", study_key, kept_as=kept_as, sha256=sha256)
 
     def _study_row(self, files: Sequence[StoredFile]) -> NewStudy:
         """What a study starts with: the first file's facts, and who sent the last one."""

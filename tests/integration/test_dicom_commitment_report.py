@@ -16,6 +16,8 @@ from schemas.settings import DicomSettings, PeerSettings
 from schemas.tables import Audit
 from services.assembly import reporter as reporting
 from services.assembly.commitments import LONGEST_RETRY, Reference, Report, Request, next_attempt
+from services.assembly.conflicts import keep_aside
+from services.assembly.files import ArchiveFiles
 from services.assembly.index import ArchiveIndex
 from services.assembly.reindex import enter_file
 from services.assembly.reporter import PUSH_MODEL, PUSH_MODEL_INSTANCE, Reporter, send_report
@@ -125,6 +127,24 @@ def test_each_failure_has_its_reason(sqlite_context, scu):
         "1.2.3.1.4": 0x0119,
         "1.2.3.1.9": 0x0112,
     }
+
+
+@pytest.mark.parametrize("acknowledged", [True, False])
+def test_a_uid_that_two_objects_claim_is_not_committed_before_somebody_decides(sqlite_context, scu, tmp_path, acknowledged):
+    context = settings_of(sqlite_context, scu.port)
+    (uid, path), root = stored(context, 1), context.settings.archive_dir
+    other = tmp_path / "other.dcm"
+    other.write_bytes(path.read_bytes()[:-2] + b"zz")
+    index, files = ArchiveIndex(context.database, context.pseudonyms), ArchiveFiles(root)
+    kept_as = keep_aside(files, index, other, path.relative_to(root).as_posix(), acknowledged=acknowledged)
+    files.close()
+    for transaction in ("1.2.98", "1.2.99"):
+        ask(context, (CT, uid), transaction=transaction)
+        Reporter(context).step()
+        (root / kept_as).unlink(missing_ok=True)
+    (_, disputed, _), (_, decided, _) = scu.reports
+    assert [(item.ReferencedSOPInstanceUID, item.FailureReason) for item in disputed.FailedSOPSequence] == [(uid, 0x0110)]
+    assert [item.ReferencedSOPInstanceUID for item in decided.ReferencedSOPSequence] == [uid]
 
 
 def test_a_report_waits_for_instances_that_are_under_way(sqlite_context, scu, clock):

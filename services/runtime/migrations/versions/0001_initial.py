@@ -359,6 +359,17 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_result_job_study_key"), ["study_key"], unique=False)
 
     op.create_table(
+        "set_aside",
+        sa.Column("kept_as", sa.String(length=160), nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("acknowledged", sa.Boolean(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("kept_as", name=op.f("pk_set_aside")),
+    )
+    with op.batch_alter_table("set_aside", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_set_aside_name"), ["name"], unique=False)
+
+    op.create_table(
         "storage_commitment",
         sa.Column("transaction_uid", sa.String(length=64), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
@@ -495,6 +506,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_storage_commitment_state_next_at"))
 
     op.drop_table("storage_commitment")
+    with op.batch_alter_table("set_aside", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_set_aside_name"))
+
+    op.drop_table("set_aside")
     with op.batch_alter_table("result_job", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_result_job_study_key"))
         batch_op.drop_index(batch_op.f("ix_result_job_state_due_at"))
