@@ -1,7 +1,6 @@
 """An archive with a reception whose clock the test moves: files have the clock's times, as retention expects."""
 
 import os
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -30,7 +29,7 @@ class Archive:
         self.files = ArchiveFiles(self.root)
         index = ArchiveIndex(context.database, context.pseudonyms)
         self.reception = Reception(self.files, index, context.clock, 0)
-        self._began = time.time() - 60
+        self._dated = {}
 
     def image(self, study, number=1, sop=None):
         file = pydicom.dcmread(str(get_testdata_file("MR_small.dcm", download=False)))
@@ -51,8 +50,9 @@ class Archive:
     def date(self, study):
         """Give the study's files the clock's time, as if they had been written, or had come again, now."""
         for path in filter(Path.exists, self.paths(study)):
-            if path.stat().st_mtime > self._began:  # just written, or just touched
-                os.utime(path, (self.clock.now().timestamp(),) * 2)
+            if path.stat().st_mtime != self._dated.get(path):  # just written, or just touched
+                self._dated[path] = int(self.clock.now().timestamp())
+                os.utime(path, (self._dated[path],) * 2)
 
     def settle(self, *studies, scored=True):
         """Complete studies as the assembly would, and have them scored."""
@@ -69,7 +69,7 @@ class Archive:
     def key(self, study):
         return self.context.pseudonyms.study(f"1.2.3.{study}")
 
-    def tick(self, settings=RetentionSettings(pixel_days=30)):
+    def tick(self, settings=DAYS):
         with self.context.database.transaction() as tx:
             retention.run(tx, self.root, settings)
 

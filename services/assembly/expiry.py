@@ -90,6 +90,18 @@ def purged_at_of_paths(session: Session, study_key: str, paths: Iterable[str]) -
     return {path: at for path, at in session.exec(query) if path in wanted}
 
 
+def mark_present(session: Session, paths: Sequence[str], now: datetime) -> None:
+    """Take back the mark of instances whose files are there again; their retention begins anew."""
+    rows = session.exec(select(Instance).where(col(Instance.path).in_(paths), col(Instance.purged_at).is_not(None))).all()
+    for row in rows:
+        row.purged_at = None
+    for study_uid in sorted({row.study_uid for row in rows}):
+        study = session.get_one(Study, study_uid)
+        study.last_instance_at = max(study.last_instance_at, now)
+        session.add(study)
+    session.add_all(rows)
+
+
 def _dealt_with() -> ColumnElement[bool]:
     event_id = col(Study.study_key) + ":" + cast(col(Study.revision), String)
     return exists().where(col(Inbox.consumer) == INFERENCE, col(Inbox.event_id) == event_id)

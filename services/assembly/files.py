@@ -15,6 +15,7 @@ import secrets
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _MOST_KNOWN_FOLDERS: Final = 100_000
 _MOST_OPEN_FOLDERS: Final = 64
 _MOST_PIECES: Final = 512
 _CHUNK: Final = 1 << 17
+RESENT_AFTER_S: Final = 3600.0
 BYTES_BETWEEN_CHECKS: Final = 1 << 23
 """So much is written of one file between two looks at the free space."""
 
@@ -98,6 +100,7 @@ class ArchiveFiles:
         try:
             _link(temporary, folder.descriptor, name)
         except FileExistsError:
+            _touch(name, folder.descriptor)
             os.fsync(folder.descriptor)  # the one who took the name may not have come so far yet
             return False
         os.fsync(folder.descriptor)
@@ -276,6 +279,18 @@ def _link(temporary: str, folder: int, name: str) -> None:
         if name in os.listdir(folder):
             raise FileExistsError(errno.EEXIST, "the name is taken") from error
         os.rename(temporary, name, dst_dir_fd=folder)
+
+
+def _touch(name: str, folder: int) -> None:
+    """Note durably that a file came again, at most once an hour: retention counts from its time (see `retention`)."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if time.time() - os.fstat(descriptor).st_mtime > RESENT_AFTER_S:
+            with contextlib.suppress(PermissionError):  # somebody else's file, as after a restore: its row alone says so
+                os.utime(descriptor)
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _fsync_folder(folder: str) -> None:

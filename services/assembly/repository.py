@@ -6,7 +6,7 @@ a study's list of series is read under the same lock that its instances are coun
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple, TypeAlias
 
@@ -21,6 +21,8 @@ from services.assembly.studies import Progress, on_instance
 from services.runtime.result_uids import is_result_uid
 from services.runtime.transaction import Transaction
 
+RESENT_AFTER: Final = timedelta(hours=1)
+"""A file that comes again so long after its first receipt counts as new for retention."""
 ASSEMBLY_BELL: Final = "assembly"
 """Rung when a study may be complete."""
 
@@ -88,6 +90,7 @@ class _Known(NamedTuple):
     path: str
     size: int
     transfer_syntax_uid: str
+    received_at: datetime
     purged_at: datetime | None
 
 
@@ -106,7 +109,7 @@ def record_instances(tx: Transaction, study: NewStudy, instances: Sequence[NewIn
 
 
 def record_batches(tx: Transaction, batches: Sequence[Batch]) -> list[list[Recorded]]:
-    """Enter stored instances, of one batch per study, and move the studies on; nothing changes for those that the index has.
+    """Enter stored instances, of one batch per study, and move the studies on; what the index has changes nothing but retention.
 
     A handful of statements for all: they are what costs, not the rows. Raises LostRaceError when the transaction has to be
     rolled back and tried again.
@@ -114,14 +117,17 @@ def record_batches(tx: Transaction, batches: Sequence[Batch]) -> list[list[Recor
     known = _known_instances(tx.session, [instance.sop_instance_uid for _, instances in batches for instance in instances])
     fresh: dict[str, NewInstance] = {}
     outcomes = [[_compare(tx.session, instance, known, fresh) for instance in instances] for _, instances in batches]
-    if fresh:
-        growing = {instance.study_uid for instance in fresh.values()}
+    resent = _resent(batches, known)
+    if fresh or resent:
+        growing = {instance.study_uid for instance in fresh.values()} | resent.keys()
         studies = [study for study, _ in batches if study.study_uid in growing]
         rows, new = _studies_of(tx, studies)
-        _insert(tx.session, list(fresh.values()))
+        if fresh:
+            _insert(tx.session, list(fresh.values()))
         for study in studies:
             added = [instance for instance in fresh.values() if instance.study_uid == study.study_uid]
             _move_on(tx, rows[study.study_uid], study, added, is_new=study.study_uid in new)
+            _refresh(rows[study.study_uid], resent.get(study.study_uid))
         tx.session.flush()
     return outcomes
 
@@ -138,6 +144,22 @@ def _compare(session: Session, instance: NewInstance, known: Mapping[str, _Known
     if row is not None:
         _correct(session, row, instance)
     return Recorded.KNOWN
+
+
+def _resent(batches: Sequence[Batch], known: Mapping[str, _Known]) -> dict[str, datetime]:
+    """Study to when an instance of it came again that the index has had for long."""
+    found: dict[str, datetime] = {}
+    for instance in (instance for _, instances in batches for instance in instances):
+        row = known.get(instance.sop_instance_uid)
+        if row is not None and row.path == instance.path and instance.received_at - row.received_at > RESENT_AFTER:
+            found[instance.study_uid] = max(instance.received_at, found.get(instance.study_uid, instance.received_at))
+    return found
+
+
+def _refresh(row: Study, resent_at: datetime | None) -> None:
+    """Have retention count from a repetition. In an open study it is no news: the quiet period counts new instances only."""
+    if resent_at is not None and row.state == StudyState.COMPLETE:
+        row.last_instance_at = max(row.last_instance_at, resent_at)
 
 
 def _known_instances(session: Session, uids: Sequence[str]) -> dict[str, _Known]:

@@ -4,7 +4,8 @@ Two steps, so that an instance which a sender is told is stored stays stored whe
 1. a study's files move to `purged/` and its instances are marked, under the study's lock;
 2. later, when every answer given meanwhile has reached the index, what is still marked is deleted for good, and what came
    again without being written again (the sender saw the old file) moves back.
-A crash between the two leaves files under `purged/`, which step 2 sorts out by the index alone.
+A crash between the two leaves files under `purged/`, which step 2 sorts out by the index and by the files' times. A file that
+came again has the time of the repetition (`ArchiveFiles.publish`), whose row may be on its way, or may have died with its process.
 """
 
 import contextlib
@@ -12,13 +13,14 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from schemas.settings import RetentionSettings
 from schemas.tables import Study
 from services.assembly import expiry
+from services.assembly.conflict_repository import forget_set_aside, refused_among
 from services.assembly.files import CONFLICTS
 from services.runtime.database import Database
 from services.runtime.errors import Transient
@@ -85,10 +87,11 @@ def forecast(database: Database, before: datetime, *, committed: bool) -> Foreca
 def take_out(tx: Transaction, archive: Path, before: datetime, *, committed: bool, actor: str = ACTOR) -> Purged:
     """Step 1 for the oldest studies, as many as one transaction should hold; Purged() when none is left."""
     total = Purged()
-    for study in expiry.due(tx.session, before, STUDIES_AT_ONCE, committed=committed):
-        if total.instances >= INSTANCES_AT_ONCE:
-            break
-        total += _take_out_study(tx, archive, study, before, actor)
+    while not total.studies and (studies := expiry.due(tx.session, before, STUDIES_AT_ONCE, committed=committed)):
+        for study in studies:
+            if total.instances >= INSTANCES_AT_ONCE:
+                break
+            total += _take_out_study(tx, archive, study, before, actor)
     return total
 
 
@@ -101,15 +104,18 @@ def finish(tx: Transaction, archive: Path) -> int:
         marks = expiry.purged_at_of_paths(tx.session, folder.name, paths.values())
         for file, path in paths.items():
             deleted += _settle(file, archive / path, marks.get(path), tx.clock.now())
+        again = [path for path in paths.values() if marks.get(path) is not None and (archive / path).exists()]
+        expiry.mark_present(tx.session, again, tx.clock.now())
         _remove_empty(folder)
     return deleted
 
 
 def _settle(file: Path, original: Path, purged_at: datetime | None, now: datetime) -> bool:
-    """Delete a file that is marked, or is there again; move back one that the index counts as present; else wait."""
+    """Delete a file that is marked, or is there again, or move back one that the index counts as present, or that came again."""
     if purged_at is not None and now - purged_at < GRACE:
         return False
-    if purged_at is None and not original.exists():
+    came_again = purged_at is None or (file.exists() and _time_of(file) > purged_at - GRACE)
+    if came_again and not original.exists():
         original.parent.mkdir(parents=True, exist_ok=True)
         file.rename(original)
         _synchronise(original.parent)
@@ -123,12 +129,17 @@ def _take_out_study(tx: Transaction, archive: Path, study: Study, before: dateti
     now = tx.clock.now()
     # Results of ours that came back from the PACS are results.
     instances = [row for row in expiry.instances_of(tx.session, study.study_uid) if not is_result_uid(row.sop_instance_uid)]
+    last = max((_time_of(archive / row.path) for row in instances if (archive / row.path).exists()), default=None)
+    if last is not None and last >= before:  # sent again, and its row is on its way or was lost in a crash
+        study.last_instance_at = max(study.last_instance_at, min(last, now))
+        tx.session.add(study)
+        return Purged()
     for instance in instances:
         _move(archive / instance.path, archive / PURGED / instance.path)
         instance.purged_at = now
     for folder in {(archive / PURGED / instance.path).parent for instance in instances}:
         _synchronise(folder)
-    conflicts = _delete_conflicts(archive / CONFLICTS / study.study_key, before)
+    conflicts = _delete_conflicts(tx, archive, study.study_key, before)
     study.purged_at = now
     tx.session.add_all([study, *instances])
     size = sum(instance.size for instance in instances)
@@ -138,6 +149,10 @@ def _take_out_study(tx: Transaction, archive: Path, study: Study, before: dateti
     return Purged(1, len(instances), size)
 
 
+def _time_of(file: Path) -> datetime:
+    return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+
+
 def _move(source: Path, target: Path) -> None:
     """A file that is gone already needs no move: a crash after an earlier one, or a loss that `reclaim reindex` counts."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,12 +160,15 @@ def _move(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def _delete_conflicts(folder: Path, before: datetime) -> int:
-    """Other bytes that came for a UID of the study (`conflicts/`) are pixel data too."""
+def _delete_conflicts(tx: Transaction, archive: Path, study_key: str, before: datetime) -> int:
+    """Other bytes that came for a UID of the study are pixel data too. What a sender was told is stored stays for a person."""
+    folder = archive / CONFLICTS / study_key
     old = [file for file in folder.glob("*.dcm") if file.stat().st_mtime < before.timestamp()] if folder.is_dir() else []
-    for file in old:
-        file.unlink(missing_ok=True)
-    return len(old)
+    refused = refused_among(tx.session, [file.relative_to(archive).as_posix() for file in old])
+    for path in refused:
+        (archive / path).unlink(missing_ok=True)
+    forget_set_aside(tx, sorted(refused))
+    return len(refused)
 
 
 def _studies_taken_out(archive: Path) -> Iterator[Path]:

@@ -3,14 +3,12 @@
 import os
 import shutil
 from dataclasses import replace
-from io import BytesIO
 
-import pydicom
 import pytest
-from pydicom.data import get_testdata_file
 from sqlmodel import select
 
-from listeners.dicom.reception import Reception, StoreRequest
+from listeners.dicom.reception import StoreRequest
+from schemas.announcements import SetAside
 from schemas.results import ResultJob
 from schemas.settings import RetentionSettings
 from schemas.tables import Audit, Case, DeadLetter, Inbox, Instance, Job, Outbox, Study
@@ -18,77 +16,17 @@ from schemas.topics import STUDY_RECEIVED
 from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import JobState, StudyState
 from services.assembly import retention
-from services.assembly.completion import complete_studies
-from services.assembly.files import ArchiveFiles
+from services.assembly.conflicts import keep_aside
 from services.assembly.index import ArchiveIndex
 from services.assembly.reindex import reindex
-from services.assembly.rules import Rules
 from services.remediation.repository import labelled_cases
 from services.runtime.archive import study_files
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.result_uids import result_uid
+from tests.retained_archive import DAYS, Archive
 
-DAYS = RetentionSettings(pixel_days=30)
 MINUTES_3 = 180
-
-
-class Archive:
-    """An archive with a reception, whose clock the test moves."""
-
-    def __init__(self, context):
-        self.context, self.clock, self.root = context, context.clock, context.settings.archive_dir
-        self.files = ArchiveFiles(self.root)
-        index = ArchiveIndex(context.database, context.pseudonyms)
-        self.reception = Reception(self.files, index, context.clock, 0)
-
-    def image(self, study, number=1, sop=None):
-        file = pydicom.dcmread(str(get_testdata_file("MR_small.dcm", download=False)))
-        file.StudyInstanceUID, file.SeriesInstanceUID = f"1.2.3.{study}", f"1.2.3.{study}.1"
-        file.SOPInstanceUID = sop or f"1.2.3.{study}.1.{number}"
-        stream = BytesIO()
-        file.save_as(stream)
-        offset = 144 + pydicom.dcmread(BytesIO(stream.getvalue())).file_meta.FileMetaInformationGroupLength
-        syntax, sop_class = str(file.file_meta.TransferSyntaxUID), str(file.SOPClassUID)
-        return StoreRequest(sop_class, sop_class, str(file.SOPInstanceUID), syntax, stream.getvalue()[offset:], "MR1")
-
-    def receive(self, study, number=1, sop=None):
-        answer = self.reception.receive(self.image(study, number, sop))
-        assert answer.status == 0, answer
-        return answer.message_id
-
-    def settle(self, *studies, scored=True):
-        """Complete studies as the assembly would, and have them scored."""
-        self.clock.advance(60)
-        with self.context.database.transaction() as tx:
-            complete_studies(tx, self.context.pseudonyms, Rules.from_settings(self.context.settings.dicom))
-        with self.context.database.transaction() as tx:
-            for study in studies:
-                row = tx.session.get(Study, f"1.2.3.{study}")
-                assert row.state == StudyState.COMPLETE
-                if scored:
-                    tx.claim("inference", [f"{row.study_key}:{row.revision}"])
-
-    def key(self, study):
-        return self.context.pseudonyms.study(f"1.2.3.{study}")
-
-    def tick(self, settings=DAYS):
-        with self.context.database.transaction() as tx:
-            retention.run(tx, self.root, settings)
-
-    def paths(self, study):
-        with self.context.database.read() as session:
-            return [self.root / row.path for row in session.exec(select(Instance).where(Instance.study_uid == f"1.2.3.{study}"))]
-
-    def present(self, study):
-        return [path.exists() for path in self.paths(study)]
-
-    def on_disk(self):
-        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*.dcm"))
-
-    def rows(self, table):
-        with self.context.database.read() as session:
-            return session.exec(select(table)).all()
 
 
 @pytest.fixture
@@ -330,18 +268,26 @@ def test_our_own_results_that_came_back_stay(sqlite_archive):
     assert sorted(sqlite_archive.present(1)) == [False, True]
 
 
-def test_conflicting_bytes_go_with_the_study(sqlite_archive):
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_conflicting_bytes_go_with_the_study_unless_their_sender_relies_on_them(sqlite_archive, acknowledged):
     archive = sqlite_archive
     archive.receive(1)
     other = archive.image(1)
     changed = StoreRequest(**{**vars(other), "dataset": other.dataset[:-2] + b"zz"})
     assert archive.reception.receive(changed).status == 0xC000
+    archive.date(1)
     kept = next((archive.root / "conflicts").rglob("*.dcm"))
+    if acknowledged:
+        (temporary := archive.root / "again.dcm").write_bytes(kept.read_bytes())
+        index = ArchiveIndex(archive.context.database, archive.context.pseudonyms)
+        keep_aside(archive.files, index, temporary, archive.paths(1)[0].relative_to(archive.root).as_posix())
+        assert len([row for row in archive.rows(Audit) if row.action == "instance.conflict"]) == 1
     os.utime(kept, (1_000_000_000, 1_000_000_000))
     archive.settle(1)
     archive.clock.advance(31 * 86_400)
     archive.tick()
-    assert not kept.exists()
+    assert kept.exists() is acknowledged
+    assert len(archive.rows(SetAside)) == acknowledged
 
 
 def test_many_studies_take_several_ticks_and_none_is_left(sqlite_archive, monkeypatch):

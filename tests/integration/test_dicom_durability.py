@@ -201,6 +201,16 @@ def test_a_taken_name_is_never_overwritten(tmp_path):
     files.close()
 
 
+def test_a_file_that_comes_again_says_so_by_its_time(tmp_path):
+    files = ArchiveFiles(tmp_path)
+    path, data = "ab/study/series/x.dcm", files.write([b"data"])
+    assert files.publish(data, path)
+    os.utime(tmp_path / path, (1_000_000_000, 1_000_000_000))
+    assert not files.publish(data, path)
+    assert time.time() - (tmp_path / path).stat().st_mtime < 60
+    files.close()
+
+
 # Many senders of one study, on both databases
 
 
