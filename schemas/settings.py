@@ -114,7 +114,7 @@ class DicomSettings(Group):
         86_400.0, gt=0, description="A report that could not be delivered for this long is given up"
     )
     max_associations: int = Field(50, ge=1)
-    max_associations_per_peer: int = Field(0, ge=0, description="Associations of one IP address at the same time; 0: no limit")
+    max_associations_per_peer: int = Field(25, ge=0, description="Associations of one IP address at the same time; 0: no limit")
     max_pending_connections: int = Field(100, ge=1, description="Connections that have not negotiated yet; the oldest gives way")
     max_pdu: int = Field(131_072, ge=0, description="Longest PDU accepted; 0: no limit")
     max_object_bytes: int = Field(1 << 31, ge=1_000, description="A larger object is answered A700")

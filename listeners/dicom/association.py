@@ -27,6 +27,8 @@ VERIFICATION: Final = "1.2.840.10008.1.1"
 LONGEST_COMMAND: Final = 1 << 15
 LONGEST_MESSAGE: Final = 1 << 23
 """Of the data set of a message other than C-STORE: a commitment request for 50,000 instances."""
+MOST_EMPTY: Final = 100
+"""Fragments without content in one message: nobody needs them, and they pass every limit of size."""
 UNRECOGNIZED_OPERATION: Final = 0x0211
 CLASS_NOT_SUPPORTED: Final = 0x0122
 _BEFORE: Final = (PduType.ASSOCIATE_RQ, PduType.ABORT)
@@ -116,6 +118,8 @@ class Association:
         self._contexts: dict[int, AcceptedContext] = {}
         self._peer_max_pdu = 0
         self._command = bytearray()
+        self._in_command = False
+        self._empty = 0
         self._dataset: bytearray | None = None
         self._request: Request | None = None
         self._context_id = 0
@@ -125,7 +129,7 @@ class Association:
     @property
     def is_idle(self) -> bool:
         """Whether nothing has begun that is not finished: no PDU, no message."""
-        return self._reader.is_between_pdus and self._request is None and not self._command
+        return self._reader.is_between_pdus and self._request is None and not self._in_command
 
     def receive(self, data: memoryview) -> Iterator[Action]:
         """Actions that these bytes call for, to be carried out one by one and all before the next call; never raises."""
@@ -141,6 +145,8 @@ class Association:
                     request = self._store_request(item)
                     if item.data:
                         yield item.data
+                    else:
+                        self._note_empty()
                     if item.ends and item.is_last:
                         self._request = None
                         yield StoreEnded(request)
@@ -191,7 +197,14 @@ class Association:
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a data set without command")
         return request
 
+    def _note_empty(self) -> None:
+        self._empty += 1
+        if self._empty > MOST_EMPTY:
+            raise ProtocolError(AbortReason.NOT_SPECIFIED, "fragments without content")
+
     def _fragment(self, fragment: Fragment) -> Iterable[Action]:
+        if not fragment.data:
+            self._note_empty()
         if fragment.is_command:
             return self._command_fragment(fragment)
         assert self._dataset is not None
@@ -207,16 +220,17 @@ class Association:
         return (Message(request, bytes(dataset)),)
 
     def _command_fragment(self, fragment: Fragment) -> Iterable[Action]:
-        if self._request is not None or (self._command and fragment.context_id != self._context_id):
+        if self._request is not None or (self._in_command and fragment.context_id != self._context_id):
             raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, "a command inside another message")
         if len(self._command) + len(fragment.data) > LONGEST_COMMAND:
             raise ProtocolError(AbortReason.INVALID_PARAMETER, "a command set that is too long")
-        self._context_id = fragment.context_id
+        self._context_id, self._in_command = fragment.context_id, True
         self._command += fragment.data
         if not (fragment.ends and fragment.is_last):
             return ()
         encoded = bytes(self._command)
         self._command.clear()
+        self._in_command, self._empty = False, 0
         context = self._contexts.get(fragment.context_id)
         if context is None:
             raise ProtocolError(AbortReason.INVALID_PARAMETER, "a presentation context that was not accepted")

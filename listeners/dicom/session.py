@@ -113,8 +113,16 @@ class Session:
                 else:
                     self._note_end("the peer closed the connection")
                 return
-            self._keep_pace(size)
+            if self.is_idle:
+                self._window_began, self._window_bytes = time.monotonic(), 0
+            incoming, before = self._incoming, self._received
             self._carry_out(association.receive(buffer[:size]))
+            self._keep_pace(self._received - before if incoming is not None and incoming is self._incoming else size)
+
+    @property
+    def _received(self) -> int:
+        """Bytes of the object under way: what frames them does not count as progress."""
+        return self._incoming.received if self._incoming is not None else 0
 
     def _carry_out(self, actions: Iterator[Action]) -> None:
         """Do everything that one piece of input asks for; data that came with it is written before the buffer is used again."""

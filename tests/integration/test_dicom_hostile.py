@@ -105,15 +105,32 @@ def test_a_peer_that_falls_silent_is_cut_off(listener, words):
         assert ended_within(connection, TIMEOUT_S + 1) == (True, ABORT)
 
 
-def test_a_peer_that_drips_is_cut_off(listener):
+@pytest.mark.parametrize(
+    ("before", "drop"),
+    [
+        (p_data(1, 3, command(STORE)), p_data(1, 0, b"xx")),
+        (p_data(1, 3, command(STORE)), p_data(1, 0, b"x") * 3000),
+        (b"", p_data(1, 1, b"")),
+    ],
+    ids=["little", "little in much", "empty commands"],
+)
+def test_a_peer_that_drips_is_cut_off(listener, before, drop):
     with accepted(listener.port) as connection:
-        connection.sendall(p_data(1, 3, command(STORE)))
+        connection.sendall(before)
         began = time.monotonic()
         with pytest.raises(ConnectionError):
             while time.monotonic() - began < 6:
-                connection.sendall(p_data(1, 0, b"xx"))
+                connection.sendall(drop)
                 time.sleep(0.1)
         assert time.monotonic() - began < TIMEOUT_S + 4
+
+
+def test_the_time_of_a_message_begins_with_the_message(listener):
+    with accepted(listener.port) as connection:
+        for pause, words in ((0.75, p_data(1, 3, command(STORE))), (0.5, p_data(1, 0, b"xx")), (0.0, p_data(1, 2, b"xx"))):
+            time.sleep(pause * TIMEOUT_S)
+            connection.sendall(words)
+        assert status_in(receive_pdu(connection)[1]) == 0xC000
 
 
 def test_silent_connections_leave_room_for_others(listener):

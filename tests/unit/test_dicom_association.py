@@ -150,6 +150,38 @@ def test_limits_of_memory():
     assert aborted(run(machine, p_data(1, 1, bytes(40_000))))
 
 
+def established():
+    machine = association()
+    run(machine, association_request())
+    return machine
+
+
+def test_a_message_has_begun_with_its_first_fragment_even_an_empty_one():
+    machine = established()
+    assert machine.is_idle
+    run(machine, p_data(1, 1, b""))
+    assert not machine.is_idle
+    assert aborted(run(machine, p_data(3, 1, b"xx")))
+
+
+@pytest.mark.parametrize(
+    ("before", "context", "kind"),
+    [(b"", 1, 1), (p_data(1, 3, command(STORE)), 1, 0), (p_data(5, 3, command(ACTION)), 5, 0)],
+    ids=["command", "stored data set", "other data set"],
+)
+def test_fragments_without_content_come_to_an_end(before, context, kind):
+    machine = established()
+    assert not any(isinstance(action, Closed) for action in run(machine, before + p_data(context, kind, b"") * 100))
+    assert aborted(run(machine, p_data(context, kind, b"")))
+
+
+def test_every_message_may_have_fragments_without_content():
+    machine = established()
+    empty = p_data(1, 3, command(STORE)) + p_data(1, 0, b"") * 60 + p_data(1, 2, b"x")
+    for _ in range(3):
+        assert kinds(run(machine, empty)) == [StoreBegun, StoreEnded]
+
+
 def test_a_rejection_is_sent_and_nothing_more():
     machine = association(Rejection(1, 1, 3))
     assert run(machine, association_request() + p_data(1, 3, command(STORE))) == [Send(b"\x03\0\0\0\0\4\0\1\1\3"), Closed("")]

@@ -92,6 +92,7 @@ def our_environment(job: Job) -> dict[str, str]:
         "RECLAIM_DICOM_HOST": "127.0.0.1",
         "RECLAIM_DICOM_PORT": str(job.port),
         "RECLAIM_DICOM_MAX_ASSOCIATIONS": "300",
+        "RECLAIM_DICOM_MAX_ASSOCIATIONS_PER_PEER": "0",
         "RECLAIM_LOG_LEVEL": "WARNING",
     }
     if job.tls:
