@@ -4,7 +4,7 @@ pynetdicom decodes the request, negotiates its contexts and encodes the response
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,6 +29,12 @@ APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
 _LAST_RESORT: Final = "1.2.840.10008.1.2"
 _FIXED_BYTES: Final = 68
 _ACCEPTED: Final = 0x00
+_ITEM: Final = struct.Struct(">BxH")
+_APPLICATION, _CONTEXT, _USER = 0x10, 0x20, 0x50
+MOST_SYNTAXES: Final = 64
+"""Transfer syntaxes of one presentation context; DICOM has fewer."""
+MOST_USER_ITEMS: Final = 256
+"""Roles and extended negotiation come to one each for a SOP class."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +135,58 @@ class Rules:
 
 def read_request(body: bytes, address: str) -> tuple[A_ASSOCIATE, int, Peer]:
     """Decode the body of an A-ASSOCIATE-RQ: request, protocol version, and who calls; raises ProtocolError."""
-    if len(body) < _FIXED_BYTES:
-        raise ProtocolError(AbortReason.INVALID_PARAMETER, "an association request that is cut short")
+    _check_items(body)
     try:
         pdu = A_ASSOCIATE_RQ()
         pdu.decode(struct.pack(">BxL", PduType.ASSOCIATE_RQ, len(body)) + body)
         request = pdu.to_primitive()
         peer = Peer(str(request.calling_ae_title).strip(), str(request.called_ae_title).strip(), address)
     except Exception:  # noqa: BLE001 - pynetdicom raises many kinds for values that make no sense
-        raise ProtocolError(AbortReason.INVALID_PARAMETER, "an association request that cannot be read") from None
+        raise _unreadable() from None
     return request, pdu.protocol_version, peer
+
+
+def _check_items(body: bytes) -> None:
+    """Raise ProtocolError for items that do not fit, or are more than there can be: pynetdicom takes seconds for thousands."""
+    if len(body) < _FIXED_BYTES:
+        raise _unreadable()
+    single = {_APPLICATION, _USER}
+    numbers: set[int] = set()
+    for kind, start, end in _items(body, _FIXED_BYTES, len(body)):
+        if kind == _CONTEXT:
+            if end - start < _ITEM.size or body[start] in numbers or not body[start] & 1:
+                raise _unreadable()
+            numbers.add(body[start])
+            _check_number(body, start + _ITEM.size, end, MOST_SYNTAXES + 1)
+        elif kind in single:
+            single.remove(kind)
+            if kind == _USER:
+                _check_number(body, start, end, MOST_USER_ITEMS)
+        else:
+            raise _unreadable()
+
+
+def _check_number(body: bytes, start: int, end: int, most: int) -> None:
+    for number, _ in enumerate(_items(body, start, end)):
+        if number >= most:
+            raise _unreadable()
+
+
+def _items(body: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Type, start and end of the value of each item between these positions (PS3.8 §9.3.2)."""
+    while start < end:
+        value = start + _ITEM.size
+        if value > end:
+            raise _unreadable()
+        kind, length = _ITEM.unpack_from(body, start)
+        start = value + length
+        if start > end:
+            raise _unreadable()
+        yield kind, value, start
+
+
+def _unreadable() -> ProtocolError:
+    return ProtocolError(AbortReason.INVALID_PARAMETER, "an association request that cannot be read")
 
 
 def _acceptance(request: A_ASSOCIATE, results: list[Any], roles: list[Any], max_pdu: int) -> A_ASSOCIATE:

@@ -32,8 +32,8 @@ class AbortReason(IntEnum):
     INVALID_PARAMETER = 6
 
 
-LONGEST_REQUEST: Final = 1 << 19
-"""Of an A-ASSOCIATE-RQ: 128 presentation contexts with 60 transfer syntaxes each come to less."""
+LONGEST_REQUEST: Final = 1 << 18
+"""Of an A-ASSOCIATE-RQ: 128 presentation contexts with 64 transfer syntaxes each come to less."""
 
 RELEASE_RP: Final = struct.pack(">BBLL", PduType.RELEASE_RP, 0, 4, 0)
 _PDU_HEADER: Final = struct.Struct(">BxL")

@@ -1,17 +1,18 @@
 """Association requests: any bytes end in an answer, and what is accepted can be read by pynetdicom."""
 
 import contextlib
+import struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pynetdicom.pdu import A_ASSOCIATE_AC
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 
 from listeners.dicom.acceptance import Rules, read_request
 from listeners.dicom.association import Acceptance
 from listeners.dicom.commands import Command
 from listeners.dicom.operations import Peer
-from listeners.dicom.pdu import ProtocolError
+from listeners.dicom.pdu import LONGEST_REQUEST, ProtocolError
 from schemas.settings import DicomSettings
 from tests.dicom_wire import CT, EXPLICIT, VERIFICATION, association_request
 
@@ -36,6 +37,66 @@ def test_what_is_accepted():
     response.decode(acceptance.response)
     results = {item.presentation_context_id: item.result for item in response.presentation_context}
     assert results == {1: 0, 3: 0, 5: 3}
+
+
+def item(kind, body):
+    return struct.pack(">BBH", kind, 0, len(body)) + body
+
+
+def context(number, syntaxes=1, abstract=1):
+    names = item(0x30, CT.encode()) * abstract + item(0x40, EXPLICIT.encode()) * syntaxes
+    return item(0x20, struct.pack(">BBBB", number, 0, 0, 0) + names)
+
+
+def body_of(*items):
+    user = item(0x50, item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3"))
+    return (
+        BODY[:68]
+        + item(0x10, b"1.2.840.10008.3.1.1.1")
+        + b"".join(items)
+        + (b"" if any(part[0] == 0x50 for part in items) else user)
+    )
+
+
+def test_as_many_contexts_as_there_can_be():
+    body = body_of(*(context(number, 64) for number in range(1, 256, 2)))
+    assert len(body) < LONGEST_REQUEST
+    assert len(accept(body).contexts) == 128
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [context(1), context(1)],
+        [context(2)],
+        [context(1, 65)],
+        [context(1, abstract=65)],
+        [item(0x50, item(0x51, struct.pack(">L", 16384)) + item(0x54, b"x") * 256)],
+        [item(0x50, item(0x51, struct.pack(">L", 16384))), item(0x50, b"")],
+        [item(0x10, b"1.2")],
+        [item(0x99, b"")] * 300,
+        [context(1) + b"\x20"],
+        [item(0x20, b"\1\0\0\0" + item(0x30, b"1.2")[:-1])],
+        [item(0x50, item(0x51, b"\0\0\x40\0")[:-1])],
+    ],
+    ids=[
+        "an id twice",
+        "an even id",
+        "too many transfer syntaxes",
+        "too many abstract syntaxes",
+        "too much about the user",
+        "two users",
+        "two application contexts",
+        "unknown items without end",
+        "a byte too many",
+        "a context cut short",
+        "a user cut short",
+    ],
+)
+def test_what_would_cost_time_is_refused_before_it_is_decoded(items, monkeypatch):
+    monkeypatch.setattr(A_ASSOCIATE_RQ, "decode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ProtocolError):
+        read_request(body_of(*items), "127.0.0.1")
 
 
 @settings(max_examples=300)
