@@ -100,6 +100,7 @@ class StorageScp:
             logger.warning("DCM-310 connection from %s refused: it is in none of RECLAIM_DICOM_ALLOWED_NETWORKS", address)
             connection.close()
             return
+        session: Session | None = None
         try:
             session = Session(_wrap(connection, self._tls), address, self._environment, self._on_established)
             thread = threading.Thread(target=self._serve, args=(session,), name="dicom-association", daemon=True)
@@ -110,17 +111,22 @@ class StorageScp:
             if surplus:
                 self._end_oldest_pending()
             thread.start()
-        except (OSError, RuntimeError) as error:  # the peer has gone, or the system has no more threads
+        except (OSError, RuntimeError, MemoryError) as error:  # the peer has gone, or the system has no more threads
             logger.warning("DCM-320 connection from %s dropped (%s)", address, type(error).__name__)
             connection.close()
+            if session is not None:
+                self._forget(session)
 
     def _serve(self, session: Session) -> None:
         try:
             session.run()
         finally:
-            with self._lock:
-                self._pending.pop(session, None)
-                self._sessions.pop(session, None)
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        with self._lock:
+            self._pending.pop(session, None)
+            self._sessions.pop(session, None)
 
     def _on_established(self, session: Session) -> None:
         with self._lock:

@@ -20,7 +20,7 @@ from services.assembly.repository import (
     studies_to_look_at,
 )
 from services.assembly.rules import Evidence, Judgement, Named, Rules, judge
-from services.assembly.studies import on_complete
+from services.assembly.studies import not_after, on_complete
 from services.runtime import telemetry
 from services.runtime.archive import series_folder
 from services.runtime.identity import Pseudonyms
@@ -40,6 +40,7 @@ def complete_studies(tx: Transaction, pseudonyms: Pseudonyms, rules: Rules) -> i
     for study in studies:
         series = all_series.get(study.study_uid, [])
         named = _named(tx, study, rules) if study.study_uid in stepped else Named()
+        save_progress(tx, study, not_after(progress_of(study), tx.clock.now()))
         judgement = judge(_evidence(tx, study, series, named), rules, tx.clock.now())
         study.look_at, study.ring_at = judgement.look_at, judgement.ring_at
         announced += _complete(tx, study, series, judgement, pseudonyms)

@@ -234,8 +234,12 @@ def _has_steps(session: Session, study_uid: str) -> bool:
 
 
 def studies_to_look_at(tx: Transaction, limit: int) -> Sequence[Study]:
-    """Open studies whose time to be looked at has come, locked; those in use elsewhere are left out."""
-    due = sqlalchemy.or_(col(Study.look_at).is_(None), col(Study.look_at) <= tx.clock.now())
+    """Open studies whose time to be looked at has come, locked; those in use elsewhere are left out.
+
+    One whose last instance is still to come had a wrong clock, and so has its time to be looked at.
+    """
+    now = tx.clock.now()
+    due = sqlalchemy.or_(col(Study.look_at).is_(None), col(Study.look_at) <= now, col(Study.last_instance_at) > now)
     query = (
         select(Study)
         .where(col(Study.state) == StudyState.OPEN, due)

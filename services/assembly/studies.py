@@ -59,6 +59,12 @@ def on_instance(study: Progress, at: datetime) -> Progress:
     return replace(study, state=state, instances=counted, last_instance_at=max(study.last_instance_at, at), opened_at=opened)
 
 
+def not_after(study: Progress, now: datetime) -> Progress:
+    """The study with no time that is still to come: a clock that was ahead when an instance came does not hold it back."""
+    opened = study.opened_at and min(study.opened_at, now)
+    return replace(study, last_instance_at=min(study.last_instance_at, now), opened_at=opened)
+
+
 def on_complete(study: Progress) -> tuple[Progress, bool]:
     """The study is complete. Returns it, and whether this completion is to be announced."""
     state, effects = TRANSITIONS[study.state, StudyEvent.COMPLETE]

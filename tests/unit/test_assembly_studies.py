@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.vocabulary import StudyState
-from services.assembly.studies import TRANSITIONS, Progress, StudyEvent, on_complete, on_instance
+from services.assembly.studies import TRANSITIONS, Progress, StudyEvent, not_after, on_complete, on_instance
 
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 NEW = Progress(StudyState.OPEN, 0, 0, START)
@@ -32,6 +32,14 @@ def test_a_complete_study_is_not_announced_again():
 
 def test_a_study_without_instances_is_never_announced():
     assert on_complete(NEW)[1] is False
+
+
+def test_times_that_are_still_to_come_are_taken_back():
+    ahead = on_instance(NEW, START + timedelta(days=3650))
+    back = not_after(ahead, START + timedelta(seconds=9))
+    assert (back.last_instance_at, back.opened_at) == (START + timedelta(seconds=9), START + timedelta(seconds=9))
+    assert not_after(back, START + timedelta(seconds=10)) == back
+    assert not_after(NEW, START) == NEW
 
 
 EVENTS = st.lists(st.one_of(st.none(), st.integers(-100, 100)), max_size=40)
