@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from listeners.dicom.bounded import TooManyError, decode_sequence, is_sequence
 from listeners.dicom.operations import Operation, OperationHandler, Reply
 from services.assembly.commitments import MOST_REFERENCES, Reference
 from services.assembly.headers import is_valid_uid
@@ -59,6 +61,8 @@ def answering(name: str, handle: Callable[[Operation], Reply]) -> OperationHandl
     def answer(operation: Operation) -> Reply:
         try:
             return handle(operation)
+        except TooManyError:
+            return _refuse(name, operation, Refused(RESOURCE_LIMITATION, "DCM-608", "Too many elements and items"))
         except Refused as refused:
             return _refuse(name, operation, refused)
         except (Transient, PoolTimeoutError):
@@ -83,6 +87,8 @@ def required(dataset: Dataset | None, keyword: str) -> Dataset:
 
 def text_of(dataset: Dataset, keyword: str) -> str:
     """An element's first value as text, empty when it is absent."""
+    if is_sequence(dataset, Tag(keyword)):
+        raise Refused(INVALID_ATTRIBUTE_VALUE, "DCM-607", f"{keyword} cannot be read"[:64])
     element = _element(dataset, keyword)
     value = element.value if element is not None else None
     if value is None or isinstance(value, bytes):
@@ -107,9 +113,14 @@ def items_of(dataset: Dataset, keyword: str) -> Iterator[Dataset]:
 
 
 def _element(dataset: Dataset, keyword: str) -> DataElement | None:
-    """An element, None when it is absent. It is decoded here, and Refused when that is not possible."""
+    """An element, None when it is absent. It is decoded here, and Refused when that is not possible; raises TooManyError."""
+    tag = Tag(keyword)
     try:
-        return dataset.get(Tag(keyword))
+        if dictionary_VR(tag) == "SQ":
+            decode_sequence(dataset, tag)
+        return dataset.get(tag)
+    except TooManyError:
+        raise
     except Exception:  # noqa: BLE001 - pydicom raises many kinds; none may quote a value
         raise Refused(INVALID_ATTRIBUTE_VALUE, "DCM-607", f"{keyword} cannot be read"[:64]) from None
 
