@@ -151,6 +151,11 @@ class IndexWriter:
         except OSError as error:  # it has no row where it lies: the next check of the index finds it
             logger.error("ASM-314 %s cannot be set aside (%s): check the disk, run `reclaim archive reindex`", path, error.strerror)  # noqa: TRY400
             return
+        except Exception as error:
+            if _may_pass(error):
+                raise
+            _log_defect(error)
+            return
         logger.warning(
             "ASM-313 an object came whose SOP Instance UID belongs to another study or series; it is kept as %s: ask the sender's "
             "vendor why it uses a UID twice",

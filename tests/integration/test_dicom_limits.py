@@ -5,6 +5,7 @@ import errno
 import json
 import socket
 import struct
+import threading
 import time
 
 import pytest
@@ -13,9 +14,12 @@ from sqlalchemy import event
 from listeners.dicom import reception
 from listeners.dicom.app import build
 from listeners.dicom.echo import echo
+from listeners.dicom.scp import StorageScp
 from listeners.dicom.send import send_folder
+from schemas.settings import DicomSettings
 from services.assembly import files, writer
 from services.assembly.files import ArchiveFiles
+from services.assembly.index import ArchiveIndex
 from services.assembly.writer import IndexWriter
 from services.runtime.clock import SystemClock
 from services.runtime.database import Database
@@ -128,7 +132,9 @@ def test_a_conflict_waits_for_space_in_the_database(own, tmp_path, monkeypatch):
         disk = FullDisk(listener.database)
         wide = "x" * 8000  # so that the record of the conflict needs a page
         noted = listener._writer._index.note_conflict
-        monkeypatch.setattr(listener._writer._index, "note_conflict", lambda key, name, digest: noted(key, name, digest + wide))
+        monkeypatch.setattr(
+            listener._writer._index, "note_conflict", lambda *some, **more: noted(*some[:3], some[3] + wide, **more)
+        )
         assert store(association, encoded(other), other.SOPInstanceUID).Status == 0
         disk.come_back_after(4)
         assert store(association, encoded(after), after.SOPInstanceUID).Status == 0
@@ -136,7 +142,10 @@ def test_a_conflict_waits_for_space_in_the_database(own, tmp_path, monkeypatch):
         assert len(list((listener.archive / "conflicts").rglob("*.dcm"))) == 1
 
 
-def test_a_conflict_that_cannot_be_moved_holds_nobody_up(own, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("error", "message"), [(PermissionError(errno.EACCES, "not permitted"), "ASM-314"), (TypeError("a defect"), "ASM-312")]
+)
+def test_a_conflict_that_cannot_be_moved_holds_nobody_up(own, tmp_path, monkeypatch, caplog, error, message):
     first, other, after = make("first", tmp_path), make("other", tmp_path), make("after", tmp_path)
     other.SOPInstanceUID = first.SOPInstanceUID
     with own() as listener, associated(listener.port) as association:
@@ -144,14 +153,14 @@ def test_a_conflict_that_cannot_be_moved_holds_nobody_up(own, tmp_path, monkeypa
         assert listener.instance(first.SOPInstanceUID) is not None
 
         def refuse(*_):
-            raise PermissionError(errno.EACCES, "not permitted")
+            raise error
 
         monkeypatch.setattr(writer, "keep_aside", refuse)
         for each in (other, after):
             assert store(association, encoded(each), each.SOPInstanceUID).Status == 0
         assert listener.instance(after.SOPInstanceUID) is not None
         assert len(listener.files()) == 3
-    assert "ASM-314" in caplog.text
+    assert message in caplog.text
 
 
 def test_an_index_writer_that_dies_ends_the_process(own, tmp_path, monkeypatch):
@@ -187,6 +196,31 @@ def test_space_that_ends_while_an_object_comes_answers_a700(own, tmp_path, monke
         refused(listener, [], store(association, encoded(dataset), dataset.SOPInstanceUID), 0xA700)
         monkeypatch.undo()
         assert store(association, encoded(dataset), dataset.SOPInstanceUID).Status == 0
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("can't start new thread"), MemoryError()])
+def test_connections_without_a_thread_leave_nothing(sqlite_context, monkeypatch, failure):
+    archive = ArchiveFiles(sqlite_context.settings.archive_dir)
+    index = ArchiveIndex(sqlite_context.database, sqlite_context.pseudonyms)
+    scp = StorageScp(DicomSettings(host="127.0.0.1", port=0), reception.Reception(archive, index, SystemClock(), 0))
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "dicom-association":
+            raise failure
+        start(thread)
+
+    port = scp.start()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", port), 5) as peer:
+            assert peer.recv(1) == b""
+    monkeypatch.undo()
+    assert echo("127.0.0.1", port, called_ae="ANY")
+    scp.stop()
+    assert not scp._running()
+    assert not scp._pending
+    archive.close()
 
 
 def test_a_taken_port_is_worth_another_try(own):
