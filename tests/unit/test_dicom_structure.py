@@ -15,9 +15,11 @@ from pydicom.dataset import Dataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian
 
+from listeners.dicom.file_meta import encode_file_meta
 from services.assembly import headers
 from services.assembly.files import layout_of
 from services.assembly.headers import UnreadableHeader, read_facts
+from services.assembly.reindex import read_stored
 from services.assembly.sources import BrokenStructureError, BytesSource
 from services.assembly.structure import check_structure, plain_source
 
@@ -219,3 +221,20 @@ def test_the_steps_of_a_walk_are_bounded(data, syntax, monkeypatch):
     monkeypatch.setattr("services.assembly.structure.MOST_STEPS", 1000)
     with pytest.raises(BrokenStructureError, match="too many"):
         check(data, syntax)
+
+
+def test_a_stored_file_is_read_as_at_its_reception(tmp_path):
+    path, whole = tmp_path / "one.dcm", explicit(*UIDS.items(), SERIES)
+    for data, fits in ((whole, True), (whole + explicit(SERIES), False), (whole[:-1], False)):
+        path.write_bytes(encode_file_meta("1.2.84", "1.2.33", SYNTAXES[1], "SENDER") + data)
+        if fits:
+            stored = read_stored(path)
+            assert (stored.facts.series_uid, stored.transfer_syntax_uid, stored.calling_ae, stored.size) == (
+                "1.2.55",
+                SYNTAXES[1],
+                "SENDER",
+                len(data),
+            )
+        else:
+            with pytest.raises(UnreadableHeader):
+                read_stored(path)
