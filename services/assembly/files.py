@@ -1,8 +1,9 @@
 """The archive's files: durable before anybody is told, never overwritten, nothing half-written under a final name.
 
 write → fsync(file) → link(2) to the final name → fsync(directory). link(2) instead of rename(2) because it fails where
-the name is taken: of two senders of one UID exactly one wins. Files under `incoming/` are never answered with success, so
-a dead process's leftovers may go; each process holds a lock on its own folder there.
+the name is taken: of two senders of one UID exactly one wins. Where there is no link(2), they take turns by a lock. Files
+under `incoming/` are never answered with success, so a dead process's leftovers may go; each process holds a lock on its own
+folder there.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from typing import Final
 
 INCOMING: Final = "incoming"
 CONFLICTS: Final = "conflicts"
+_PUBLISHING: Final = "publishing"
 _META_START: Final = 132
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _MOST_KNOWN_FOLDERS: Final = 100_000
@@ -98,13 +100,23 @@ class ArchiveFiles:
 
     def _publish_in(self, folder: "_Folder", temporary: str, name: str) -> bool:
         try:
-            _link(temporary, folder.descriptor, name)
+            self._link(temporary, folder.descriptor, name)
         except FileExistsError:
             _touch(name, folder.descriptor)
             os.fsync(folder.descriptor)  # the one who took the name may not have come so far yet
             return False
         os.fsync(folder.descriptor)
         return True
+
+    def _link(self, temporary: str, folder: int, name: str) -> None:
+        """Give a file its final name; FileExistsError when it is taken."""
+        try:
+            os.link(temporary, name, dst_dir_fd=folder)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with _locked(f"{self._root}/{INCOMING}/{_PUBLISHING}"):
+                _rename_unless_taken(temporary, folder, name)
 
     def _opened(self, folder: str) -> "_Folder":
         """A folder, made if need be, and open: what is linked into it is synchronised in the same folder for certain."""
@@ -270,15 +282,25 @@ class _Folder:
             os.close(self.descriptor)
 
 
-def _link(temporary: str, folder: int, name: str) -> None:
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Hold a file's lock against all threads and processes; a process that dies lets go of it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.link(temporary, name, dst_dir_fd=folder)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if name in os.listdir(folder):
-            raise FileExistsError(errno.EEXIST, "the name is taken") from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _rename_unless_taken(temporary: str, folder: int, name: str) -> None:
+    """What link(2) does at once, where there is none; for one at a time."""
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
         os.rename(temporary, name, dst_dir_fd=folder)
+    else:
+        raise FileExistsError(errno.EEXIST, "the name is taken")
 
 
 def _touch(name: str, folder: int) -> None:

@@ -1,5 +1,7 @@
 """No acknowledged instance is lost: SIGKILL at random moments under DCMTK, crashes between file and row, limits of the disk."""
 
+import contextlib
+import errno
 import json
 import os
 import random
@@ -209,6 +211,38 @@ def test_a_file_that_comes_again_says_so_by_its_time(tmp_path):
     assert not files.publish(data, path)
     assert time.time() - (tmp_path / path).stat().st_mtime < 60
     files.close()
+
+
+def test_a_taken_name_is_never_overwritten_where_there_are_no_links(tmp_path, monkeypatch):
+    """Two senders at once, in two processes' worth of archives, on a file system without link(2)."""
+    rename, both = os.rename, threading.Barrier(2)
+
+    def no_links(*_, **__):
+        raise OSError(errno.EPERM, "no links")
+
+    def late(*args, **options):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        rename(*args, **options)
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "rename", late)
+    path, published = "ab/study/series/x.dcm", {}
+
+    def put(files, data):
+        published[data] = files.publish(files.write([data]), path)
+
+    archives = [ArchiveFiles(tmp_path), ArchiveFiles(tmp_path)]
+    threads = [threading.Thread(target=put, args=each) for each in zip(archives, (b"one", b"two"), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(published.values()) == [False, True]
+    assert published[(tmp_path / path).read_bytes()]
+    archives[0].sweep()
+    for files in archives:
+        files.close()
 
 
 # Many senders of one study, on both databases
