@@ -19,6 +19,8 @@ from services.assembly.commitments import MOST_REFERENCES
 
 MOST_STEPS: Final = 7 * MOST_REFERENCES // 2
 """Elements and items of one message: a reference is an item of two elements, and of a delimiter where the item has no length."""
+MOST_ITEMS: Final = 2 * MOST_REFERENCES
+_ITEM: Final = b"\xfe\xff\x00\xe0"
 _HEADER: Final = 8
 
 
@@ -42,6 +44,8 @@ class _CountedReads(BytesIO):
 @contextmanager
 def _counted(data: bytes) -> Iterator[_CountedReads]:
     """The bytes to read from; TooManyError whatever pydicom has made of it on its way up."""
+    if data.count(_ITEM) > MOST_ITEMS:
+        raise TooManyError
     source = _CountedReads(data)
     try:
         yield source

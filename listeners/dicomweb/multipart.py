@@ -4,6 +4,7 @@ A part lies in memory up to 1 MiB and then in an unnamed temporary file, which t
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 IN_MEMORY: Final = 1 << 20
 CHUNK: Final = 1 << 18
+PACE_BYTES: Final = 1 << 16
+"""So much content has to come in the time in which silence would end a request: a drip would hold its slot for ever."""
 T = TypeVar("T")
 Spool = SpooledTemporaryFile[bytes]
 
@@ -46,14 +49,14 @@ def check_content_type(request: web.Request) -> None:
 async def read_parts(request: web.Request, limit: int, timeout_s: float, folder: Path) -> AsyncIterator[Part]:
     """The parts of the body, each of at most `limit` bytes; of a longer one only the beginning is kept.
 
-    Raises BrokenBodyError where the body is no multipart (any more), TimeoutError when nothing comes for `timeout_s`, OSError
-    when a part cannot be kept on disk.
+    Raises BrokenBodyError where the body is no multipart (any more), TimeoutError when nothing, or next to nothing, comes for
+    `timeout_s`, OSError when a part cannot be kept on disk.
     """
-    reader = _reader(request)
-    while (part := await _guarded(reader.next(), timeout_s)) is not None:
+    reader, pace = _reader(request), _Pace(timeout_s)
+    while (part := await pace.guarded(reader.next())) is not None:
         if not isinstance(part, BodyPartReader):
             raise BrokenBodyError
-        yield await _read(part, limit, timeout_s, folder)
+        yield await _read(part, limit, pace, folder)
 
 
 def _reader(request: web.Request) -> MultipartReader:
@@ -63,12 +66,13 @@ def _reader(request: web.Request) -> MultipartReader:
         raise BrokenBodyError(type(error).__name__) from None
 
 
-async def _read(part: BodyPartReader, limit: int, timeout_s: float, folder: Path) -> Part:
+async def _read(part: BodyPartReader, limit: int, pace: "_Pace", folder: Path) -> Part:
     spool: Spool = SpooledTemporaryFile(max_size=IN_MEMORY, dir=str(folder))  # noqa: SIM115 - whoever takes the part closes it
     size, whole = 0, True
     try:
         while not part.at_eof():
-            chunk = await _guarded(part.read_chunk(CHUNK), timeout_s)
+            chunk = await pace.guarded(part.read_chunk(CHUNK))
+            pace.count(len(chunk))
             kept = chunk[: limit - size]
             whole = whole and len(kept) == len(chunk)
             size += len(kept)
@@ -90,12 +94,29 @@ def _is_dicom(part: BodyPartReader) -> bool:
     return kind == "application/dicom" and encoding in ("binary", "8bit", "7bit") and packing == "identity"
 
 
-async def _guarded(read: Awaitable[T], timeout_s: float) -> T:
-    """One step of the reader; whatever it thinks of a malformed body becomes BrokenBodyError. A lost connection stays one."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await read
-    except (TimeoutError, OSError):
-        raise
-    except (ValueError, AssertionError, KeyError, IndexError, RuntimeError, HttpProcessingError) as error:
-        raise BrokenBodyError(type(error).__name__) from None
+class _Pace:
+    """Guards the steps of a reader. The time spent waiting for the sender counts, not that spent storing what it sent."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._waited_s = 0.0
+        self._bytes = 0
+
+    def count(self, size: int) -> None:
+        """Content came."""
+        self._bytes += size
+        if self._bytes >= PACE_BYTES:
+            self._waited_s, self._bytes = 0.0, 0
+
+    async def guarded(self, read: Awaitable[T]) -> T:
+        """One step; whatever the reader thinks of a malformed body becomes BrokenBodyError. A lost connection stays one."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout_s - self._waited_s):
+                return await read
+        except (TimeoutError, OSError):
+            raise
+        except (ValueError, AssertionError, KeyError, IndexError, RuntimeError, HttpProcessingError) as error:
+            raise BrokenBodyError(type(error).__name__) from None
+        finally:
+            self._waited_s += time.monotonic() - began

@@ -105,6 +105,19 @@ def reasons(answer, sequence="00081198"):
     return [item["00081197"]["Value"][0] for item in values(answer, sequence)]
 
 
+async def test_a_body_that_drips_is_ended(site):
+    async def dripping():
+        yield body_of(b"", end=False)
+        while True:
+            await asyncio.sleep(0.3)
+            yield b"x" * 20
+
+    began = asyncio.get_running_loop().time()
+    status, answer, _ = await site.post(dripping())
+    assert (status, "nothing came" in answer["error"]) == (408, True)
+    assert asyncio.get_running_loop().time() - began < 6
+
+
 async def test_instances_are_stored_bit_for_bit_and_listed(site):
     files = [mr(), mr(), mr("1.2.3.2")]
     status, answer, headers = await site.post(body_of(*files))
