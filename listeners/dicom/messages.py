@@ -41,7 +41,7 @@ def answer(message: Message, handlers: Handlers, peer: Peer) -> tuple[bytes, byt
     try:
         return _encoded(request, _handled(message, handler, peer))
     except TooManyError:
-        logger.warning("DCM-322 a message of %s holds too much: answered 0213", printable(peer.calling_ae))
+        logger.warning("DCM-323 a message of %s holds too much: answered 0213", printable(peer.calling_ae))
         return request.command.response(RESOURCE_LIMITATION), None
     except Exception as error:  # noqa: BLE001 - the peer must hear of it, whatever the handler's defect is
         logger.error("DCM-904 operation %04X failed: %s", request.command.field, type(error).__name__)  # noqa: TRY400
