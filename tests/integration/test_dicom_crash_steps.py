@@ -32,7 +32,7 @@ STEPS = {
     "opened": (files.ArchiveFiles, "open_temporary", "after"),
     "written": (files.Temporary, "sync", "before"),
     "synchronised": (files.Temporary, "sync", "after"),
-    "linked": (files, "_link", "after"),
+    "linked": (files.ArchiveFiles, "_link", "after"),
     "published": (files.ArchiveFiles, "publish", "after"),
     "answered": (session.Session, "_finish_store", "after"),
     "rows to be written": (index.ArchiveIndex, "enter_all", "before"),
