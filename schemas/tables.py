@@ -95,7 +95,9 @@ class Instance(SQLModel, table=True):
     size: int = Field(sa_column=Column(BigInteger, nullable=False))
     sha256: str = Field(default="", max_length=64)
     received_at: datetime
-    purged_at: datetime | None = Field(default=None, description="When retention took the file out of the archive; None: it is there")
+    purged_at: datetime | None = Field(
+        default=None, description="When retention took the file out of the archive; None: it is there"
+    )
 
 
 class Outbox(SQLModel, table=True):

@@ -270,7 +270,7 @@ def open_reception(context: "Context") -> Iterator["Reception"]:
 
     try:
         context.settings.archive_dir.mkdir(parents=True, exist_ok=True)
-        files = ArchiveFiles(context.settings.archive_dir)
+        files = ArchiveFiles(context.settings.archive_dir, context.settings.dicom.min_free_bytes)
     except OSError as error:
         raise Transient(f"the archive cannot be opened ({error.strerror}): check its disk or mount") from None
     try:

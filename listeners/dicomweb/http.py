@@ -168,7 +168,8 @@ class Door:
     async def _archive(self) -> ArchiveFiles:
         async with self._opening:
             if self._files is None:
-                self._files = await asyncio.to_thread(_open, self._context.settings.archive_dir)
+                settings = self._context.settings
+                self._files = await asyncio.to_thread(_open, settings.archive_dir, settings.dicom.min_free_bytes)
             return self._files
 
 
@@ -207,9 +208,9 @@ def reception_of(context: Context, files: ArchiveFiles) -> Reception:
     )
 
 
-def _open(root: Path) -> ArchiveFiles:
+def _open(root: Path, keep_free: int) -> ArchiveFiles:
     root.mkdir(parents=True, exist_ok=True)
-    return ArchiveFiles(root)
+    return ArchiveFiles(root, keep_free)
 
 
 def _takes_json(request: web.Request) -> bool:
