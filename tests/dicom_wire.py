@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import time
 from contextlib import contextmanager
 
 from pynetdicom.pdu import A_ASSOCIATE_RQ
@@ -82,14 +83,24 @@ def connect(port, timeout=15):
     return socket.create_connection(("127.0.0.1", port), timeout=timeout)
 
 
+LIMIT_EXCEEDED = bytes((2, 3, 2))
+"""Result, source and reason of A-ASSOCIATE-RJ: transient, of the presentation service, local limit (PS3.8 Table 9-21)."""
+
+
 @contextmanager
 def accepted(port, *contexts, **options):
-    """A raw connection with an accepted association."""
-    with connect(port) as connection:
-        connection.sendall(association_request(*contexts, **options))
-        kind, _ = receive_pdu(connection)
-        assert kind == ACCEPT
-        yield connection
+    """A raw connection with an accepted association; while slots of ended ones are being freed it asks again."""
+    end = time.monotonic() + 5
+    while True:
+        with connect(port) as connection:
+            connection.sendall(association_request(*contexts, **options))
+            kind, body = receive_pdu(connection)
+            if kind == ACCEPT:
+                yield connection
+                return
+            assert (kind, body[1:4]) == (REJECT, LIMIT_EXCEEDED), body
+            assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def rejection(port, *contexts, **options):

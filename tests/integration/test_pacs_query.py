@@ -20,6 +20,7 @@ from pynetdicom.presentation import build_context
 from sqlmodel import select
 from typer.testing import CliRunner
 
+from listeners.cli.context import console
 from listeners.cli.main import app
 from listeners.dicom.app import build
 from listeners.dicom.peers import verify
@@ -120,6 +121,7 @@ def site(tmp_path_factory, sqlite_template):
 def reclaim(site, *arguments, monkeypatch, stdin=None):
     for name, value in site.environment().items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(console, "_width", 200)  # whatever terminal, or none, the tests run in
     result = CliRunner().invoke(app, ["pacs", *arguments], input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -1,5 +1,6 @@
 """The archive's commands over real files: what is there, an index rebuilt from nothing, images deleted by age."""
 
+import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -97,6 +98,9 @@ def old_site(reclaim, site) -> Context:
     store(site, 1, 3)
     store(site, 2, 1)
     reclaim("archive", "reindex")
+    then = (site.clock.now() - timedelta(days=100)).timestamp()
+    for path in site.settings.archive_dir.rglob("*.dcm"):
+        os.utime(path, (then, then))
     with site.database.transaction() as tx:
         for study in tx.session.exec(select(Study)):
             study.state, study.revision = StudyState.COMPLETE, 1
