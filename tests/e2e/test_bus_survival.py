@@ -93,7 +93,8 @@ def test_random_deaths_over_many_rounds(world: World) -> None:
         world.kill(name)
         world.start(name, *roles[name])
     wait_until(lambda: everything_once(database, keys), 120, f"all {len(keys)} labels after twenty deaths")
-    assert set(world.stop().values()) == {0}
+    # One that was only just started may be asked to stop before it can answer the signal.
+    assert set(world.stop().values()) <= {0, -signal.SIGTERM}
 
 
 CHILDREN = f"""
