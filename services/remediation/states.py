@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Final
 
 from schemas.vocabulary import JobState
+from services.runtime.transitions import follow
 
 
 class JobEvent(StrEnum):
@@ -26,13 +27,6 @@ TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
 }
 
 
-class ImpossibleTransition(Exception):  # noqa: N818 - named for what is wrong, not for the mechanism
-    """A job was to do what its state does not allow: a bug."""
-
-
 def after(state: JobState, event: JobEvent) -> JobState:
     """The next state; raises ImpossibleTransition for what the table does not list."""
-    try:
-        return TRANSITIONS[(state, event)]
-    except KeyError:
-        raise ImpossibleTransition(f"a job that is {state} cannot {event}") from None
+    return follow(TRANSITIONS, state, event)

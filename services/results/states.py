@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Final
 
 from schemas.vocabulary import ResultState
+from services.runtime.transitions import follow
 
 
 class ResultEvent(StrEnum):
@@ -30,16 +31,9 @@ TRANSITIONS: Final[dict[tuple[ResultState, ResultEvent], ResultState]] = {
 }
 
 
-class ImpossibleTransition(Exception):  # noqa: N818 - named for what is wrong, not for the mechanism
-    """A result was to do what its state does not allow: a bug."""
-
-
 def after(state: ResultState, event: ResultEvent) -> ResultState:
     """The next state; raises ImpossibleTransition for what the table does not list."""
-    try:
-        return TRANSITIONS[state, event]
-    except KeyError:
-        raise ImpossibleTransition(f"a result that is {state} cannot {event}") from None
+    return follow(TRANSITIONS, state, event)
 
 
 def delay_s(attempt: int, first_s: float, longest_s: float) -> float:

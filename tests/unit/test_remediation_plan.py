@@ -29,8 +29,9 @@ from services.remediation.plan import (
     to_json,
 )
 from services.remediation.provenance import data_digest
-from services.remediation.states import TRANSITIONS, ImpossibleTransition, JobEvent, after
+from services.remediation.states import TRANSITIONS, JobEvent, after
 from services.runtime.errors import InvalidInput
+from services.runtime.transitions import ImpossibleTransition
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 

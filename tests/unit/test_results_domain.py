@@ -22,9 +22,10 @@ from services.results.finding import NOT_FOR_DIAGNOSIS, Reference, Result
 from services.results.header import read_header
 from services.results.picture import HEIGHT, WIDTH, draw
 from services.results.report import build_report
-from services.results.states import TRANSITIONS, ImpossibleTransition, ResultEvent, after, delay_s
+from services.results.states import TRANSITIONS, ResultEvent, after, delay_s
 from services.runtime.errors import InvalidInput
 from services.runtime.result_uids import is_result_uid, result_uid
+from services.runtime.transitions import ImpossibleTransition
 from tests.pacs_world import make_study
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
