@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from services.assembly.files import NotPart10Error, layout_of
+from services.runtime.backoff import doubled
 
-LONGEST_RETRY: Final = timedelta(hours=1)
+LONGEST_RETRY_S: Final = 3600.0
 MOST_REFERENCES: Final = 100_000
 
 
@@ -107,7 +108,7 @@ def _failure(item: Reference, known: Stored | None, root: Path) -> FailureReason
 
 def next_attempt(now: datetime, attempts: int, first: timedelta) -> datetime:
     """When to try again after that many failures: the pause doubles up to an hour."""
-    return now + min(LONGEST_RETRY, first * float(2 ** min(attempts - 1, 20)))
+    return now + timedelta(seconds=doubled(attempts - 1, first.total_seconds(), LONGEST_RETRY_S))
 
 
 def distinct(references: Sequence[Reference]) -> tuple[Reference, ...]:

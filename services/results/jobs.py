@@ -13,7 +13,8 @@ from schemas.results import ResultJob
 from schemas.settings import ResultsSettings
 from schemas.vocabulary import ResultState
 from services.results import repository
-from services.results.states import ResultEvent, after, delay_s
+from services.results.states import ResultEvent, after
+from services.runtime.backoff import doubled
 from services.runtime.messages import Received, Record
 from services.runtime.transaction import Transaction
 
@@ -99,7 +100,7 @@ def postpone(tx: Transaction, claim: Claim, reason: str, settings: ResultsSettin
     if job.attempt >= settings.max_attempts:
         _give_up(tx, job, "Undelivered", f"given up after {job.attempt} attempts; the last one: {reason}")
         return True
-    job.due_at = tx.clock.now() + timedelta(seconds=delay_s(job.attempt, settings.first_delay_s, settings.longest_delay_s))
+    job.due_at = tx.clock.now() + timedelta(seconds=doubled(job.attempt - 1, settings.first_delay_s, settings.longest_delay_s))
     _move(tx, job, ResultEvent.POSTPONE, error=reason)
     return False
 

@@ -34,8 +34,3 @@ TRANSITIONS: Final[dict[tuple[ResultState, ResultEvent], ResultState]] = {
 def after(state: ResultState, event: ResultEvent) -> ResultState:
     """The next state; raises ImpossibleTransition for what the table does not list."""
     return follow(TRANSITIONS, state, event)
-
-
-def delay_s(attempt: int, first_s: float, longest_s: float) -> float:
-    """Wait after failed attempt number 1, 2, 3 …: doubles each time up to the longest."""
-    return float(min(longest_s, first_s * 2 ** min(attempt - 1, 32)))

@@ -8,5 +8,9 @@ BACKOFF_MAX_S = 30.0
 
 def backoff(failures: int) -> float:
     """Seconds to wait after that many failures in a row: doubling up to 30 s, ±25 % so that processes do not march in step."""
-    delay: float = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(failures, 16))
-    return delay * random.uniform(0.75, 1.25)  # noqa: S311 - jitter needs no secrecy
+    return doubled(failures, BACKOFF_FIRST_S, BACKOFF_MAX_S) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter needs no secrecy
+
+
+def doubled(failures: int, first_s: float, longest_s: float) -> float:
+    """Seconds to wait after that many earlier failures, 0 the first time: doubling from `first_s` to `longest_s`."""
+    return float(min(longest_s, first_s * 2 ** min(failures, 32)))

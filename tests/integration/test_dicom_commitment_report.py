@@ -15,7 +15,7 @@ from schemas.announcements import Commitment
 from schemas.settings import DicomSettings, PeerSettings
 from schemas.tables import Audit
 from services.assembly import reporter as reporting
-from services.assembly.commitments import LONGEST_RETRY, Reference, Report, Request, next_attempt
+from services.assembly.commitments import LONGEST_RETRY_S, Reference, Report, Request, next_attempt
 from services.assembly.conflicts import keep_aside
 from services.assembly.files import ArchiveFiles
 from services.assembly.index import ArchiveIndex
@@ -264,5 +264,5 @@ def test_the_pause_before_a_retry_doubles_up_to_an_hour(clock):
     first = timedelta(seconds=30)
     pauses = [next_attempt(clock.now(), attempts, first) - clock.now() for attempts in range(1, 40)]
     assert pauses[:3] == [first, 2 * first, 4 * first]
-    assert max(pauses) == LONGEST_RETRY
+    assert max(pauses) == timedelta(seconds=LONGEST_RETRY_S)
     assert pauses == sorted(pauses)

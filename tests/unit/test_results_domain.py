@@ -22,7 +22,8 @@ from services.results.finding import NOT_FOR_DIAGNOSIS, Reference, Result
 from services.results.header import read_header
 from services.results.picture import HEIGHT, WIDTH, draw
 from services.results.report import build_report
-from services.results.states import TRANSITIONS, ResultEvent, after, delay_s
+from services.results.states import TRANSITIONS, ResultEvent, after
+from services.runtime.backoff import doubled
 from services.runtime.errors import InvalidInput
 from services.runtime.result_uids import is_result_uid, result_uid
 from services.runtime.transitions import ImpossibleTransition
@@ -106,16 +107,16 @@ def test_every_state_leads_to_an_end_and_nothing_leaves_sent():
 @settings(deadline=None)
 @given(st.integers(1, 10_000))
 def test_delays_grow_and_stay_bounded(attempt):
-    assert 30 <= delay_s(attempt, 30, 3600) <= delay_s(attempt + 1, 30, 3600) <= 3600
-    assert delay_s(1, 30, 3600) == 30
-    assert delay_s(3, 30, 3600) == 120
+    assert 30 <= doubled(attempt - 1, 30, 3600) <= doubled(attempt, 30, 3600) <= 3600
+    assert doubled(0, 30, 3600) == 30
+    assert doubled(2, 30, 3600) == 120
 
 
 def test_the_default_delays_last_as_long_as_the_settings_say():
     from schemas.settings import ResultsSettings
 
     limits = ResultsSettings()
-    waits = [delay_s(number, limits.first_delay_s, limits.longest_delay_s) for number in range(1, limits.max_attempts)]
+    waits = [doubled(number - 1, limits.first_delay_s, limits.longest_delay_s) for number in range(1, limits.max_attempts)]
     assert timedelta(days=2.3) < timedelta(seconds=sum(waits)) < timedelta(days=2.7)
 
 
