@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import betaincinv, gammaln, logsumexp
 
 from services.evaluation.cases import Floats, Integers
@@ -25,6 +26,8 @@ BASELINE_RISK: Final = 0.025
 """Chance that a baseline error rate lies above its upper limit, over all classes."""
 LOG_CAP: Final = 138.0
 """B is held below e^138 (1e60): far above any threshold, far below overflow."""
+LINEAR_CAP: Final = 600.0
+"""Sums of factors are held below e^600, where floating point still counts."""
 Pair = tuple[Integers, Integers]
 """Errors and cases."""
 YEAR: Final = 52
@@ -56,20 +59,61 @@ def statistics(counts: Counts, reference_size: int) -> Floats:
 
 
 def bayes_factors(counts: Counts) -> Floats:
-    """Statistic A [R, T]: log of the mean over streams and references of the sum over windows of the Bayes factor."""
-    before_errors, before_cases = _running(counts.errors), _running(counts.cases)
+    """Statistic A [R, T]: log of the mean over streams and references of the sum over windows of the Bayes factor.
+
+    The factors are those of `log_bayes_factor`, on the linear scale and each at most e^(600 / K), far above any threshold:
+    one exponential serves both references, since the factors against them differ by the ratio of the nulls alone.
+    """
+    running = _running(counts.errors), _running(counts.cases)
+    doubled = np.rint(2 * priors_of(counts)).astype(np.int64)[:, None]
+    a, b = doubled[:, :, :, 0], doubled[:, :, :, 1]
+    nulls = _Nulls(counts, running)
     batches, classes = counts.errors.shape[1:]
-    priors = priors_of(counts)
-    total = np.full((len(counts.errors), batches, classes + 1), -np.inf)
+    total = np.zeros((len(counts.errors), batches))
     for length in (length for length in WINDOWS if length <= batches):
-        start, end = slice(0, batches - length + 1), slice(length, None)
-        errors, cases = before_errors[:, end] - before_errors[:, start], before_cases[:, end] - before_cases[:, start]
-        for earlier in (0, 1):
-            reference_errors = counts.baseline_errors[:, None] + earlier * before_errors[:, start]
-            reference_cases = counts.baseline_cases[:, None] + earlier * before_cases[:, start]
-            found = log_bayes_factor((errors, cases), (reference_errors, reference_cases), priors)
-            total[:, length - 1 :] = np.logaddexp(total[:, length - 1 :], found)
-    return _log_mean(total, -1, 2 * (classes + 1))
+        errors, cases = (part[:, length:] - part[:, :-length] for part in running)
+        e, right = 2 * errors[:, :, None], 2 * (cases - errors)[:, :, None]
+        alternative = _log_beta2(a + e, b + right) - _log_beta2(a, b)
+        on_baseline, on_all = nulls.of(errors, cases, length)
+        cap = LINEAR_CAP / classes
+        factors = np.exp(np.minimum(alternative - on_baseline[:, :, None], cap))
+        found = _sum_of_streams(factors, nulls.not_worse(errors, cases, length, earlier=False))
+        ratio = np.exp(np.clip(on_baseline - on_all, -LINEAR_CAP, cap))[:, :, None]
+        factors = np.minimum(factors * ratio, np.exp(cap))
+        found += _sum_of_streams(factors, nulls.not_worse(errors, cases, length, earlier=True))
+        total[:, length - 1 :] += found
+    with np.errstate(divide="ignore"):
+        value: Floats = np.log(total) - np.log(2 * (classes + 1))
+    return value
+
+
+def _sum_of_streams(factors: Floats, not_worse: NDArray[np.bool_]) -> Floats:
+    """[R, S] sum over each class and all classes of the mean over drops; `factors` [R, S, D, K] are held at 1 in place."""
+    np.minimum(factors, 1.0, out=factors, where=not_worse[:, :, None])
+    found: Floats = (factors.sum((-2, -1)) + factors.prod(-1).sum(-1)) / factors.shape[2]
+    return found
+
+
+class _Nulls:
+    """Log probabilities of windows under "as in the reference", for both references: the baseline, and with all earlier."""
+
+    def __init__(self, counts: Counts, running: Pair) -> None:
+        self.counts, (self.errors, self.cases) = counts, running
+        errors, cases = counts.baseline_errors[:, None], counts.baseline_cases[:, None]
+        self.base = 2 * errors + 1, 2 * (cases - errors) + 1
+        self.log = _log_beta2(self.base[0] + 2 * self.errors, self.base[1] + 2 * (self.cases - self.errors))
+
+    def of(self, errors: Integers, cases: Integers, length: int) -> tuple[Floats, Floats]:
+        """[R, S, K] twice, for windows with `errors` and `cases` [R, S, K] of `length` batches."""
+        on_baseline = _log_beta2(self.base[0] + 2 * errors, self.base[1] + 2 * (cases - errors)) - self.log[:, :1]
+        return on_baseline, self.log[:, length:] - self.log[:, :-length]
+
+    def not_worse(self, errors: Integers, cases: Integers, length: int, *, earlier: bool) -> NDArray[np.bool_]:
+        """[R, S, K] whether the window's error rate is no higher than the reference's, where there is one."""
+        reference_errors = self.counts.baseline_errors[:, None] + earlier * self.errors[:, :-length]
+        reference_cases = self.counts.baseline_cases[:, None] + earlier * self.cases[:, :-length]
+        found: NDArray[np.bool_] = (errors * reference_cases <= reference_errors * cases) & (reference_cases > 0)
+        return found
 
 
 def log_bayes_factor(window: Pair, reference: Pair, priors: Floats) -> Floats:
@@ -120,13 +164,13 @@ def e_detector(counts: Counts, reference_size: int) -> Floats:
     errors, right = counts.errors[:, :, None], (counts.cases - counts.errors)[:, :, None]
     ratio = errors * np.log(worse / limit) + right * np.log((1 - worse) / (1 - limit))
     ratio = np.concatenate([ratio, ratio.sum(-1, keepdims=True)], -1)
-    with np.errstate(divide="ignore"):
-        ticks = np.log(_ticks(counts, reference_size))
-    value, found = np.full_like(ratio[:, 0], -np.inf), np.empty(counts.errors.shape[:2])
+    ticks, steps = _ticks(counts, reference_size)[:, :, None], np.exp(np.minimum(ratio, LOG_CAP))
+    value, found = np.zeros_like(ratio[:, 0]), np.empty(counts.errors.shape[:2])
     for batch in range(counts.errors.shape[1]):
-        value = np.minimum(np.logaddexp(value, ticks[:, batch, None]) + ratio[:, batch], LOG_CAP)
-        found[:, batch] = _log_mean(value, (-2, -1), value[0].size)
-    return found
+        value = np.minimum((value + ticks[:, batch]) * steps[:, batch], np.exp(LOG_CAP))
+        found[:, batch] = value.mean((-2, -1))
+    with np.errstate(divide="ignore"):
+        return np.log(found)
 
 
 def _ticks(counts: Counts, reference_size: int) -> Floats:
@@ -156,14 +200,19 @@ _TABLE: Final = np.concatenate([[0.0], gammaln(np.arange(1, 200_001) / 2)])
 """Log gamma of half-integers: every parameter here is one, and a look-up is ten times faster."""
 
 
-def _log_gamma(values: Floats) -> Floats:
-    doubled = np.rint(2 * values).astype(np.int64)
-    found: Floats = _TABLE[doubled] if doubled.max(initial=0) < len(_TABLE) else gammaln(values)
+def _log_gamma2(doubled: Integers) -> Floats:
+    """Log gamma of half the argument."""
+    found: Floats = _TABLE[doubled] if doubled.max(initial=0) < len(_TABLE) else gammaln(doubled / 2)
     return found
 
 
+def _log_beta2(a: Integers, b: Integers) -> Floats:
+    """Log beta of doubled arguments."""
+    return _log_gamma2(a) + _log_gamma2(b) - _log_gamma2(a + b)
+
+
 def _log_beta(a: Floats, b: Floats) -> Floats:
-    return _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
+    return _log_beta2(np.rint(2 * a).astype(np.int64), np.rint(2 * b).astype(np.int64))
 
 
 def _log_mean(logs: Floats, axes: int | tuple[int, ...], size: int) -> Floats:
