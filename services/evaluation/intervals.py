@@ -1,13 +1,22 @@
-"""95 % intervals: Jeffreys for proportions, percentiles of the clustered bootstrap for everything else."""
+"""95 % intervals of a metric from the influence of each case on it, a patient's cases being one cluster.
 
-from typing import NamedTuple
+The variance of a smooth statistic is the sum of squared influences (infinitesimal jackknife, Efron 1982, Jaeckel 1972); summed
+per patient first it is the clustered one (for ratios Rao and Scott 1992, for areas under the ROC curve Obuchowski 1997, with
+one case a patient DeLong 1988). Limits are those of a proportion with that variance (Jeffreys, Brown, Cai and DasGupta 2001),
+its sample size reduced for an estimated variance as Korn and Graubard (1998) have it: skewed near 0 and 1, never beyond them.
+"""
+
+from typing import Final, NamedTuple
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from services.evaluation.cases import Floats, Integers
 
-LEVEL = 0.95
+LEVEL: Final = 0.95
+_TAIL: Final = (1 - LEVEL) / 2
+PRIOR_PATIENTS: Final = 2.0
+"""Patients whose cases all agree that a design effect is shrunk towards: with few errors it is hardly known (simulated)."""
 
 
 class Interval(NamedTuple):
@@ -18,59 +27,80 @@ class Interval(NamedTuple):
     high: float | None
 
 
-UNDEFINED = Interval(None, None, None)
+UNDEFINED: Final = Interval(None, None, None)
 
 
-def jeffreys(hits: float, cases: float) -> tuple[float, float]:
-    """Equal-tailed limits of a proportion under the Beta(½, ½) prior, reaching 0 and 1 at the ends (Brown, Cai, DasGupta 2001)."""
-    tail = (1 - LEVEL) / 2
-    low = 0.0 if hits <= 0 else float(betaincinv(hits + 0.5, cases - hits + 0.5, tail))
-    high = 1.0 if hits >= cases else float(betaincinv(hits + 0.5, cases - hits + 0.5, 1 - tail))
-    return low, high
+class Spread(NamedTuple):
+    """What is known of an estimate's variance.
 
-
-def proportion(hits: Floats, cases: Floats) -> Interval:
-    """A proportion from hits and cases per patient, each [patients]; undefined without cases.
-
-    Several cases of a patient are not independent: counts are divided by the design effect, the linearised variance of
-    the ratio over the binomial one (Rao and Scott 1992), never below 1.
+    `alone`: with independent cases. `effect`: clustered variance over it, at least 1. `freedom`: degrees of freedom of that
+    factor, infinite where every patient has one case and the variance follows from the value itself.
     """
-    total = float(cases.sum())
-    if total == 0:
-        return UNDEFINED
-    value = float(hits.sum()) / total
-    inflation = _design_effect(hits, cases, value)
-    low, high = jeffreys(value * total / inflation, total / inflation)
-    return Interval(value, min(low, value), max(high, value))
+
+    alone: float
+    effect: float
+    freedom: float
+
+    @property
+    def variance(self) -> float:
+        """The clustered variance."""
+        return self.alone * self.effect
 
 
-def _design_effect(hits: Floats, cases: Floats, value: float) -> float:
-    patients, total = int((cases > 0).sum()), float(cases.sum())
-    if patients == total or value in {0.0, 1.0}:
-        # A boundary value has no variance to compare: all cases of a patient count as one.
-        return total / patients
-    variance = float(((hits - value * cases) ** 2).sum()) / total**2 * patients / max(patients - 1, 1)
-    return float(np.clip(variance * total / (value * (1 - value)), 1.0, total / patients if patients > 1 else total))
+def spread(influence: Floats, patients: Integers, *, units: float, usual: float | None = None) -> Spread:
+    """From the influence of each case [n], and its patient. `units` patients carry the estimate.
+
+    `usual`: of a metric that is no proportion (areas, scores) the variance is not known from its value; it is shrunk by
+    `PRIOR_PATIENTS` towards this one and has `units` - 1 degrees of freedom also with one case a patient. The design effect
+    is shrunk towards that of patients whose cases all agree. The data weigh as many patients as they rest on (`_resting_on`).
+    """
+    alone = float(influence @ influence)
+    if alone == 0.0:
+        return Spread(0.0, 1.0, np.inf)
+    if usual is not None:
+        weight = _resting_on(influence)
+        alone = (alone * units / max(units - 1, 1) * weight + usual * PRIOR_PATIENTS) / (weight + PRIOR_PATIENTS)
+    carrying = influence != 0
+    of_patient = np.bincount(patients[carrying])
+    largest = float((of_patient**2).sum() / of_patient.sum())
+    if largest == 1.0:
+        return Spread(alone, 1.0, np.inf if usual is None else max(units - 1, 1))
+    together: Floats = np.bincount(patients, influence).astype(float)
+    effect = float(together @ together) * units / max(units - 1, 1) / float(influence @ influence)
+    weight = _resting_on(together)
+    shrunk = (min(max(effect, 1.0), largest) * weight + largest * PRIOR_PATIENTS) / (weight + PRIOR_PATIENTS)
+    return Spread(alone, shrunk, max(units - 1, 1))
 
 
-def percentiles(value: float | None, draws: Floats, independent: int) -> Interval:
-    """Percentile limits of bootstrap draws [draws], NaN where a draw does not define the metric.
+def _resting_on(influence: Floats) -> float:
+    """How many equal influences would give the same variance as well known (inverse participation ratio)."""
+    squares = influence * influence
+    total = float(squares.sum())
+    return total**2 / float(squares @ squares) if total else 0.0
 
-    A value of exactly 0 or 1 has no spread in any draw; its limits are those of the proportion 0 or 1 of `independent`
-    observations: patients, as a patient's cases are one observation where they are all right or all wrong.
+
+def matched(value: float | None, known: Spread, independent: int) -> Interval:
+    """Limits of a value from 0 to 1; at exactly 0 or 1 those of `independent` observations that all agree.
+
+    These are patients, as a patient's cases are one observation where they are all right or all wrong.
     """
     if value is None:
         return UNDEFINED
-    if value in {0.0, 1.0} and independent:
-        return Interval(value, *jeffreys(value * independent, independent))
-    defined = draws[~np.isnan(draws)]
-    if len(defined) < len(draws) / 2:
-        return Interval(value, None, None)
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, min(float(low), value), max(float(high), value))
+    if value in {0.0, 1.0} or known.variance == 0.0:
+        return Interval(value, *_around(value, float(max(independent, 1))))
+    size = value * (1 - value) / known.variance
+    if np.isfinite(known.freedom):
+        size *= (float(ndtri(1 - _TAIL)) / float(stdtrit(known.freedom, 1 - _TAIL))) ** 2
+    return Interval(value, *_around(value, size))
 
 
-def patient_weights(patients: int, draws: int, seed: int) -> Integers:
-    """[draws, patients] how often each patient is in each bootstrap sample."""
-    generator = np.random.default_rng([seed, patients])
-    return generator.multinomial(patients, np.full(patients, 1 / patients), size=draws)
+def _around(value: float, size: float) -> tuple[float, float]:
+    low, high = jeffreys(value * size, size)
+    return min(low, value), max(high, value)
+
+
+def jeffreys(hits: float, cases: float) -> tuple[float, float]:
+    """Equal-tailed limits of a proportion under the Beta(½, ½) prior, reaching 0 and 1 at the ends."""
+    low = 0.0 if hits <= 0 else float(betaincinv(hits + 0.5, cases - hits + 0.5, _TAIL))
+    high = 1.0 if hits >= cases else float(betaincinv(hits + 0.5, cases - hits + 0.5, 1 - _TAIL))
+    return low, high
