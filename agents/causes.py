@@ -12,7 +12,7 @@ from sqlmodel import Session
 from agents import repository
 from agents.guardrails import LABELS_ONCE_IN
 from agents.ladder import ADVICE
-from agents.proposals import Cause
+from agents.proposals import Cause, Decision
 from agents.redaction import plain, without_uids
 from agents.tools.desk import plain_evidence
 from schemas.events import AgentCommand, EvaluationCompleted, MaintenancePromotion
@@ -35,7 +35,9 @@ def command_cause(event: Received[AgentCommand]) -> Cause:
         prompt=prompt,
         role=command.user_role,
         thread=command.thread[:128],
+        channel=command.channel,
         text=text,
+        pressed=Decision(**command.decision.model_dump()) if command.decision is not None else None,
         traceparent=event.traceparent,
     )
 

@@ -30,6 +30,7 @@ ROLE_KINDS: Final[dict[UserRole, frozenset[OrderKind]]] = {
     UserRole.ADMIN: _ML_OWNER | {OrderKind.ROLLBACK},
 }
 APPROVERS: Final = frozenset({UserRole.ML_OWNER, UserRole.ADMIN})
+FOUR_EYES: Final = frozenset({OrderKind.REMEDY, OrderKind.ROLLBACK})
 
 LABELS_ONCE_IN: Final = timedelta(days=7)
 """The agents do not ask again for labels of a model while a request younger than this is unanswered."""
@@ -104,6 +105,7 @@ class Limits(_Frozen):
     """The site's policy."""
 
     approve_remedies: bool = False
+    four_eyes: bool = False
     cool_down_s: float = 3600.0
     max_remedies_per_day: int = 4
     min_tune_cases: int = 40
@@ -118,6 +120,7 @@ class Limits(_Frozen):
         policy, remediation, join = settings.policy, settings.remediation, settings.join
         return cls(
             approve_remedies=policy.approve_remedies,
+            four_eyes=policy.four_eyes,
             cool_down_s=policy.cool_down_s,
             max_remedies_per_day=policy.max_remedies_per_day,
             min_tune_cases=remediation.min_tune_cases,
@@ -372,6 +375,8 @@ def _approval(proposal: Proposal, actor: Actor, _facts: Facts, limits: Limits) -
         return None
     if not actor.asked:
         return NeedsApproval(reason="Your words did not clearly ask for this, so it waits for a clear yes.")
+    if proposal.kind in FOUR_EYES and actor.role is not None and limits.four_eyes:
+        return NeedsApproval(reason="This site lets nobody order this alone: a second person with the role has to approve it.")
     if proposal.kind == OrderKind.REMEDY and actor.role is None and limits.approve_remedies:
         return NeedsApproval(reason="This site lets no remedy start without a person with the role ml_owner.")
     return None

@@ -39,7 +39,8 @@ class Decision(BaseModel):
 class Cause:
     """Why the agents run: an evaluation, the gate's verdict, or a person's command. `role` is None unless a person asks.
 
-    `evaluation_id` is the evaluation that orders refer to; `needs_help`: the gate left a degraded model without a repair.
+    `evaluation_id` is the evaluation that orders refer to; `needs_help`: the gate left a degraded model without a repair;
+    `pressed` is a button that a person pressed, which no planner has to understand.
     """
 
     event_id: str
@@ -48,7 +49,9 @@ class Cause:
     prompt: str
     role: UserRole | None = None
     thread: str = ""
+    channel: str = ""
     text: str = ""
+    pressed: Decision | None = None
     evaluation: EvaluationCompleted | None = None
     promotion: MaintenancePromotion | None = None
     evaluation_id: str | None = None

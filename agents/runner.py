@@ -18,7 +18,7 @@ from opentelemetry import trace
 
 from agents.guardrails import AGENT_KINDS
 from agents.ladder import ADVICE
-from agents.proposals import Cause, Ledger
+from agents.proposals import Cause, Decision, Ledger
 from agents.redaction import without_uids
 from agents.telemetry import run_span, under
 from agents.tools.catalogue import BY_NAME
@@ -33,6 +33,7 @@ from services.runtime.database import Database
 logger = logging.getLogger(__name__)
 
 RULES: Final = "rules"
+PRESSED: Final = "button"
 RULES_TIMEOUT_S: Final = 30.0
 SHORT: Final = 600
 Past = Sequence[tuple[str, str]]
@@ -44,7 +45,7 @@ class Undelivered(Exception):  # noqa: N818 - named for what happened to the ans
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind. `planner` is `rules`, the LLM's name, or `rules (after NAME)`."""
+    """What a run left behind. `planner` is `rules`, the LLM's name, `rules (after NAME)`, or `button`."""
 
     cause: Cause
     planner: str
@@ -70,7 +71,12 @@ class Runner:
         return cls(database, clock, settings, (lambda: endpoint(llm)) if llm.base_url else None)
 
     def run(self, cause: Cause, past: Past = ()) -> Run:
-        """Run the agents to the end; falls back to the rule planner. Raises only faults of ours (Transient, bugs)."""
+        """Run the agents to the end; falls back to the rule planner. Raises only faults of ours (Transient, bugs).
+
+        A pressed button says by itself what is wanted: no planner reads it.
+        """
+        if cause.pressed is not None:
+            return _pressed(cause, cause.pressed)
         with under(cause.traceparent):
             if self.make_llm is None:
                 return self._attempt(cause, past, rule_planner(), RULES, RULES_TIMEOUT_S)
@@ -104,6 +110,13 @@ class Runner:
             if desk.fault is not None:
                 raise _OursError(desk.fault) if planner != RULES else desk.fault
         return Run(cause, planner, reply.strip(), desk.ledger, tuple(steps))
+
+
+def _pressed(cause: Cause, decision: Decision) -> Run:
+    ledger = Ledger()
+    ledger.decide(decision)
+    step = {"act": "approve_order" if decision.approve else "reject_order", "arguments": {"order_id": decision.order_id}}
+    return Run(cause, PRESSED, "", ledger, ({"agent": PRESSED, **step, "observe": "pressed by a person"},))
 
 
 class _OursError(Exception):

@@ -8,12 +8,12 @@ from agents import repository
 from agents.guardrails import LABELS_ONCE_IN, Accepted, Actor, Limits, NeedsApproval, Refused, Verdict, check, may_decide
 from agents.planner.language import parse
 from agents.proposals import Cause, Decision, Proposal, idempotency_key, order_id
-from agents.runner import RULES, Run
-from schemas.events import MaintenanceOrder
+from agents.runner import PRESSED, RULES, Run
+from schemas.events import MaintenanceApproval, MaintenanceOrder
 from schemas.settings import Settings
 from schemas.tables import Order
-from schemas.topics import ORDER
-from schemas.vocabulary import OrderKind, OrderState, Remedy
+from schemas.topics import APPROVAL, ORDER
+from schemas.vocabulary import OrderKind, OrderState, Remedy, UserRole
 from services.runtime import registry
 from services.runtime.transaction import Transaction
 from services.runtime.words import TO_DO
@@ -52,14 +52,14 @@ def settle(tx: Transaction, run: Run, settings: Settings, past: tuple[tuple[str,
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the person's own words ask for. For the rule planner and without a person nothing has to be compared."""
+    """What the person's own words ask for. For the rule planner, a button and without a person nothing has to be compared."""
 
     everything: bool
     requests: frozenset[tuple[str, str]] = frozenset()
 
     @classmethod
     def of(cls, session: Session, run: Run, past: tuple[tuple[str, str], ...]) -> "_Asked":
-        if run.cause.kind != "command" or run.planner.startswith(RULES):
+        if run.cause.kind != "command" or run.planner.startswith((RULES, PRESSED)):
             return cls(everything=True)
         known = [row.name for row in registry.models(session)]
         found = (request for request in parse(run.cause.text, known, past) if not request.question)
@@ -90,6 +90,8 @@ def _settle_proposal(
     settlement.lines.append(_line(row, verdict))
     if isinstance(verdict, Accepted):
         _emit(tx, row, cause)
+    if isinstance(verdict, NeedsApproval):
+        _tell_approval(tx, row, cause)
     if isinstance(verdict, Refused) and verdict.instead is not None:
         _settle_proposal(tx, cause, verdict.instead, actor, settings, settlement)
 
@@ -132,6 +134,7 @@ def _order_row(cause: Cause, proposal: Proposal, verdict: Verdict, tx: Transacti
         reason=(proposal.reason or "No reason was given.")[:1000],
         evaluation_id=proposal.evaluation_id,
         actor=cause.actor,
+        thread=cause.thread,
         explanation=verdict.reason[:1000],
         created_at=now,
         updated_at=now,
@@ -155,18 +158,56 @@ def _emit(tx: Transaction, row: Order, cause: Cause) -> None:
     tx.emit(ORDER, order, event_id=row.order_id, cause=cause.traceparent or None)
 
 
+def _tell_approval(tx: Transaction, row: Order, cause: Cause, decided_by: str = "") -> None:
+    """Tell that an order waits for a person, or that this person has decided."""
+    event = MaintenanceApproval(
+        order_id=row.order_id,
+        kind=OrderKind(row.kind),
+        model=row.model,
+        version=row.version,
+        what=describe(row),
+        reason=row.reason,
+        explanation=row.explanation,
+        actor=row.actor,
+        thread=row.thread,
+        state=OrderState(row.state),
+        decided_by=decided_by,
+        at=tx.clock.now(),
+    )
+    moment = "decided" if decided_by else "asked"
+    tx.emit(APPROVAL, event, event_id=f"{row.order_id}.{moment}", cause=cause.traceparent or None)
+
+
 def _decide(tx: Transaction, cause: Cause, decision: Decision, asked: _Asked, settings: Settings, settlement: Settlement) -> str:
     row = tx.session.get(Order, decision.order_id, with_for_update=True)
     word = "approve" if decision.approve else "reject"
     if row is None or row.state != OrderState.AWAITING_APPROVAL:
         state = row.state.replace("_", " ") if row else "unknown"
         return f"Order {decision.order_id} does not wait for approval (it is {state})."
-    if not may_decide(cause.role, OrderKind(row.kind)):
-        return f"Your role {cause.role or 'agent'} may not {word} order {row.order_id}; this needs an ml_owner or admin."
+    refusal = _may_not_decide(cause, decision, row, settings)
+    if refusal:
+        detail = {"kind": row.kind, "model": row.model, "channel": cause.channel, "reason": refusal}
+        tx.audit(cause.actor, "order.decision_refused", row.order_id, approve=decision.approve, cause=cause.event_id, **detail)
+        return refusal
     if not asked.decision(approve=decision.approve):
         return f"Order {row.order_id} still waits; to {word} it, write: {word} {row.order_id}."
     settlement.order_ids.append(row.order_id)
     return _approve(tx, cause, row, settings) if decision.approve else _close(tx, cause, row, f"Rejected by {cause.actor}.")
+
+
+def _may_not_decide(cause: Cause, decision: Decision, row: Order, settings: Settings) -> str:
+    """Why this person may not decide on this order, empty when they may. A person may always take back the own order."""
+    word = "approve" if decision.approve else "reject"
+    if not may_decide(cause.role, OrderKind(row.kind)):
+        return f"Your role {cause.role or 'agent'} may not {word} order {row.order_id}; this needs {_who_may(OrderKind(row.kind))}."
+    if decision.approve and settings.policy.four_eyes and row.actor == cause.actor:
+        return f"You ordered {row.order_id} yourself; this site wants a second person to approve it."
+    return ""
+
+
+def _who_may(kind: OrderKind) -> str:
+    """The roles that may decide on an order of this kind, in words."""
+    return " or ".join(f"the role {role}" for role in UserRole if may_decide(role, kind))
 
 
 def _approve(tx: Transaction, cause: Cause, row: Order, settings: Settings) -> str:
@@ -176,15 +217,19 @@ def _approve(tx: Transaction, cause: Cause, row: Order, settings: Settings) -> s
         return _close(tx, cause, row, verdict.reason)
     row.state, row.explanation, row.updated_at = OrderState.ACCEPTED, f"Approved by {cause.actor}.", tx.clock.now()
     tx.session.add(row)
-    tx.audit(cause.actor, "order.approved", row.order_id, kind=row.kind, model=row.model, cause=cause.event_id)
+    detail = {"kind": row.kind, "model": row.model, "cause": cause.event_id, "channel": cause.channel}
+    tx.audit(cause.actor, "order.approved", row.order_id, **detail)
     _emit(tx, row, cause)
+    _tell_approval(tx, row, cause, decided_by=cause.actor)
     return f"Order {row.order_id} ({describe(row)}) is approved and on its way."
 
 
 def _close(tx: Transaction, cause: Cause, row: Order, reason: str) -> str:
     row.state, row.explanation, row.updated_at = OrderState.REFUSED, reason[:1000], tx.clock.now()
     tx.session.add(row)
-    tx.audit(cause.actor, "order.rejected", row.order_id, kind=row.kind, model=row.model, cause=cause.event_id, reason=reason)
+    detail = {"kind": row.kind, "model": row.model, "cause": cause.event_id, "channel": cause.channel, "reason": reason}
+    tx.audit(cause.actor, "order.rejected", row.order_id, **detail)
+    _tell_approval(tx, row, cause, decided_by=cause.actor)
     return f"Order {row.order_id} ({describe(row)}) is refused: {reason}"
 
 

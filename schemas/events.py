@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole, Verdict
+from schemas.vocabulary import Diagnosis, OrderKind, OrderState, Remedy, Status, UserRole, Verdict
 
 Pseudonym = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="HMAC-SHA-256 of an identifier, first 128 bits in hex")]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -124,8 +124,15 @@ class EvaluationCompleted(Event):
     evaluated_at: AwareDatetime
 
 
+class OrderDecision(Event):
+    """A button that a person pressed below an order that waits."""
+
+    order_id: str = Field(pattern=r"^ord-[0-9a-f]{12}$")
+    approve: bool
+
+
 class AgentCommand(Event):
-    """Plain language from a person."""
+    """Plain language from a person, or a button pressed; then `decision` says it and nothing is read out of `text`."""
 
     command_id: str
     thread: str
@@ -133,6 +140,7 @@ class AgentCommand(Event):
     user_role: UserRole
     channel: str = Field(description="console, http, slack or teams")
     text: str = Field(max_length=4000)
+    decision: OrderDecision | None = None
 
 
 class AgentReply(Event):
@@ -157,6 +165,23 @@ class MaintenanceOrder(Event):
     evaluation_id: str | None = None
     actor: str = Field(description="agent:NAME or user:LOGIN")
     ordered_at: AwareDatetime
+
+
+class MaintenanceApproval(Event):
+    """An order waits for a person's approval, or a person has decided on it (`state`)."""
+
+    order_id: str
+    kind: OrderKind
+    model: str
+    version: int | None = None
+    what: str = Field(description="The order in plain words")
+    reason: str
+    explanation: str = Field("", description="Why it waits, or what was decided and by whom")
+    actor: str = Field(description="Who ordered: agent:NAME or user:LOGIN")
+    thread: str = Field("", description="Thread of the chat in which it was ordered")
+    state: OrderState = Field(description="awaiting_approval, accepted or refused")
+    decided_by: str = ""
+    at: AwareDatetime
 
 
 class MaintenanceRun(Event):

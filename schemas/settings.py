@@ -8,16 +8,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from schemas.vocabulary import UserRole
-
-
-class Group(BaseModel):
-    """Base of a group of settings: frozen, unknown names refused so that a typo is seen."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from schemas.chat_settings import ChatSettings, SlackSettings, TeamsSettings
+from schemas.group import Group
 
 
 class DatabaseSettings(Group):
@@ -217,6 +212,9 @@ class PolicySettings(Group):
     """What may happen without a person."""
 
     approve_remedies: bool = Field(False, description="True: a remedy waits for a person with role ml_owner")
+    four_eyes: bool = Field(
+        False, description="True: a remedy or rollback that a person orders waits for a second person's approval"
+    )
     cool_down_s: float = Field(3600.0, ge=0, description="Least time between two remedies of one model")
     max_remedies_per_day: int = Field(4, ge=0)
     report_interval_s: float = Field(
@@ -254,16 +252,10 @@ class LlmSettings(Group):
     max_tokens: int = Field(1024, ge=64)
 
 
-class ChatSettings(Group):
-    """Who may do what in the chat. The console's user is an admin of the own machine."""
-
-    users: dict[str, UserRole] = Field(default_factory=dict, description="Login to role, for users who come over the network")
-    default_role: UserRole = Field(UserRole.VIEWER, description="Role of users who are not listed")
-
-
 class TelemetrySettings(Group):
     """OpenTelemetry. Nothing leaves the machine unless an OTLP endpoint is set."""
 
+    content: bool = Field(False, description="True: agents' spans hold prompts and answers, which may quote what people typed")
     otlp_endpoint: str = Field("", description="e.g. http://collector:4318")
     file: bool = Field(True, description="Keep spans as JSON lines in the state folder")
 
@@ -294,6 +286,8 @@ class Settings(BaseSettings):
     results: ResultsSettings = ResultsSettings()
     llm: LlmSettings = LlmSettings()
     chat: ChatSettings = ChatSettings()
+    slack: SlackSettings = SlackSettings()
+    teams: TeamsSettings = TeamsSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @property

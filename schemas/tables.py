@@ -323,6 +323,7 @@ class Order(SQLModel, table=True):
     reason: str = Field(max_length=1000)
     evaluation_id: str | None = Field(default=None, max_length=64)
     actor: str = Field(max_length=128)
+    thread: str = Field(default="", max_length=128, description="Thread of the chat in which it was ordered")
     explanation: str = Field(default="", max_length=1000, description="Why it was refused, or what came of it")
     created_at: datetime
     updated_at: datetime
@@ -380,6 +381,7 @@ class AgentRun(SQLModel, table=True):
     reply: str = Field(default="", max_length=8000)
     steps: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(Json, nullable=False))
     order_ids: list[str] = Field(default_factory=list, sa_column=Column(Json, nullable=False))
+    usage: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
     created_at: datetime
 
 

@@ -52,7 +52,7 @@ EVALUATION_COMPLETED: Final = Topic(
     "evaluation.completed.v1", events.EvaluationCompleted, "model", "evaluation", ("agents",), "A batch has been evaluated"
 )
 AGENT_COMMAND: Final = Topic("agent.command.v1", events.AgentCommand, "thread", "chat", ("agents",), "Plain language from a person")
-AGENT_REPLY: Final = Topic("agent.reply.v1", events.AgentReply, "thread", "agents", (), "The agents' answer to a command")
+AGENT_REPLY: Final = Topic("agent.reply.v1", events.AgentReply, "thread", "agents", ("chat",), "The agents' answer to a command")
 ORDER: Final = Topic(
     "maintenance.order.v1",
     events.MaintenanceOrder,
@@ -61,17 +61,25 @@ ORDER: Final = Topic(
     ("reporting", "remediation"),
     "An order that passed the guardrails",
 )
-RUN: Final = Topic("maintenance.run.v1", events.MaintenanceRun, "model", "remediation", (), "Progress of a remedy")
+APPROVAL: Final = Topic(
+    "maintenance.approval.v1",
+    events.MaintenanceApproval,
+    "model",
+    "agents",
+    ("chat",),
+    "An order waits for a person, or a person has decided",
+)
+RUN: Final = Topic("maintenance.run.v1", events.MaintenanceRun, "model", "remediation", ("chat",), "Progress of a remedy")
 PROMOTION: Final = Topic(
     "maintenance.promotion.v1",
     events.MaintenancePromotion,
     "model",
     "remediation",
-    ("reporting", "agents"),
+    ("reporting", "agents", "chat"),
     "The gate's verdict on a challenger",
 )
 REPORT: Final = Topic(
-    "maintenance.report.v1", events.MaintenanceReport, "model", "reporting", (), "A maintenance report is written"
+    "maintenance.report.v1", events.MaintenanceReport, "model", "reporting", ("chat",), "A maintenance report is written"
 )
 
 TOPICS: Final[tuple[Topic, ...]] = (
@@ -83,6 +91,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
     AGENT_COMMAND,
     AGENT_REPLY,
     ORDER,
+    APPROVAL,
     RUN,
     PROMOTION,
     REPORT,

@@ -117,6 +117,15 @@ class ResultState(StrEnum):
     GIVEN_UP = "given_up"
 
 
+class MessageState(StrEnum):
+    """Life of a chat message on its way to Slack or Teams; an edit queues a sent one again."""
+
+    QUEUED = "queued"
+    SENDING = "sending"
+    SENT = "sent"
+    GIVEN_UP = "given_up"
+
+
 class StudyState(StrEnum):
     """Life of a study in the archive index."""
 

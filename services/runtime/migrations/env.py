@@ -9,6 +9,7 @@ from sqlmodel import SQLModel
 from sqlmodel.sql.sqltypes import AutoString, UTCDateTime
 
 import schemas.announcements
+import schemas.chat
 import schemas.results
 import schemas.tables
 import schemas.unscored  # noqa: F401 - fills the metadata

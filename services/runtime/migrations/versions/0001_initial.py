@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("reply", sa.String(length=8000), nullable=False),
         sa.Column("steps", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("order_ids", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("usage", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("run_id", name=op.f("pk_agent_run")),
     )
@@ -107,6 +108,42 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_case_patient_key"), ["patient_key"], unique=False)
         batch_op.create_index(batch_op.f("ix_case_task_study_key"), ["task", "study_key"], unique=False)
 
+    op.create_table(
+        "chat_message",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("message_id", sa.String(length=64), nullable=False),
+        sa.Column("thread", sa.String(length=128), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("content", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("sent_revision", sa.Integer(), nullable=False),
+        sa.Column("external_id", sa.String(length=255), nullable=False),
+        sa.Column("uncertain", sa.Boolean(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("owner", sa.String(length=64), nullable=False),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("sent_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("error", sa.String(length=1000), nullable=False),
+        sa.Column("traceparent", sa.String(length=64), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("state IN ('queued', 'sending', 'sent', 'given_up')", name=op.f("ck_chat_message_state")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_chat_message")),
+        sa.UniqueConstraint("message_id", name=op.f("uq_chat_message_message_id")),
+    )
+    with op.batch_alter_table("chat_message", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_chat_message_state_due_at"), ["state", "due_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_chat_message_thread_id"), ["thread", "id"], unique=False)
+
+    op.create_table(
+        "chat_thread",
+        sa.Column("thread", sa.String(length=128), nullable=False),
+        sa.Column("channel", sa.String(length=16), nullable=False),
+        sa.Column("reference", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("thread", name=op.f("pk_chat_thread")),
+    )
     op.create_table(
         "dead_letter",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -223,6 +260,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(length=1000), nullable=False),
         sa.Column("evaluation_id", sa.String(length=64), nullable=True),
         sa.Column("actor", sa.String(length=128), nullable=False),
+        sa.Column("thread", sa.String(length=128), nullable=False),
         sa.Column("explanation", sa.String(length=1000), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
@@ -558,6 +596,12 @@ def downgrade() -> None:
     op.drop_table("evaluation")
     op.drop_table("detector_calibration")
     op.drop_table("dead_letter")
+    op.drop_table("chat_thread")
+    with op.batch_alter_table("chat_message", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_chat_message_thread_id"))
+        batch_op.drop_index(batch_op.f("ix_chat_message_state_due_at"))
+
+    op.drop_table("chat_message")
     with op.batch_alter_table("case", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_case_task_study_key"))
         batch_op.drop_index(batch_op.f("ix_case_patient_key"))
