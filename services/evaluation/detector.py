@@ -62,25 +62,22 @@ def bayes_factors(counts: Counts) -> Floats:
     """Statistic A [R, T]: log of the mean over streams and references of the sum over windows of the Bayes factor.
 
     The factors are those of `log_bayes_factor`, on the linear scale and each at most e^(600 / K), far above any threshold:
-    one exponential serves both references, since the factors against them differ by the ratio of the nulls alone.
+    one exponential serves both references, since the factors against them differ by the ratio of the nulls alone. Drops
+    and classes are the leading axes here, where sums over them are fastest.
     """
-    running = _running(counts.errors), _running(counts.cases)
-    doubled = np.rint(2 * priors_of(counts)).astype(np.int64)[:, None]
-    a, b = doubled[:, :, :, 0], doubled[:, :, :, 1]
-    nulls = _Nulls(counts, running)
-    batches, classes = counts.errors.shape[1:]
-    total = np.zeros((len(counts.errors), batches))
+    streams = _ByClass(counts)
+    a, b = np.rint(2 * np.moveaxis(priors_of(counts), 0, -1)).astype(np.int64).swapaxes(0, 1)[..., None]
+    prior, batches, classes = _log_beta2(a, b), counts.errors.shape[1], counts.errors.shape[2]
+    total, cap = np.zeros(counts.errors.shape[:2]), LINEAR_CAP / classes
     for length in (length for length in WINDOWS if length <= batches):
-        errors, cases = (part[:, length:] - part[:, :-length] for part in running)
-        e, right = 2 * errors[:, :, None], 2 * (cases - errors)[:, :, None]
-        alternative = _log_beta2(a + e, b + right) - _log_beta2(a, b)
-        on_baseline, on_all = nulls.of(errors, cases, length)
-        cap = LINEAR_CAP / classes
-        factors = np.exp(np.minimum(alternative - on_baseline[:, :, None], cap))
-        found = _sum_of_streams(factors, nulls.not_worse(errors, cases, length, earlier=False))
-        ratio = np.exp(np.clip(on_baseline - on_all, -LINEAR_CAP, cap))[:, :, None]
-        factors = np.minimum(factors * ratio, np.exp(cap))
-        found += _sum_of_streams(factors, nulls.not_worse(errors, cases, length, earlier=True))
+        window = streams.window(length)
+        on_baseline, on_all = streams.nulls(window, length)
+        factors = _log_beta2(a + 2 * window[0], b + 2 * (window[1] - window[0])) - prior - on_baseline
+        np.exp(np.minimum(factors, cap, out=factors), out=factors)
+        found = _sum_of_streams(factors, streams.not_worse(window, length, earlier=False))
+        np.multiply(factors, np.exp(np.clip(on_baseline - on_all, -LINEAR_CAP, cap)), out=factors)
+        np.minimum(factors, np.exp(cap), out=factors)
+        found += _sum_of_streams(factors, streams.not_worse(window, length, earlier=True))
         total[:, length - 1 :] += found
     with np.errstate(divide="ignore"):
         value: Floats = np.log(total) - np.log(2 * (classes + 1))
@@ -88,32 +85,39 @@ def bayes_factors(counts: Counts) -> Floats:
 
 
 def _sum_of_streams(factors: Floats, not_worse: NDArray[np.bool_]) -> Floats:
-    """[R, S] sum over each class and all classes of the mean over drops; `factors` [R, S, D, K] are held at 1 in place."""
-    np.minimum(factors, 1.0, out=factors, where=not_worse[:, :, None])
-    found: Floats = (factors.sum((-2, -1)) + factors.prod(-1).sum(-1)) / factors.shape[2]
+    """[R, S] sum over each class and all classes of the mean over drops. `factors` [D, K, R, S] stay as they are."""
+    held = np.where(not_worse, np.minimum(factors, 1.0), factors)
+    found: Floats = (held.sum((0, 1)) + held.prod(1).sum(0)) / len(held)
     return found
 
 
-class _Nulls:
-    """Log probabilities of windows under "as in the reference", for both references: the baseline, and with all earlier."""
+class _ByClass:
+    """The counts as [K, R, T + 1] running sums, and what the windows of them are compared with."""
 
-    def __init__(self, counts: Counts, running: Pair) -> None:
-        self.counts, (self.errors, self.cases) = counts, running
-        errors, cases = counts.baseline_errors[:, None], counts.baseline_cases[:, None]
-        self.base = 2 * errors + 1, 2 * (cases - errors) + 1
-        self.log = _log_beta2(self.base[0] + 2 * self.errors, self.base[1] + 2 * (self.cases - self.errors))
+    def __init__(self, counts: Counts) -> None:
+        self.errors, self.cases = (np.moveaxis(_running(part), -1, 0).copy() for part in (counts.errors, counts.cases))
+        self.baseline = counts.baseline_errors.T[:, :, None], counts.baseline_cases.T[:, :, None]
+        self.log = self._predictive(self.errors, self.cases)
 
-    def of(self, errors: Integers, cases: Integers, length: int) -> tuple[Floats, Floats]:
-        """[R, S, K] twice, for windows with `errors` and `cases` [R, S, K] of `length` batches."""
-        on_baseline = _log_beta2(self.base[0] + 2 * errors, self.base[1] + 2 * (cases - errors)) - self.log[:, :1]
-        return on_baseline, self.log[:, length:] - self.log[:, :-length]
+    def window(self, length: int) -> Pair:
+        """Errors and cases [K, R, S] of all windows of `length` batches."""
+        return self.errors[..., length:] - self.errors[..., :-length], self.cases[..., length:] - self.cases[..., :-length]
 
-    def not_worse(self, errors: Integers, cases: Integers, length: int, *, earlier: bool) -> NDArray[np.bool_]:
-        """[R, S, K] whether the window's error rate is no higher than the reference's, where there is one."""
-        reference_errors = self.counts.baseline_errors[:, None] + earlier * self.errors[:, :-length]
-        reference_cases = self.counts.baseline_cases[:, None] + earlier * self.cases[:, :-length]
-        found: NDArray[np.bool_] = (errors * reference_cases <= reference_errors * cases) & (reference_cases > 0)
+    def nulls(self, window: Pair, length: int) -> tuple[Floats, Floats]:
+        """Log probabilities [K, R, S] of windows under "as in the baseline" and "as in the baseline and all before"."""
+        return self._predictive(*window) - self.log[..., :1], self.log[..., length:] - self.log[..., :-length]
+
+    def not_worse(self, window: Pair, length: int, *, earlier: bool) -> NDArray[np.bool_]:
+        """[K, R, S] whether the window's error rate is no higher than the reference's, where there is one."""
+        reference_errors = self.baseline[0] + earlier * self.errors[..., :-length]
+        reference_cases = self.baseline[1] + earlier * self.cases[..., :-length]
+        found: NDArray[np.bool_] = (window[0] * reference_cases <= reference_errors * window[1]) & (reference_cases > 0)
         return found
+
+    def _predictive(self, errors: Integers, cases: Integers) -> Floats:
+        """Log beta of the baseline's Jeffreys posterior with these errors and cases added."""
+        base_errors, base_cases = self.baseline
+        return _log_beta2(2 * (base_errors + errors) + 1, 2 * (base_cases - base_errors + cases - errors) + 1)
 
 
 def log_bayes_factor(window: Pair, reference: Pair, priors: Floats) -> Floats:

@@ -8,32 +8,14 @@ import numpy as np
 
 from schemas.vocabulary import Status
 from services.evaluation.cases import Floats
-from services.evaluation.detector import LOG_CAP, Counts, Thresholds, log_bayes_factor, priors_of, statistics
+from services.evaluation.detector import LOG_CAP, Counts, Thresholds, statistics
+from services.evaluation.fall import LIKELY, MEANINGFUL_FALL, Fall, locate, parted, place, probability, supported
 from services.evaluation.sufficiency import smallest_fall, sufficiency
 
-MEANINGFUL_FALL: Final = 0.03
+__all__ = ["Assessment", "Episode", "Episodes", "Fall", "assess", "episodes"]
+
 WATCH_BATCHES: Final = 4
 WATCH_DOUBT: Final = 0.02
-LIKELY: Final = 0.5
-"""An alarm stands only where the posterior probability of a fall of 3 points or more is above this."""
-DRAWS: Final = 20_000
-
-
-@dataclass(frozen=True)
-class Fall:
-    """A fall of one class's recall since a batch, with 95 % limits; `probability` is that of a fall of 3 points or more."""
-
-    label: str
-    scope: str
-    start: int
-    start_low: int
-    start_high: int
-    recall: float
-    before: float
-    drop: float
-    low: float
-    high: float
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -57,18 +39,42 @@ class Assessment:
     """The smallest fall of one usual class that a year at this volume can show; None when there is none."""
 
 
+@dataclass(frozen=True)
+class Episode:
+    """An alarm by the number of the batch that raised it, and the batch that closed it; None while it stands."""
+
+    alarm: int
+    closed: int | None
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """All alarms of a stream, the batches before the detector's last start, and its statistics [T - restarted, 2] since."""
+
+    found: tuple[Episode, ...]
+    restarted_after: int
+    statistics: Floats
+
+    @property
+    def standing(self) -> int | None:
+        """The batch that raised the alarm which still stands, None without one."""
+        last = self.found[-1] if self.found else None
+        return last.alarm if last and last.closed is None else None
+
+
 def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch_size: int, seed: int) -> Assessment:
-    """Judge one stream (R = 1) after its last batch. An alarm stands until the recall is back (see `_recovered`)."""
+    """Judge one stream (R = 1) after its last batch. An alarm stands until the recall is back (see `episodes`)."""
+    history = episodes(counts, thresholds, batch_size)
+    first, alarm = history.restarted_after, history.standing
     generator = np.random.default_rng(seed)
-    first, alarm, found = _episode(counts, classes, thresholds, batch_size, generator)
-    fall = _located(counts, first, classes, generator) if alarm or _watch(counts, generator) else None
+    fall = _located(counts, first, classes, generator) if alarm or _watch(counts) else None
     fall = fall if fall and fall.drop > 0 else None
     watched = alarm is None and fall is not None
     known = sufficiency(counts, classes, first)
     return Assessment(
         status=_status(alarm is not None, watched, bool(known.blocking)),
-        a=float(found[-1, 0]),
-        b=float(found[-1, 1]),
+        a=float(history.statistics[-1, 0]),
+        b=float(history.statistics[-1, 1]),
         thresholds=thresholds,
         alarm=alarm,
         fall=fall,
@@ -80,27 +86,24 @@ def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch
     )
 
 
-def _episode(
-    counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch_size: int, generator: np.random.Generator
-) -> tuple[int, int | None, Floats]:
-    """Where the detector's clock started (batches before it), the alarm that stands, and the statistics since that start.
+def episodes(counts: Counts, thresholds: Thresholds, batch_size: int) -> Episodes:
+    """The alarms of one stream (R = 1) as they rose and closed; what is found does not depend on what follows.
 
     An alarm without a fall that its own counts bear out is none. After a recovery the clock starts anew, compared with
     the baseline alone, so that the bad batches neither hold the alarm nor count as usual.
     """
-    first, judged, batches = 0, 0, counts.errors.shape[1]
+    first, judged, batches, alarms = 0, 0, counts.errors.shape[1], list[Episode]()
     while True:
         # No independent case yet: the logarithm of no evidence at all is not a number that can be stored.
         found = np.maximum(statistics(_part(counts, first, batches), batch_size)[0], -LOG_CAP)
         fired = first + np.flatnonzero((found[:, 0] >= thresholds.a) | (found[:, 1] >= thresholds.b)) + 1
-        falls = ((int(end), _located(_part(counts, 0, int(end)), first, classes, generator)) for end in fired if end > judged)
-        alarm, fall = next(((end, fall) for end, fall in falls if _supported(fall)), (None, None))
-        if alarm is None or fall is None:
-            return first, None, found
-        ends = range(alarm + 1, batches + 1)
-        closed = next((end for end in ends if _recovered(counts, first, end, alarm, fall, classes, generator)), None)
+        alarm = next((int(end) for end in fired if end > judged and supported(_part(counts, first, int(end)))), None)
+        if alarm is None:
+            return Episodes(tuple(alarms), first, found)
+        closed = _closed(counts, first, alarm)
+        alarms.append(Episode(alarm, closed))
         if closed is None:
-            return first, alarm, found
+            return Episodes(tuple(alarms), first, found)
         first, judged = max(first, closed - WATCH_BATCHES), closed
 
 
@@ -108,26 +111,17 @@ def _part(counts: Counts, first: int, end: int) -> Counts:
     return Counts(counts.baseline_errors, counts.baseline_cases, counts.errors[:, first:end], counts.cases[:, first:end])
 
 
-def _supported(fall: Fall) -> bool:
-    """Whether the counts make a fall of 3 points or more likelier than not."""
-    return fall.drop > 0 and fall.probability > LIKELY
-
-
-def _recovered(
-    counts: Counts, first: int, end: int, alarm: int, fall: Fall, classes: Sequence[str], generator: np.random.Generator
-) -> bool:
-    """Whether after batch `end` nothing speaks for the fall any more, or not the last batches, all made after the alarm."""
-    seen = _part(counts, 0, end)
-    if not _supported(_located(seen, first, classes, generator)):
-        return True
-    if end - alarm < WATCH_BATCHES:
-        return False
-    label = classes.index(fall.label)
-    now = _sums(counts, label, end - WATCH_BATCHES, end)
-    errors, cases = _sums(counts, label, first, fall.start - 1)
-    then = (int(counts.baseline_errors[0, label]) + errors, int(counts.baseline_cases[0, label]) + cases)
-    drops = _posterior(now, generator) - _posterior(then, generator)
-    return bool((drops >= MEANINGFUL_FALL).mean() <= LIKELY) and not _watch(seen, generator)
+def _closed(counts: Counts, first: int, alarm: int) -> int | None:
+    """The batch after which nothing speaks for the fall any more, or not the last batches, all made after the alarm."""
+    spot = place(_part(counts, first, alarm))
+    then = parted(_part(counts, first, alarm), spot.label, spot.start)[1]
+    for end in range(alarm + 1, counts.errors.shape[1] + 1):
+        if not supported(_part(counts, first, end)):
+            return end
+        now = _sums(counts, spot.label, end - WATCH_BATCHES, end)
+        if end - alarm >= WATCH_BATCHES and probability(now, then) <= LIKELY and not _watch(_part(counts, 0, end)):
+            return end
+    return None
 
 
 def _sums(counts: Counts, label: int, first: int, end: int) -> tuple[int, int]:
@@ -149,69 +143,13 @@ def _status(alarm: bool, watched: bool, blocked: bool) -> Status:
     return Status.UNDECIDED if blocked else Status.HEALTHY
 
 
-def locate(counts: Counts, classes: Sequence[str], generator: np.random.Generator) -> Fall:
-    """Where and since when: the class and the first batch for which the Bayes factor of "since then worse" is largest."""
-    batches = counts.errors.shape[1]
-    factors = _factors_by_start(counts)
-    best = np.unravel_index(int(factors.argmax()), factors.shape)
-    column, start = int(best[1]), int(best[0])
-    label = int(factors[start, : len(classes)].argmax())
-    span = _credible(factors[:, column])
-    errors, cases = counts.errors[0, :, label], counts.cases[0, :, label]
-    window = (int(errors[start:].sum()), int(cases[start:].sum()))
-    earlier = (int(errors[:start].sum()), int(cases[:start].sum()))
-    reference = (int(counts.baseline_errors[0, label]) + earlier[0], int(counts.baseline_cases[0, label]) + earlier[1])
-    drops = _posterior(window, generator) - _posterior(reference, generator)
-    low, high = np.quantile(drops, [0.025, 0.975])
-    recall, before = 1 - window[0] / max(window[1], 1), 1 - reference[0] / max(reference[1], 1)
-    assert start < batches
-    return Fall(
-        label=classes[label],
-        scope="all classes" if column == len(classes) else "one class",
-        start=start + 1,
-        start_low=span[0] + 1,
-        start_high=span[1] + 1,
-        recall=recall,
-        before=before,
-        drop=before - recall,
-        low=float(low),
-        high=float(high),
-        probability=float((drops >= MEANINGFUL_FALL).mean()),
-    )
-
-
-def _factors_by_start(counts: Counts) -> Floats:
-    """[T, K + 1] log Bayes factor of "worse from batch t on" against the baseline and all before t."""
-    errors, cases = counts.errors.cumsum(1), counts.cases.cumsum(1)
-    before_errors, before_cases = errors - counts.errors, cases - counts.cases
-    window = (errors[:, -1:] - before_errors, cases[:, -1:] - before_cases)
-    reference = (counts.baseline_errors[:, None] + before_errors, counts.baseline_cases[:, None] + before_cases)
-    found: Floats = log_bayes_factor(window, reference, priors_of(counts))[0]
-    return found
-
-
-def _credible(factors: Floats) -> tuple[int, int]:
-    """First and last batch of the 95 % credible set of the start, every batch being equally likely beforehand."""
-    weights = np.exp(factors - factors.max())
-    order = np.argsort(-weights)
-    enough = int(np.searchsorted(np.cumsum(weights[order]) / weights.sum(), 0.95)) + 1
-    kept = order[:enough]
-    return int(kept.min()), int(kept.max())
-
-
-def _posterior(counts: tuple[int, int], generator: np.random.Generator) -> Floats:
-    """Draws of an error rate from its Jeffreys posterior."""
-    errors, cases = counts
-    return generator.beta(errors + 0.5, cases - errors + 0.5, DRAWS)
-
-
-def _watch(counts: Counts, generator: np.random.Generator) -> bool:
+def _watch(counts: Counts) -> bool:
     """Whether some class's recall over the last batches is very probably 3 points or more below the baseline's."""
     errors, cases = counts.errors[0, -WATCH_BATCHES:].sum(0), counts.cases[0, -WATCH_BATCHES:].sum(0)
     needed = 1 - WATCH_DOUBT / len(errors)
     for label in np.flatnonzero((cases > 0) & (counts.baseline_cases[0] > 0)):
-        now = _posterior((int(errors[label]), int(cases[label])), generator)
-        then = _posterior((int(counts.baseline_errors[0, label]), int(counts.baseline_cases[0, label])), generator)
-        if (now - then >= MEANINGFUL_FALL).mean() >= needed:
+        now = int(errors[label]), int(cases[label])
+        then = int(counts.baseline_errors[0, label]), int(counts.baseline_cases[0, label])
+        if probability(now, then, MEANINGFUL_FALL) >= needed:
             return True
     return False

@@ -1,0 +1,128 @@
+"""Which class has fallen, by how much, since when, and how sure that is: what stands beside an alarm."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from scipy.special import betaincc, betaincinv
+
+from services.evaluation.cases import Floats
+from services.evaluation.detector import Counts, log_bayes_factor, priors_of
+
+MEANINGFUL_FALL: Final = 0.03
+LIKELY: Final = 0.5
+"""An alarm stands only where the posterior probability of a fall of 3 points or more is above this."""
+DRAWS: Final = 20_000
+NODES: Final = 200
+"""Quantiles of the reference's error rate over which a probability is averaged; exact to about 1e-4."""
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A fall of one class's recall since a batch, with 95 % limits; `probability` is that of a fall of 3 points or more."""
+
+    label: str
+    scope: str
+    start: int
+    start_low: int
+    start_high: int
+    recall: float
+    before: float
+    drop: float
+    low: float
+    high: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the evidence for a fall is largest: class, first batch (from 0), and the log factors of all starts [T]."""
+
+    label: int
+    everywhere: bool
+    start: int
+    factors: Floats
+
+
+def place(counts: Counts) -> Place:
+    """The class and the first batch for which the Bayes factor of "since then worse" is largest, of one stream (R = 1)."""
+    factors = _factors_by_start(counts)
+    start, column = (int(part) for part in np.unravel_index(int(factors.argmax()), factors.shape))
+    classes = counts.errors.shape[-1]
+    return Place(int(factors[start, :classes].argmax()), column == classes, start, factors[:, column])
+
+
+def supported(counts: Counts) -> bool:
+    """Whether the counts make a fall of 3 points or more since the likeliest start likelier than not."""
+    found = place(counts)
+    window, reference = parted(counts, found.label, found.start)
+    fell = window[0] * reference[1] > reference[0] * window[1]
+    return fell and probability(window, reference) > LIKELY
+
+
+def parted(counts: Counts, label: int, start: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Errors and cases of a class from batch `start` (from 0) on, and of the baseline with the batches before."""
+    errors, cases = counts.errors[0, :, label], counts.cases[0, :, label]
+    base = int(counts.baseline_errors[0, label]), int(counts.baseline_cases[0, label])
+    window = int(errors[start:].sum()), int(cases[start:].sum())
+    return window, (base[0] + int(errors[:start].sum()), base[1] + int(cases[:start].sum()))
+
+
+def probability(window: tuple[int, int], reference: tuple[int, int], least: float = MEANINGFUL_FALL) -> float:
+    """Posterior probability that the window's error rate is at least `least` above the reference's (errors, cases of each).
+
+    Both have their Jeffreys posterior, independent of each other. No draws: the same counts give the same number.
+    """
+    places = (np.arange(NODES) + 0.5) / NODES
+    rates = betaincinv(reference[0] + 0.5, reference[1] - reference[0] + 0.5, places)
+    above = betaincc(window[0] + 0.5, window[1] - window[0] + 0.5, np.minimum(rates + least, 1.0))
+    return float(above.mean())
+
+
+def locate(counts: Counts, classes: Sequence[str], generator: np.random.Generator) -> Fall:
+    """Everything about the likeliest fall in one stream (R = 1); batches are numbered from 1."""
+    found = place(counts)
+    span = _credible(found.factors)
+    window, reference = parted(counts, found.label, found.start)
+    drops = _posterior(window, generator) - _posterior(reference, generator)
+    low, high = np.quantile(drops, [0.025, 0.975])
+    recall, before = 1 - window[0] / max(window[1], 1), 1 - reference[0] / max(reference[1], 1)
+    return Fall(
+        label=classes[found.label],
+        scope="all classes" if found.everywhere else "one class",
+        start=found.start + 1,
+        start_low=span[0] + 1,
+        start_high=span[1] + 1,
+        recall=recall,
+        before=before,
+        drop=before - recall,
+        low=float(low),
+        high=float(high),
+        probability=probability(window, reference),
+    )
+
+
+def _factors_by_start(counts: Counts) -> Floats:
+    """[T, K + 1] log Bayes factor of "worse from batch t on" against the baseline and all before t."""
+    errors, cases = counts.errors.cumsum(1), counts.cases.cumsum(1)
+    before_errors, before_cases = errors - counts.errors, cases - counts.cases
+    window = (errors[:, -1:] - before_errors, cases[:, -1:] - before_cases)
+    reference = (counts.baseline_errors[:, None] + before_errors, counts.baseline_cases[:, None] + before_cases)
+    found: Floats = log_bayes_factor(window, reference, priors_of(counts))[0]
+    return found
+
+
+def _credible(factors: Floats) -> tuple[int, int]:
+    """First and last batch of the 95 % credible set of the start, every batch being equally likely beforehand."""
+    weights = np.exp(factors - factors.max())
+    order = np.argsort(-weights)
+    enough = int(np.searchsorted(np.cumsum(weights[order]) / weights.sum(), 0.95)) + 1
+    kept = order[:enough]
+    return int(kept.min()), int(kept.max())
+
+
+def _posterior(counts: tuple[int, int], generator: np.random.Generator) -> Floats:
+    """Draws of an error rate from its Jeffreys posterior."""
+    errors, cases = counts
+    return generator.beta(errors + 0.5, cases - errors + 0.5, DRAWS)
