@@ -4,6 +4,7 @@ from typing import Any
 
 from schemas.vocabulary import OrderKind, Remedy
 from services.reporting import plots, statistics
+from services.reporting.chart import Story, control_charts
 from services.reporting.facts import Facts, OrderFacts
 from services.reporting.page import Picture, Section, Table
 from services.reporting.wording import (
@@ -11,6 +12,7 @@ from services.reporting.wording import (
     DASH,
     RULE_OF_FIVE,
     ended,
+    joined,
     metric_name,
     metric_value,
     number,
@@ -29,7 +31,13 @@ _ORDER_WORDS = {
     "resume_serving": "restart of the model",
 }
 
-_SHOWN_BATCHES = 52
+_SHOWN_BATCHES = 60
+_CHART_CAPTION = (
+    "Each mark is one batch of labelled cases, the line through it its 95 % interval. The blue band is what the version is "
+    "compared with: the development test set or, after a promotion, the gate's cases. The rows at the top show alarms, orders "
+    "and what serves; hatching shows between which batches a fall began. Below, the detector's two statistics as a share of the "
+    "thresholds that raise the alarm."
+)
 
 
 def blind_spots(facts: Facts, *extra: str) -> Section:
@@ -106,21 +114,25 @@ def versions_table(facts: Facts) -> Table:
 
 
 def history_picture(facts: Facts) -> list[Picture]:
-    """Recall of every class over all batches."""
+    """The control chart of the last batches; several charts where the model has many classes."""
     if not facts.history:
         return []
     shown = facts.history[-_SHOWN_BATCHES:]
-    after = [change.version for change in facts.changes if change.at > shown[-1].closed_at]
+    batches = f"{len(shown)} batches" if len(shown) > 1 else "one batch"
+    title = f"{facts.cause.model}: recall by class, {batches} to {shown[-1].closed_at:%d %b %Y}"
     rates = statistics.baseline_rates(facts.baseline_recalls)
-    alarms = [each.number for each in shown if each.status == "degraded"]
-    alt = f"Recall of {len(facts.classes)} classes over {len(shown)} batches; alarms at batches {alarms or 'none'}."
-    caption = (
-        "Each mark is one batch of labelled cases, the line through it its 95 % interval. "
-        "The blue band is what the version is compared with (the development test set or, after a promotion, the gate's cases). "
-        "A triangle pointing down is a batch at which the alarm was raised."
-    )
-    png = plots.recall_history(shown, facts.classes, rates, after[-1] if after else None)
-    return [Picture("recall_history", "How many of each class were found, batch by batch", alt, caption, png)]
+    charts = control_charts(Story(title, shown, facts.classes, rates, facts.interventions))
+    alarms = joined([f"batch {each.number}" for each in shown if each.status == "degraded"] or ["none"])
+    return [
+        Picture(
+            name="control_chart" if place == 1 else f"control_chart_{place}",
+            title="Control chart: how many of each class were found, batch by batch",
+            alt=f"Control chart of the recall of {joined(list(classes))} over {len(shown)} batches. Alarm stands at: {alarms}.",
+            caption=_CHART_CAPTION,
+            drawing=drawing,
+        )
+        for place, (classes, drawing) in enumerate(charts, start=1)
+    ]
 
 
 def confusion_picture(facts: Facts) -> list[Picture]:
@@ -134,8 +146,8 @@ def confusion_picture(facts: Facts) -> list[Picture]:
         return []
     alt = "Confusion matrices: " + "; ".join(f"{title} {matrix.tolist()}" for title, matrix in named)
     caption = "Rows are the truth, columns the model's answer. Off the diagonal are the errors: which class was taken for which."
-    png = plots.confusion_matrices(named, facts.classes)
-    return [Picture("confusion", "What was taken for what", alt, caption, png)]
+    drawing = plots.confusion_matrices(named, facts.classes)
+    return [Picture("confusion", "What was taken for what", alt, caption, drawing)]
 
 
 def reliability_picture(facts: Facts) -> list[Picture]:
@@ -149,8 +161,10 @@ def reliability_picture(facts: Facts) -> list[Picture]:
         return []
     errors = [f"{title}: {statistics.calibration_error(bins) or 0:.3f}" for title, bins in named]
     caption = f"Below the diagonal the model is surer than it should be. Expected calibration error, {'; '.join(errors)}."
-    png = plots.reliability_curve(named)
-    return [Picture("reliability", "Does the model's confidence keep its word?", "Reliability curves. " + caption, caption, png)]
+    drawing = plots.reliability_curve(named)
+    return [
+        Picture("reliability", "Does the model's confidence keep its word?", "Reliability curves. " + caption, caption, drawing)
+    ]
 
 
 def provenance(facts: Facts, extra: tuple[tuple[str, str], ...] = ()) -> Table:

@@ -48,6 +48,21 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Revision:
+    """An earlier judgement of the same batch, as it stood before labels were corrected or came late. The oldest is first."""
+
+    evaluation_id: str
+    status: str
+    cases: int
+    metrics: tuple[Metric, ...]
+    evaluated_at: datetime
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric of that name, None when the evaluation has none."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+@dataclass(frozen=True)
 class EvaluationFacts:
     """One evaluated batch. `number` counts the batches of its version from 1."""
 
@@ -65,6 +80,7 @@ class EvaluationFacts:
     summary: str
     evaluated_at: datetime
     closed_at: datetime
+    revisions: tuple["Revision", ...] = ()
 
     def metric(self, name: str) -> Metric | None:
         """The metric of that name, None when the evaluation has none."""
@@ -90,6 +106,20 @@ class Change:
     at: datetime
     action: str
     version: int
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Something was done to the model at a time: an `order`, a `version` that began to serve, or the `service` itself.
+
+    `action` says what: an order's kind, promoted, rolled_back, began_serving, stopped or resumed; `word` a reader's short form.
+    """
+
+    at: datetime
+    kind: str
+    action: str
+    word: str
+    actor: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,3 +177,4 @@ class Facts:
     orders: Sequence[OrderFacts]
     job: JobFacts | None
     labels: LabelCounts
+    interventions: Sequence[Intervention] = ()

@@ -1,9 +1,11 @@
 """A report as data: what the HTML, Markdown and JSON forms are all made from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+from services.reporting.drawing import Drawing
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: file name without ending, PNG bytes, the text for those who cannot see it, and the caption."""
+    """A figure: file name without ending, the text for those who cannot see it, the caption, and the figure as PNG and SVG."""
 
     name: str
     title: str
     alt: str
     caption: str
-    png: bytes = field(repr=False)
+    drawing: Drawing
 
 
 @dataclass(frozen=True)

@@ -210,8 +210,8 @@ def _before_after(pairs: list[Pair]) -> list[Picture]:
         return []
     alt = "; ".join(f"{name} {100 * before:.1f} % before, {100 * after:.1f} % after" for name, before, after in rates)
     caption = "The same cases scored by the version that served (square) and by the repaired one (circle)."
-    png = plots.before_after(rates, ("before: old version", "after: repaired version"))
-    return [Picture("before_after", "Before and after, on the gate's cases", alt, caption, png)]
+    drawing = plots.before_after(rates, ("before: old version", "after: repaired version"))
+    return [Picture("before_after", "Before and after, on the gate's cases", alt, caption, drawing)]
 
 
 def _gate_tables(promotion: MaintenancePromotion, pairs: list[Pair], others: list[tuple[str, float | None]]) -> list[Table]:

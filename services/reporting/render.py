@@ -25,14 +25,19 @@ def render(page: Page) -> dict[str, bytes]:
         "report.md": _markdown(page).encode(),
         "report.json": (json.dumps(_document(page), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
     }
-    return files | {f"{picture.name}.png": picture.png for picture in page.pictures}
+    drawings = {picture.name: picture.drawing for picture in page.pictures}
+    return (
+        files
+        | {f"{name}.png": drawing.png for name, drawing in drawings.items()}
+        | {f"{name}.svg": drawing.svg for name, drawing in drawings.items()}
+    )
 
 
 def _html(page: Page) -> str:
     loader = PackageLoader("services.reporting", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_unbroken)
     style = Markup(environment.get_template("report.css").render())  # noqa: S704 - our own file, no data in it
-    images = {picture.name: f"data:image/png;base64,{base64.b64encode(picture.png).decode()}" for picture in page.pictures}
+    images = {picture.name: f"data:image/png;base64,{base64.b64encode(picture.drawing.png).decode()}" for picture in page.pictures}
     widths = {picture.name: _WIDTHS.get(picture.name, "100%") for picture in page.pictures}
     return environment.get_template("report.html").render(page=page, style=style, images=images, widths=widths, **_heading(page))
 

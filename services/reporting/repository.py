@@ -4,21 +4,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import and_, not_
+from sqlalchemy import and_, not_, or_
 from sqlalchemy import case as when
 from sqlmodel import Session, col, func, select
 
 from schemas.tables import Audit, BaselineCase, Batch, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel, Report
-from schemas.vocabulary import OrderState
+from schemas.vocabulary import OrderKind, OrderState
 from services.reporting.facts import (
     Cause,
     Change,
     EvaluationFacts,
     Facts,
+    Intervention,
     JobFacts,
     LabelCounts,
     Metric,
     OrderFacts,
+    Revision,
     ScoredCase,
     VersionFacts,
 )
@@ -27,6 +29,14 @@ from services.runtime.transaction import Transaction
 
 SHOWN_ORDERS = 12
 _CHANGES = ("version.promoted", "version.rolled_back")
+_DEEDS = {
+    "version.began_serving": ("version", "v{number} begins"),
+    "version.promoted": ("version", "v{number} promoted"),
+    "version.rolled_back": ("version", "back to v{number}"),
+    "serving.stopped": ("service", "stopped"),
+    "serving.resumed": ("service", "resumed"),
+}
+"""Audit action to kind of intervention and its short form on the control chart."""
 
 
 def gather(session: Session, cause: Cause) -> Facts:
@@ -53,6 +63,7 @@ def gather(session: Session, cause: Cause) -> Facts:
         orders=_orders(session, cause),
         job=_job(session, cause.order_id),
         labels=_label_counts(session, cause, number),
+        interventions=_interventions(session, cause),
     )
 
 
@@ -83,16 +94,40 @@ def _judgements(session: Session, model: str, until: datetime) -> list[Evaluatio
 
 
 def _history(judgements: Sequence[EvaluationFacts]) -> list[EvaluationFacts]:
-    """Each batch with its newest figures and the status that the stream had with it: a later judgement is no alarm of then."""
+    """Each batch with its newest figures and the status that the stream had with it: a later judgement is no alarm of then.
+
+    What a batch showed before, where labels were corrected or came late, is kept as its revisions.
+    """
+    earlier: dict[str, list[EvaluationFacts]] = {}
     first: dict[str, EvaluationFacts] = {}
     newest: dict[str, EvaluationFacts] = {}
     for each in judgements:
         known = first.get(each.batch_id)
         if known is None or known.stream_cases == each.stream_cases:
             first[each.batch_id] = each
-        newest[each.batch_id] = each
-    merged = [replace(each, status=first[batch].status, evaluated_at=first[batch].evaluated_at) for batch, each in newest.items()]
+        earlier.setdefault(each.batch_id, []).append(each)
+        if each.batch_id not in newest or each.evaluated_at >= newest[each.batch_id].evaluated_at:
+            newest[each.batch_id] = each
+    merged = [
+        replace(
+            each,
+            status=first[batch].status,
+            evaluated_at=first[batch].evaluated_at,
+            revisions=_revisions(earlier[batch], each),
+        )
+        for batch, each in newest.items()
+    ]
     return sorted(merged, key=lambda each: (each.closed_at, each.version, each.number))
+
+
+def _revisions(judgements: Sequence[EvaluationFacts], newest: EvaluationFacts) -> tuple[Revision, ...]:
+    """The judgements of a batch before the newest one whose figures differ from it."""
+    ordered = sorted((each for each in judgements if each is not newest), key=lambda each: (each.evaluated_at, each.evaluation_id))
+    return tuple(
+        Revision(each.evaluation_id, each.status, each.cases, each.metrics, each.evaluated_at)
+        for each in ordered
+        if each.evaluated_at <= newest.evaluated_at and (each.metrics != newest.metrics or each.cases != newest.cases)
+    )
 
 
 def _evaluation_facts(row: Evaluation, batch: Batch | None, place: int) -> EvaluationFacts:
@@ -176,6 +211,34 @@ def _changes(session: Session, cause: Cause) -> list[Change]:
     )
     parsed = [(row, *row.subject.rpartition(":")[::2]) for row in session.exec(query)]
     return [Change(row.at, row.action, int(number)) for row, model, number in parsed if model == cause.model and number.isdigit()]
+
+
+def _interventions(session: Session, cause: Cause) -> list[Intervention]:
+    """Every version that began to serve, every stop and resumption, and the orders carried out, in order of time."""
+    subject = col(Audit.subject)
+    about = or_(subject == cause.model, subject.startswith(f"{cause.model}:", autoescape=True))
+    query = select(Audit).where(col(Audit.action).in_(list(_DEEDS)), about, col(Audit.at) <= cause.as_of).order_by(col(Audit.id))
+    found: list[Intervention] = []
+    for row in session.exec(query):
+        model, _, number = row.subject.rpartition(":")
+        if row.subject == cause.model or (model == cause.model and number.isdigit()):
+            kind, word = _DEEDS[row.action]
+            found.append(Intervention(row.at, kind, row.action.partition(".")[2], word.format(number=number), row.actor))
+    return sorted([*found, *_carried_out(session, cause)], key=lambda each: each.at)
+
+
+def _carried_out(session: Session, cause: Cause) -> list[Intervention]:
+    """Orders of a remedy or of labels that were not refused; the others show by what they did."""
+    query = (
+        select(Order)
+        .where(Order.model == cause.model, col(Order.created_at) <= cause.as_of)
+        .where(col(Order.kind).in_((OrderKind.REMEDY, OrderKind.LABEL_REQUEST)), Order.state != OrderState.REFUSED)
+        .order_by(col(Order.created_at), Order.order_id)
+    )
+    return [
+        Intervention(row.created_at, "order", row.kind, (row.remedy or "labels").replace("_", " "), row.actor)
+        for row in session.exec(query)
+    ]
 
 
 def _orders(session: Session, cause: Cause) -> list[OrderFacts]:

@@ -51,7 +51,7 @@ def test_an_alarm_report_names_class_start_and_cause(story):
     assert (report.kind, report.status, report.version) == ("monitoring", "degraded", 1)
     assert report.summary == "Glioma is found in 56 of 100 patients, 90 on the test set. The alarm is raised."
     files = contents(story, report)
-    assert set(files) == {"report.html", "report.md", "report.json", "recall_history.png", "confusion.png", "reliability.png"}
+    assert set(files) == {"report.html", "report.md", "report.json", "control_chart.png", "control_chart.svg", "confusion.png", "confusion.svg", "reliability.png", "reliability.svg"}
     text = files["report.md"].decode()
     assert "“glioma”" in text
     assert "28 March 2026, 08:00 UTC" in text
