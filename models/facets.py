@@ -1,11 +1,13 @@
 """Scanner and acquisition facts of a data set, by shape: what a machine says about itself, never what people type about a person.
 
 A facet is a word of a closed vocabulary, a number inside its attribute's range, or a short equipment text. Texts that look
-like a person's name, an identifier, a date or a UID, or that share a term with the data set's identity, are left out.
+like a person's name, an identifier, a date or a UID, or that share a term with the data set's identity, are left out. Of the
+person only the sex and a wide band of age are kept (docs/decisions/0014-sex-and-age-band.md).
 """
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Any, Final
 
 from pydicom.dataset import Dataset
@@ -80,14 +82,23 @@ FACETS: Final = (
     "Rows",
     "Columns",
     "PhotometricInterpretation",
+    "PatientSex",
+    "AgeBand",
 )
-"""Attributes that describe scanner and acquisition. Free text of a study (ProtocolName, SeriesDescription) is not one."""
+"""Attributes that describe scanner and acquisition, and AgeBand, made from one. Free text of a study is none (ProtocolName)."""
+
+_SEXES: Final = _listed("M F O")
+"""Enumerated values of PatientSex (0010,0040)."""
+_BANDS: Final = ((18, "0-17"), (40, "18-39"), (60, "40-59"), (80, "60-79"), (131, "80+"))
+"""Years below which a band ends. The last one pools all ages that alone would point at few people (90 and more among them)."""
+_AGE: Final = re.compile(r"(\d{3})([DWMY])")
+_YEARS: Final = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 
 
 def facets_of(dataset: Dataset) -> dict[str, str]:
     """The facets of a data set that was read with `FACETS` and `identity_terms.KEYWORDS`; left out is what may carry identity."""
     terms = IdentityTerms.of(dataset)
-    found = {name: _facet(dataset, name, terms) for name in FACETS}
+    found = {name: _PERSONAL[name](dataset) if name in _PERSONAL else _facet(dataset, name, terms) for name in FACETS}
     return {name: value for name, value in found.items() if value}
 
 
@@ -143,3 +154,33 @@ def _text(name: str, text: str, terms: IdentityTerms) -> str:
     if not vendor and terms.shared_by(text):
         return ""
     return _UNSAFE.sub("", text)[:MAX_LENGTH].strip()
+
+
+def _sex(dataset: Dataset) -> str:
+    text = _read(dataset, "PatientSex").upper()
+    return text if text in _SEXES else ""
+
+
+def _age_band(dataset: Dataset) -> str:
+    """From PatientAge (0010,1010), else from birth date and study date; empty where neither can be read."""
+    stated = _AGE.fullmatch(_read(dataset, "PatientAge"))
+    years = int(stated[1]) * _YEARS[stated[2]] if stated else _years_between(dataset)
+    return "" if years is None or years < 0 else next((band for end, band in _BANDS if years < end), "")
+
+
+def _years_between(dataset: Dataset) -> float | None:
+    born, seen = (_read(dataset, keyword) for keyword in ("PatientBirthDate", "StudyDate"))
+    try:
+        return (date.fromisoformat(seen) - date.fromisoformat(born)).days / 365.25
+    except ValueError:
+        return None
+
+
+def _read(dataset: Dataset, keyword: str) -> str:
+    try:
+        return str(dataset.get(keyword) or "").strip()
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds; a fact that cannot be read is none
+        return ""
+
+
+_PERSONAL: Final[Mapping[str, Callable[[Dataset], str]]] = {"PatientSex": _sex, "AgeBand": _age_band}

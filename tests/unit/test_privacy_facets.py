@@ -111,6 +111,41 @@ def test_a_number_that_is_the_patients_id_is_left_out():
     assert "RepetitionTime" not in facets_of(person(PatientID="2216", RepetitionTime="2216.66"))
 
 
+@pytest.mark.parametrize(
+    ("age", "band"),
+    [
+        *[("012M", "0-17"), ("017Y", "0-17"), ("018Y", "18-39"), ("059Y", "40-59"), ("079Y", "60-79"), ("080Y", "80+")],
+        *[("104Y", "80+"), ("200D", "0-17"), ("999Y", None), ("45", None), ("Miller", None), ("", None)],
+    ],
+)
+def test_an_age_is_a_wide_band_and_the_old_are_one(age, band):
+    header = Dataset()
+    header.add_new("PatientAge", "LO", age)
+    assert facets_of(header).get("AgeBand") == band
+    assert "PatientAge" not in facets_of(header)
+
+
+@pytest.mark.parametrize(
+    ("born", "seen", "band"),
+    [
+        ("19580412", "20260101", "60-79"),
+        ("19260101", "20260101", "80+"),
+        ("20300101", "20260101", None),
+        ("1958", "20260101", None),
+    ],
+)
+def test_an_age_band_follows_from_two_dates_and_neither_is_kept(born, seen, band):
+    found = facets_of(person(PatientBirthDate=born, StudyDate=seen))
+    assert found == ({"AgeBand": band} if band else {})
+
+
+@given(st.text(max_size=12))
+def test_a_sex_is_an_enumerated_value(text):
+    header = Dataset()
+    header.add_new("PatientSex", "LO", text)
+    assert facets_of(header).get("PatientSex") in ({None, text.strip().upper()} & {None, "M", "F", "O"})
+
+
 def test_what_cannot_be_read_cannot_be_ruled_out():
     class Damaged(Dataset):
         def get(self, key, default=None):
