@@ -12,6 +12,7 @@ import torch
 
 from models.errors import InvalidDataset, ModelError
 from models.preprocessing import Prepared, load_study
+from models.signature import Signature
 from models.spec import PreprocessingSpec
 
 COLUMNS = ("path", "label", "patient", "split")
@@ -44,14 +45,26 @@ class LabelledStudy:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What is kept of a study's images and scanner: statistics and facets."""
+
+    signature: Signature
+    facets: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSet:
-    """Prepared studies in memory. `studies[i]` is [k, C, (D,) H, W]; `labels[i]` is an index into the model's classes."""
+    """Prepared studies in memory. `studies[i]` is [k, C, (D,) H, W]; `labels[i]` is an index into the model's classes.
+
+    `findings` and `seen` are by key; `seen` may lack studies.
+    """
 
     studies: tuple[torch.Tensor, ...]
     labels: tuple[int, ...]
     patients: tuple[str, ...]
     keys: tuple[str, ...]
     findings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seen: Mapping[str, Seen] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -66,6 +79,7 @@ class TensorSet:
             tuple(self.patients[index] for index in chosen),
             keys,
             {key: self.findings[key] for key in keys if key in self.findings},
+            {key: self.seen[key] for key in keys if key in self.seen},
         )
 
 
@@ -149,7 +163,14 @@ def load_tensors(
         tuple(study.patient for study in studies),
         keys,
         {key: each.codes for key, each in zip(keys, prepared, strict=True) if each.findings},
+        seen_of(keys, prepared),
     )
+
+
+def seen_of(keys: Iterable[str], prepared: Iterable[Prepared]) -> dict[str, Seen]:
+    """What is kept of prepared studies, by their keys."""
+    pairs = zip(keys, prepared, strict=True)
+    return {key: Seen(each.signature, each.facets) for key, each in pairs if each.signature is not None}
 
 
 def split_by_patient(patients: Sequence[str], labels: Sequence[int], shares: Sequence[float], seed: int) -> list[list[int]]:

@@ -1,11 +1,15 @@
 """Probabilities of studies: all images of all studies through as few forward passes as possible."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.bundle import LoadedModel
+from models.embedding import features_of
 from models.errors import UnsuitableStudy
 from models.spec import ModelSpec
 
@@ -15,6 +19,14 @@ Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 def choose_device(wanted: str = "auto") -> torch.device:
     """The device of a setting: `auto` is a GPU where there is one, the CPU otherwise."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a network says of one study: class probabilities, and its penultimate features [at most 64] (`models.embedding`)."""
+
+    probabilities: dict[str, float]
+    embedding: NDArray[np.float32]
 
 
 class Predictor:
@@ -41,12 +53,22 @@ class Predictor:
         Each study is [k, C, (D,) H, W] with k >= 1 as `models.preprocessing` makes it. Raises UnsuitableStudy for
         another shape and for a network that gives values that are not finite.
         """
+        return [each.probabilities for each in self.examine(studies)]
+
+    def examine(self, studies: Sequence[torch.Tensor]) -> list[Examined]:
+        """As `predict`, with the embedding of each study: the mean of its images'."""
         if not studies:
             return []
         self._check(studies)
-        probabilities = self.probabilities(studies[0] if len(studies) == 1 else torch.cat(list(studies)))
-        parts = torch.split(probabilities, [len(study) for study in studies])
-        return [dict(zip(self.spec.classes, part.mean(dim=0).tolist(), strict=True)) for part in parts]
+        with features_of(self._module) as caught:
+            probabilities = self.probabilities(studies[0] if len(studies) == 1 else torch.cat(list(studies)))
+        counts = [len(study) for study in studies]
+        parts = torch.split(probabilities, counts)
+        embeddings = np.split(caught.embeddings(), np.cumsum(counts)[:-1])
+        return [
+            Examined(dict(zip(self.spec.classes, part.mean(dim=0).tolist(), strict=True)), rows.mean(axis=0))
+            for part, rows in zip(parts, embeddings, strict=True)
+        ]
 
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """Calibrated probabilities [n, classes] in float64 on the CPU, of images [n, C, (D,) H, W]."""

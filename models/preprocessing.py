@@ -1,7 +1,7 @@
 """From frames to the network's input: the one path for training, baselines and serving."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from models.intensities import Reduced, reduced, shades
 from models.pixels import frames_of, read_frames
 from models.planes import Plane
 from models.series import Series, series_from, series_of
+from models.signature import Floats, Signature, sampled, signature_of
 from models.slices import choose
 from models.spec import DicomWindow, PreprocessingSpec, SelectionRule
 from models.volume import centred, in_plane_size, resampled
@@ -28,11 +29,12 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A study ready for the network: `tensor` [k, C, H, W] or [1, C, D, H, W] float32, with findings and scanner facts."""
+    """A study ready for the network: `tensor` [k, C, H, W] or [1, C, D, H, W] float32, with findings, scanner facts, statistics."""
 
     tensor: torch.Tensor
     findings: tuple[Finding, ...] = ()
     facets: Mapping[str, str] = field(default_factory=dict)
+    signature: Signature | None = None
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -45,14 +47,28 @@ def load_study(paths: Iterable[Path], spec: PreprocessingSpec, rule: SelectionRu
 
     Raises UnreadableImage for a damaged file and UnsuitableStudy where no image fits `rule` or `spec`.
     """
-    listed = list(paths)
-    if len(listed) == 1:
-        return _load_single(listed[0], spec, rule)
-    series = series_of(listed, rule, spec.derived)
-    indices, findings = choose(len(series.slices), spec)
-    # The scanner facts of a series are those of its first chosen image; to clear them of identity takes as long as to decode one.
-    parts = (read_frames(path, frames, facets=not place) for place, (path, frames) in enumerate(_by_file(series, indices)))
-    return _prepared(parts, [series.slices[index].plane for index in indices], spec, (*series.findings, *findings))
+    chosen = _chosen(list(paths), spec, rule)
+    return _prepared(chosen.parts, chosen.planes, spec, chosen.findings)
+
+
+def load_changed(
+    paths: Iterable[Path],
+    spec: PreprocessingSpec,
+    changes: Mapping[str, Callable[[Frame], Frame]],
+    rule: SelectionRule | None = None,
+) -> dict[str, Prepared]:
+    """The study as each of `changes` would make it, by name; it is decoded once. Raises as `load_study`."""
+    chosen = _chosen(list(paths), spec, rule)
+    parts = list(chosen.parts)
+    return {
+        name: _prepared(
+            [replace(part, frames=tuple(change(frame) for frame in part.frames)) for part in parts],
+            chosen.planes,
+            spec,
+            chosen.findings,
+        )
+        for name, change in changes.items()
+    }
 
 
 def prepare(frames: Frames, spec: PreprocessingSpec) -> Prepared:
@@ -68,7 +84,26 @@ def prepare(frames: Frames, spec: PreprocessingSpec) -> Prepared:
     return _prepared([chosen], planes, spec, findings)
 
 
-def _load_single(path: Path, spec: PreprocessingSpec, rule: SelectionRule | None) -> Prepared:
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The frames that the network takes, part by part as they are decoded, with their planes and what was found on the way."""
+
+    parts: Iterable[Frames]
+    planes: Sequence[Plane | None]
+    findings: Sequence[Finding]
+
+
+def _chosen(paths: Sequence[Path], spec: PreprocessingSpec, rule: SelectionRule | None) -> _Chosen:
+    if len(paths) == 1:
+        return _chosen_of_one(paths[0], spec, rule)
+    series = series_of(paths, rule, spec.derived)
+    indices, findings = choose(len(series.slices), spec)
+    # The scanner facts of a series are those of its first chosen image; to clear them of identity takes as long as to decode one.
+    parts = (read_frames(path, frames, facets=not place) for place, (path, frames) in enumerate(_by_file(series, indices)))
+    return _Chosen(parts, [series.slices[index].plane for index in indices], (*series.findings, *findings))
+
+
+def _chosen_of_one(path: Path, spec: PreprocessingSpec, rule: SelectionRule | None) -> _Chosen:
     with unreadable_as("not a readable DICOM file"):
         dataset: Dataset = pydicom.dcmread(path)
     series = series_from([header_of(path, dataset)], rule, spec.derived)
@@ -76,7 +111,7 @@ def _load_single(path: Path, spec: PreprocessingSpec, rule: SelectionRule | None
     starts = range(0, len(indices), _AT_ONCE)
     chunks = ([series.slices[index].frame for index in indices[start : start + _AT_ONCE]] for start in starts)
     parts = (frames_of(dataset, frames, facets=not place) for place, frames in enumerate(chunks))
-    return _prepared(parts, [series.slices[index].plane for index in indices], spec, (*series.findings, *findings))
+    return _Chosen(parts, [series.slices[index].plane for index in indices], (*series.findings, *findings))
 
 
 def _by_file(series: Series, indices: Sequence[int]) -> Iterator[tuple[Path, list[int]]]:
@@ -90,17 +125,19 @@ def _prepared(
 ) -> Prepared:
     """The chosen frames, part by part, as the network's input; `places` are their planes."""
     planes, doubts = _voxel_planes(places, spec)
-    found, images = [*findings, *doubts], list[Reduced]()
+    found, images, values = [*findings, *doubts], list[Reduced](), list[Floats]()
     facets: dict[str, str] = {}
     with torch.inference_mode(mode=False), torch.no_grad():
         for part in parts:
             facets = facets or dict(part.facets)
             found += part.findings
             images += [reduced(frame, spec, _inner_size(frame, planes, spec)) for frame in part.frames]
+            values += [sampled(frame) for frame in part.frames]
         tensor, cuts = _tensor(images, planes, spec)
+        signature = signature_of(tensor, values)
         tensor.sub_(spec.mean).div_(spec.std)
         tensor = tensor.expand(-1, spec.channels, *tensor.shape[2:])
-    return Prepared(tensor, _relevant((*found, *cuts), spec), facets)
+    return Prepared(tensor, _relevant((*found, *cuts), spec), facets, signature)
 
 
 def _relevant(findings: Iterable[Finding], spec: PreprocessingSpec) -> tuple[Finding, ...]:

@@ -1,17 +1,20 @@
 """Scores of a labelled data set by a model: the rows of a baseline and of the gate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from models.data import TensorSet
-from models.predictor import Predictor, predicted_class
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data import Seen, TensorSet
+from models.predictor import Examined, Predictor, predicted_class
 
 CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredCase:
-    """One study: its truth and what the model says."""
+    """One study: its truth and what the model says; its embedding and what was seen of it where they are known."""
 
     case_key: str
     patient: str
@@ -19,17 +22,28 @@ class ScoredCase:
     predicted: str
     probabilities: Mapping[str, float]
     findings: tuple[str, ...] = ()
+    embedding: NDArray[np.float32] | None = field(default=None, compare=False)
+    seen: Seen | None = field(default=None, compare=False)
 
 
 def score(predictor: Predictor, tensors: TensorSet) -> list[ScoredCase]:
     """Score every study of `tensors`, in its order."""
     classes = predictor.spec.classes
-    rows: list[dict[str, float]] = []
+    rows: list[Examined] = []
     for start in range(0, len(tensors), CHUNK):
-        rows.extend(predictor.predict(tensors.studies[start : start + CHUNK]))
+        rows.extend(predictor.examine(tensors.studies[start : start + CHUNK]))
     known = zip(tensors.keys, tensors.patients, tensors.labels, rows, strict=True)
     return [
-        ScoredCase(key, patient, classes[label], predicted_class(row), row, tensors.findings.get(key, ()))
+        ScoredCase(
+            key,
+            patient,
+            classes[label],
+            predicted_class(row.probabilities),
+            row.probabilities,
+            tensors.findings.get(key, ()),
+            row.embedding,
+            tensors.seen.get(key),
+        )
         for key, patient, label, row in known
     ]
 

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.chat_settings import ChatSettings, SlackSettings, TeamsSettings
+from schemas.drift_settings import DriftSettings
 from schemas.group import Group
 
 
@@ -281,6 +282,7 @@ class Settings(BaseSettings):
     inference: InferenceSettings = InferenceSettings()
     join: JoinSettings = JoinSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    drift: DriftSettings = DriftSettings()
     remediation: RemediationSettings = RemediationSettings()
     policy: PolicySettings = PolicySettings()
     results: ResultsSettings = ResultsSettings()

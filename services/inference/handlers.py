@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from models.predictor import predicted_class
 from models.spec import SelectionRule
+from schemas.drift import ImageSignature
 from schemas.events import Prediction, StudyReceived
 from schemas.topics import PREDICTION, STUDY_RECEIVED, Topic
 from services.inference import repository
@@ -23,6 +24,7 @@ from services.runtime.consumer import Batch, BatchConsumer
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.messages import Received
+from services.runtime.signatures import packed
 from services.runtime.transaction import Transaction
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class Inference(BatchConsumer[Prepared]):
         _tell(prepared)
         for score in prepared.scores:
             tx.emit(PREDICTION, prediction_of(score, now), event_id=prediction_id(score), cause=score.task.event)
+        repository.note_images(tx, image_rows(prepared.scores, now))
         for rejection in prepared.rejections:
             tx.reject(self.name, rejection.event.record, rejection.error, rejection.reason)
             logger.warning("rejected study event %s: %s", rejection.event.event_id, rejection.reason)
@@ -141,6 +144,22 @@ def prediction_of(score: Score, now: datetime) -> Prediction:
         findings=score.prepared.codes,
         finding_details={finding.code: finding.detail for finding in score.prepared.findings if finding.detail},
     )
+
+
+def image_rows(scores: Iterable[Score], now: datetime) -> list[ImageSignature]:
+    """What the early warning and the diagnosis need of the images, which never go on the bus."""
+    return [
+        ImageSignature(
+            study_key=score.task.event.data.study_key,
+            revision=score.task.event.data.revision,
+            model=score.model.row.model,
+            version=score.model.row.version,
+            scored_at=now,
+            **packed(score.prepared.signature, score.embedding),
+        )
+        for score in scores
+        if score.prepared.signature is not None
+    ]
 
 
 def prediction_id(score: Score) -> str:

@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlmodel import Session, col, delete, func, select
 
 from models.spec import SelectionRule
+from schemas.drift import ImageSignature
 from schemas.tables import Audit, RegisteredModel, Study
 from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import VersionState
@@ -56,6 +57,11 @@ def stopped_models(session: Session) -> dict[str, SelectionRule]:
 def note_unscored(tx: Transaction, rows: Sequence[UnscoredStudy]) -> None:
     """Keep notes on studies without a score; the first note on a study revision and model stays."""
     tx.insert_new(UnscoredStudy, rows, returning="study_key")
+
+
+def note_images(tx: Transaction, rows: Sequence[ImageSignature]) -> None:
+    """Keep what predictions leave of their images; a study revision that is scored again leaves nothing new."""
+    tx.insert_new(ImageSignature, rows, returning="study_key")
 
 
 def resumed(session: Session, limit: int) -> Sequence[UnscoredStudy]:

@@ -10,7 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.errors import ModelError, NotSelected, UnsuitableStudy
 from models.preprocessing import Prepared, load_study
@@ -20,12 +22,13 @@ from services.inference.selection import Task, View
 
 @dataclass(frozen=True)
 class Score:
-    """One version's probabilities for a task's study."""
+    """One version's probabilities and embedding of a task's study."""
 
     task: Task
     model: ScoringModel
     probabilities: dict[str, float]
     prepared: Prepared
+    embedding: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def _forward(batch: Sequence[_Ready]) -> tuple[list[Score], list[Failure]]:
 def _predict(model: ScoringModel, batch: Sequence[_Ready], scores: list[Score], failures: list[Failure]) -> None:
     """Score a batch; where the model refuses it, each study alone, so that one does not take the others with it."""
     try:
-        found = model.predictor.predict([ready.prepared.tensor for ready in batch])
+        found = model.predictor.examine([ready.prepared.tensor for ready in batch])
     except UnsuitableStudy as error:
         if len(batch) == 1:
             failures.append(Failure(batch[0].task, f"{model.name}: {error.reason}", type(error).__name__))
@@ -158,4 +161,7 @@ def _predict(model: ScoringModel, batch: Sequence[_Ready], scores: list[Score], 
         for ready in batch:
             _predict(model, [ready], scores, failures)
         return
-    scores += [Score(ready.task, model, values, ready.prepared) for ready, values in zip(batch, found, strict=True)]
+    scores += [
+        Score(ready.task, model, each.probabilities, ready.prepared, each.embedding)
+        for ready, each in zip(batch, found, strict=True)
+    ]

@@ -29,6 +29,7 @@ from services.remediation.run import TEST, latency_ratio
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
+from services.runtime.signatures import reference_rows, replace_reference
 
 ORIGIN = "owner"
 """Origin of the verdict's event: a person asked for it, so that no decline and no order stands behind it."""
@@ -182,6 +183,7 @@ def _conclude(
             row.state, row.parent = VersionState.CHALLENGER, champion
             tx.session.add(row)
             repository.replace_baseline(tx, model, number, _rows(cases))
+            replace_reference(tx, model, number, reference_rows(model, number, cases, [case.case_key for case in cases]))
             registry.promote(tx, model, number, actor=actor, reason=reason, run=run_id)
         elif judgement.verdict == Verdict.REJECT:
             registry.reject(tx, model, number, actor=actor, reason=reason, run=run_id)

@@ -15,6 +15,7 @@ from services.remediation.provenance import code_digest
 from services.remediation.run import Outcome
 from services.runtime import registry, telemetry
 from services.runtime.service import Context
+from services.runtime.signatures import reference_rows, replace_reference
 from services.runtime.transaction import Transaction
 
 WORDS = {
@@ -156,6 +157,7 @@ def _enter(tx: Transaction, context: Context, claim: jobs.Claim, material: Mater
         for case in kept
     ]
     registry.add_version(tx, row, rows, actor=jobs.ACTOR)
+    replace_reference(tx, claim.model, number, reference_rows(claim.model, number, kept, [case.case_key for case in kept]))
 
 
 def _decide(tx: Transaction, claim: jobs.Claim, champion: int, number: int, verdict: Verdict, evidence: dict[str, Any]) -> None:

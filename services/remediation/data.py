@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from sqlmodel import Session
 
-from models.data import LabelledStudy, TensorSet, issuers_of, read_manifest
+from models.data import LabelledStudy, TensorSet, issuers_of, read_manifest, seen_of
 from models.errors import InvalidDataset, ModelError
 from models.preprocessing import Prepared, load_study
 from models.spec import ModelSpec, SelectionRule
@@ -63,7 +63,7 @@ def load(
     labels = tuple(spec.classes.index(study.label) for study in studies)
     patients, keys = tuple(study.patient for study in studies), tuple(study.key for study in studies)
     findings = {key: each.codes for key, each in zip(keys, prepared, strict=True) if each.findings}
-    return TensorSet(tuple(each.tensor for each in prepared), labels, patients, keys, findings)
+    return TensorSet(tuple(each.tensor for each in prepared), labels, patients, keys, findings, seen_of(keys, prepared))
 
 
 def combine(first: TensorSet, second: TensorSet) -> TensorSet:
@@ -74,6 +74,7 @@ def combine(first: TensorSet, second: TensorSet) -> TensorSet:
         first.patients + second.patients,
         first.keys + second.keys,
         {**first.findings, **second.findings},
+        {**first.seen, **second.seen},
     )
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from models.bundle import load_bundle
-from models.data import LabelledStudy, issuers_of, load_tensors, read_manifest
+from models.data import LabelledStudy, Seen, issuers_of, load_tensors, read_manifest
 from models.predictor import Predictor
+from models.probes import probed
 from models.scoring import ScoredCase, score
 from models.spec import ModelSpec, SelectionRule
+from schemas.drift import ReferenceSignature
 from schemas.tables import BaselineCase, ModelVersion, RegisteredModel, TrainingPatient
 from schemas.vocabulary import VersionState
 from services.runtime import registry
@@ -17,6 +19,7 @@ from services.runtime.chance import Standing, standing
 from services.runtime.errors import InvalidInput
 from services.runtime.identity import Pseudonyms
 from services.runtime.service import Context
+from services.runtime.signatures import fault_rows, reference_rows, replace_reference
 from services.runtime.transaction import Transaction
 
 TEST_SPLIT = "test"
@@ -56,6 +59,7 @@ def register_bundle(
     cases = score(Predictor(loaded, batch_size=context.settings.inference.batch_size), tensors)
     rule = selection or default_selection(spec)
     issuers = issuers_of(studies)
+    probes = probed(studies, spec)
     serve = _vouched(context, spec, baseline_rows(spec.name, 0, cases, issuers, context.pseudonyms), accept)
     with context.database.transaction() as tx:
         registry.register_model(tx, spec.name, spec.task, list(spec.classes), rule.model_dump(mode="json"))
@@ -64,9 +68,26 @@ def register_bundle(
         row.state = VersionState.CHALLENGER if challenger else VersionState.CANDIDATE
         baseline = baseline_rows(spec.name, row.version, cases, issuers, context.pseudonyms)
         registry.add_version(tx, row, baseline, actor=actor, serve=serve)
+        replace_reference(tx, spec.name, row.version, _reference(spec.name, row.version, cases, probes))
         taught = training_patients(spec.name, [each for each in developed if each.split != TEST_SPLIT], context.pseudonyms)
         tx.insert_new(TrainingPatient, taught, returning="patient_key")
     return row
+
+
+def _reference(
+    model: str, version: int, cases: Sequence[ScoredCase], probes: Mapping[str, Mapping[str, Seen]]
+) -> list[ReferenceSignature]:
+    """What later images are compared with: the test set's, as they are and under each known fault of a feed."""
+    keys = {case.case_key: baseline_key(case.case_key) for case in cases}
+    rows = reference_rows(model, version, cases, [keys[case.case_key] for case in cases])
+    for fault, seen in probes.items():
+        rows += fault_rows(model, version, fault, {keys[key]: each for key, each in seen.items()})
+    return rows
+
+
+def baseline_key(case_key: str) -> str:
+    """The key of a baseline case: a manifest's paths may name patients."""
+    return hashlib.sha256(case_key.encode()).hexdigest()[:32]
 
 
 def _vouched(context: Context, spec: ModelSpec, rows: Sequence[BaselineCase], accept: Accept) -> bool:
@@ -93,7 +114,7 @@ def baseline_rows(
         BaselineCase(
             model=model,
             version=version,
-            case_key=hashlib.sha256(case.case_key.encode()).hexdigest()[:32],
+            case_key=baseline_key(case.case_key),
             patient_key=pseudonyms.patient(case.patient, issuers.get(case.case_key, "")),
             truth=case.truth,
             predicted=case.predicted,

@@ -18,6 +18,7 @@ from models.bundle import network_of as build_module
 from models.predictor import Predictor
 from models.preprocessing import load_study
 from models.spec import ModelSpec, PercentileRange, PreprocessingSpec, SelectionRule
+from schemas.drift import ImageSignature
 from schemas.events import Prediction, SeriesReference, StudyReceived
 from schemas.tables import Audit, DeadLetter, Inbox, ModelVersion, Outbox, Study
 from schemas.topics import PREDICTION, STUDY_RECEIVED
@@ -32,6 +33,7 @@ from services.runtime.archive import instance_path, series_folder
 from services.runtime.consumer import process
 from services.runtime.errors import Transient
 from services.runtime.messages import Record, headers_of
+from services.runtime.signatures import unpacked
 
 CT = get_testdata_file("CT_small.dcm")
 MR = get_testdata_file("MR_small.dcm")
@@ -132,6 +134,23 @@ def test_a_prediction_equals_the_models_own_on_the_same_file(context, consumer):
     assert found.facets["Manufacturer"] == "GE MEDICAL SYSTEMS"
     assert found.findings == prepared.codes
     assert sum(found.probabilities.values()) == pytest.approx(1)
+
+
+def test_a_prediction_leaves_numbers_of_its_images_and_nothing_of_them_on_the_bus(context, consumer):
+    folder = register(context, "chest-ct")
+    study = archived(context, CT)
+    assert process(context.database, consumer, [record(study)]) == 0
+    assert process(context.database, consumer, [record(study, "again")]) == 0
+    prepared = load_study(files_of(context, study), SPEC)
+    [expected] = Predictor(load_bundle(folder), "cpu").examine([prepared.tensor])
+    with context.database.read() as session:
+        [row] = session.execute(select(ImageSignature)).scalars()
+        bodies = session.execute(select(Outbox.body).where(Outbox.topic == PREDICTION.name)).scalars().all()
+    found = unpacked([(row.study_key, row.quality, row.layout, row.embedding)])
+    assert (row.study_key, row.revision, row.model, row.version) == (study.study_key, 1, "chest-ct", 1)
+    assert found.quality[0] == pytest.approx(prepared.signature.quality)
+    assert found.embedding[0] == pytest.approx(expected.embedding, rel=2e-3, abs=1e-3)
+    assert all(b"quality" not in body and b"embedding" not in body for body in bodies)
 
 
 def test_the_trace_goes_on_into_the_prediction(context, consumer):

@@ -10,6 +10,7 @@ import torch
 from pydicom.data import get_testdata_file
 
 from models.data import LabelledStudy, TensorSet
+from models.predictor import Examined
 from models.scoring import ScoredCase, score
 from models.spec import ModelSpec, PercentileRange, PreprocessingSpec
 from schemas.tables import BaselineCase
@@ -125,8 +126,8 @@ def test_a_baseline_keeps_the_findings_of_its_cases():
     class Sure:
         spec = type("Spec", (), {"classes": ("a", "b")})
 
-        def predict(self, studies):
-            return [{"a": 1.0, "b": 0.0} for _ in studies]
+        def examine(self, studies):
+            return [Examined({"a": 1.0, "b": 0.0}, np.zeros(2, np.float32)) for _ in studies]
 
     tensors = TensorSet((torch.zeros(1, 1, 2, 2),) * 2, (0, 1), ("p", "q"), ("one", "two"), {"two": ("slice_gap",)})
     scored = score(Sure(), tensors)

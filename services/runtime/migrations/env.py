@@ -10,6 +10,7 @@ from sqlmodel.sql.sqltypes import AutoString, UTCDateTime
 
 import schemas.announcements
 import schemas.chat
+import schemas.drift
 import schemas.results
 import schemas.tables
 import schemas.unscored  # noqa: F401 - fills the metadata

@@ -176,6 +176,61 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", "version", "fingerprint", name=op.f("pk_detector_calibration")),
     )
     op.create_table(
+        "drift_calibration",
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("fingerprint", sa.String(length=32), nullable=False),
+        sa.Column("thresholds", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("model", "version", "fingerprint", name=op.f("pk_drift_calibration")),
+    )
+    op.create_table(
+        "drift_case",
+        sa.Column("study_key", sa.String(length=32), nullable=False),
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("window_number", sa.Integer(), nullable=True),
+        sa.Column("patient_key", sa.String(length=32), nullable=False),
+        sa.Column("serving", sa.Boolean(), nullable=False),
+        sa.Column("predicted", sa.String(length=64), nullable=False),
+        sa.Column("probabilities", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("facets", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("acquired_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("scored_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("study_key", "model", "version", name=op.f("pk_drift_case")),
+    )
+    with op.batch_alter_table("drift_case", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_drift_case_model_version_number"), ["model", "version", "number"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_drift_case_model_version_window_number"), ["model", "version", "window_number"], unique=False
+        )
+        batch_op.create_index(batch_op.f("ix_drift_case_scored_at"), ["scored_at"], unique=False)
+
+    op.create_table(
+        "drift_window",
+        sa.Column("drift_id", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("cases", sa.Integer(), nullable=False),
+        sa.Column("first_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("last_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("warning", sa.Boolean(), nullable=False),
+        sa.Column("suspected", sa.String(length=16), nullable=False),
+        sa.Column("signals", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("summary", sa.String(length=1000), nullable=False),
+        sa.Column("measured_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("drift_id", name=op.f("pk_drift_window")),
+    )
+    with op.batch_alter_table("drift_window", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_drift_window_model_version_measured_at"), ["model", "version", "measured_at"], unique=False
+        )
+
+    op.create_table(
         "evaluation",
         sa.Column("evaluation_id", sa.String(length=64), nullable=False),
         sa.Column("batch_id", sa.String(length=64), nullable=False),
@@ -209,6 +264,24 @@ def upgrade() -> None:
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("study_key", "task", "source", name=op.f("pk_ground_truth")),
     )
+    op.create_table(
+        "image_signature",
+        sa.Column("study_key", sa.String(length=32), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("form", sa.Integer(), nullable=False),
+        sa.Column("quality", sa.LargeBinary(), nullable=False),
+        sa.Column("layout", sa.LargeBinary(), nullable=False),
+        sa.Column("embedding", sa.LargeBinary(), nullable=False),
+        sa.Column("scored_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("study_key", "revision", "model", "version", name=op.f("pk_image_signature")),
+    )
+    with op.batch_alter_table("image_signature", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_image_signature_model_version_scored_at"), ["model", "version", "scored_at"], unique=False
+        )
+
     op.create_table(
         "inbox",
         sa.Column("consumer", sa.String(length=64), nullable=False),
@@ -347,6 +420,19 @@ def upgrade() -> None:
     with op.batch_alter_table("performed_step_study", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_performed_step_study_study_uid"), ["study_uid"], unique=False)
 
+    op.create_table(
+        "reference_signature",
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("fault", sa.String(length=32), nullable=False),
+        sa.Column("case_key", sa.String(length=64), nullable=False),
+        sa.Column("form", sa.Integer(), nullable=False),
+        sa.Column("quality", sa.LargeBinary(), nullable=False),
+        sa.Column("layout", sa.LargeBinary(), nullable=False),
+        sa.Column("embedding", sa.LargeBinary(), nullable=False),
+        sa.Column("facets", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.PrimaryKeyConstraint("model", "version", "fault", "case_key", name=op.f("pk_reference_signature")),
+    )
     op.create_table(
         "report",
         sa.Column("report_id", sa.String(length=64), nullable=False),
@@ -557,6 +643,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_report_model"))
 
     op.drop_table("report")
+    op.drop_table("reference_signature")
     with op.batch_alter_table("performed_step_study", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_performed_step_study_study_uid"))
 
@@ -588,12 +675,27 @@ def downgrade() -> None:
 
     op.drop_table("job")
     op.drop_table("inbox")
+    with op.batch_alter_table("image_signature", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_image_signature_model_version_scored_at"))
+
+    op.drop_table("image_signature")
     op.drop_table("ground_truth")
     with op.batch_alter_table("evaluation", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_evaluation_model_version_evaluated_at"))
         batch_op.drop_index(batch_op.f("ix_evaluation_batch_id"))
 
     op.drop_table("evaluation")
+    with op.batch_alter_table("drift_window", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_drift_window_model_version_measured_at"))
+
+    op.drop_table("drift_window")
+    with op.batch_alter_table("drift_case", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_drift_case_scored_at"))
+        batch_op.drop_index(batch_op.f("ix_drift_case_model_version_window_number"))
+        batch_op.drop_index(batch_op.f("ix_drift_case_model_version_number"))
+
+    op.drop_table("drift_case")
+    op.drop_table("drift_calibration")
     op.drop_table("detector_calibration")
     op.drop_table("dead_letter")
     op.drop_table("chat_thread")
