@@ -26,7 +26,7 @@ from services.evaluation.metrics import OF_CLASSES, measure, of_class, overall
 DRAWS = 2000
 CLASSES = ("none", "glioma", "meningioma", "pituitary")
 SHOWN = ("accuracy", "macro_recall", "macro_f1", "recall:glioma", "auroc", "auroc:glioma", "average_precision", "brier", "ece")
-SPREAD_DRAWS = 200
+SPREAD_DRAWS = 1000
 """Draws of the loop from which its standard errors are taken, at the small size."""
 
 
@@ -133,7 +133,7 @@ def coverage(runs: int, peer_runs: int, rows: list[dict[str, Any]]) -> float:
     for run in range(runs):
         data = world(144, 10_000 + run, images=3)
         found = measure(data, draws=DRAWS)
-        drawn = loop(data, SPREAD_DRAWS, run) if run < peer_runs else None
+        drawn = loop(data, 200, run) if run < peer_runs else None
         for name in SHOWN:
             item = found[name]
             ours[name] += item.low is not None and item.high is not None and item.low <= truth[name] <= item.high
