@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,18 @@ from torch import nn
 from models.errors import TrainingFailed
 
 _WEIGHTS, _BEST, _OPTIMIZER, _STATE = "weights.safetensors", "best.safetensors", "optimizer.safetensors", "state.json"
+_AVERAGE = "average.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is kept: weights, the best weights so far, the optimiser's tensors, and a JSON state."""
+    """What is kept: weights, the best weights so far, the optimiser's tensors, a JSON state, and the weights' average if any."""
 
     weights: dict[str, torch.Tensor]
     best: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     state: dict[str, Any]
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -56,6 +58,7 @@ def save_checkpoint(folder: Path, epoch: int, checkpoint: Checkpoint) -> None:
     save_file(checkpoint.weights, draft / _WEIGHTS)
     save_file(checkpoint.best, draft / _BEST)
     save_file(checkpoint.optimizer, draft / _OPTIMIZER)
+    save_file(checkpoint.average, draft / _AVERAGE)
     (draft / _STATE).write_text(json.dumps(checkpoint.state), encoding="utf-8")
     for path in (*draft.iterdir(), draft):
         _sync(path)
@@ -76,12 +79,12 @@ def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
         return None
     try:
         state = json.loads((found[-1] / _STATE).read_text(encoding="utf-8"))
-        weights, best, optimizer = (load_file(found[-1] / name) for name in (_WEIGHTS, _BEST, _OPTIMIZER))
+        weights, best, optimizer, average = (load_file(found[-1] / name) for name in (_WEIGHTS, _BEST, _OPTIMIZER, _AVERAGE))
     except Exception as error:
         raise TrainingFailed(f"the checkpoint {found[-1].name} is damaged ({type(error).__name__})") from error
     if state.get("fingerprint") != fingerprint:
         raise TrainingFailed(f"the checkpoint {found[-1].name} belongs to another run: its data or settings differ")
-    return Checkpoint(weights, best, optimizer, state)
+    return Checkpoint(weights, best, optimizer, state, average)
 
 
 def _folder_of(folder: Path, epoch: int) -> Path:

@@ -10,6 +10,7 @@ from torch import nn
 from models.bundle import LoadedModel
 from models.data import TensorSet
 from models.freezing import Strategy, freeze
+from models.lora import add_adapters, merge
 from models.training import EpochRecord, TrainingResult, TrainingSettings, train
 
 
@@ -36,19 +37,27 @@ def finetune(
     """Train a copy of the champion; the champion itself is not touched.
 
     `valid` should hold new and old cases, so that the chosen epoch serves both. `settings.rehearsal_share` of each batch is
-    drawn from `rehearsal`; `settings.l2sp` pulls towards the champion's weights. See `models.training.train` for the rest.
+    drawn from `rehearsal`; `settings.l2sp` and its like pull towards the champion. The strategy `adapters` trains small added
+    matrices, which are merged into the weights at the end. See `models.training.train` for the rest.
     """
     module = copy.deepcopy(champion.module)
-    freeze(module, strategy)
+    if strategy == "adapters":
+        add_adapters(module, settings.rank, settings.seed)
+    else:
+        freeze(module, strategy)
+    changes = {"compare_start": True, "unfreezing": "gradual" if strategy == "gradual" else settings.unfreezing}
     result = train(
         module,
         champion.spec,
         new,
         valid,
-        settings.model_copy(update={"compare_start": True}),
+        settings.model_copy(update=changes),
         rehearsal=rehearsal,
         on_epoch=on_epoch,
         checkpoint_dir=checkpoint_dir,
         should_stop=should_stop,
     )
+    if strategy == "adapters":
+        merge(module)
+    module.requires_grad_(requires_grad=True)
     return FineTuned(module, result)

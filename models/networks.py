@@ -48,9 +48,14 @@ def network_names() -> tuple[str, ...]:
     return tuple(ARCHITECTURES)
 
 
+def head_name(module: nn.Module) -> str:
+    """Name of the classifying layers within a network made by `build_network`."""
+    return _architecture_of(module).head
+
+
 def head_of(module: nn.Module) -> nn.Module:
     """The classifying layers of a network made by `build_network`."""
-    return module.get_submodule(_architecture_of(module).head)
+    return module.get_submodule(head_name(module))
 
 
 def head_parameters(module: nn.Module) -> list[nn.Parameter]:

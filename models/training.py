@@ -12,60 +12,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import torch
-from pydantic import Field
 from torch import nn
-from torch.nn import functional
 
+from models import distributed
 from models.augmentation import AugmentationSettings, augment
 from models.checkpoint import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint, snapshot
 from models.data import TensorSet
 from models.errors import TrainingFailed
-from models.freezing import train_mode
+from models.forgetting import Anchor, MovingAverage, anchor_of, averaging, frozen_copy, importance
+from models.freezing import open_gradually, train_mode
 from models.networks import body_parameters, head_parameters
-from models.predictor import Precision, choose_device
-from models.sampling import Balance, Examples, class_weights, gather, plan_epoch, seeded
-from models.spec import ModelSpec, Spec
+from models.objective import Objective
+from models.predictor import choose_device
+from models.sampling import Examples, class_weights, gather, plan_epoch, seeded
+from models.schedules import rate_factor
+from models.spec import ModelSpec
+from models.training_settings import EpochRecord, StopReason, TrainingSettings, merit
+
+__all__ = ["EpochRecord", "StopReason", "TrainingResult", "TrainingSettings", "train", "validate"]
 
 _PLAN, _CHANGES, _DROPOUT = 0, 1, 2
-
-
-class TrainingSettings(Spec):
-    """How to train. `l2sp` is the weight of the pull towards the starting weights (Li et al. 2018, L2-SP)."""
-
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(32, ge=2)
-    head_learning_rate: float = Field(2e-3, gt=0)
-    body_learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup_share: float = Field(0.1, ge=0, lt=1, description="Share of all steps in which the learning rates rise")
-    balance: Balance = "sampler"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    monitor: Literal["loss", "macro_recall"] = "loss"
-    patience: int = Field(5, ge=1, description="Stop after this many epochs without a better validation")
-    rehearsal_share: float = Field(0.5, ge=0, lt=1, description="Share of each batch drawn from old cases, where there are any")
-    l2sp: float = Field(0.0, ge=0)
-    augmentation: AugmentationSettings | None = Field(None, description="None: what suits the model's modality")
-    device: str = "auto"
-    precision: Precision = "auto"
-    compare_start: bool = Field(False, description="Let the starting weights compete as epoch 0")
-    seed: int = Field(0, ge=0)
-
-
-class EpochRecord(Spec):
-    """Numbers of one epoch. Epoch 0 is the model before any training."""
-
-    epoch: int
-    train_loss: float | None
-    valid_loss: float = Field(description="Negative log likelihood, mean over classes of the mean over their studies")
-    accuracy: float
-    macro_recall: float = Field(description="Over the classes that the validation set has")
-    seconds: float
-
-
-StopReason: TypeAlias = Literal["epochs", "patience", "request"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +56,20 @@ class _Run:
     old: Examples
     valid: TensorSet
     device: torch.device
-    autocast: bool
+    mixed: torch.dtype | None
+    layout: torch.memory_format
     optimizer: torch.optim.Optimizer
-    anchor: list[tuple[nn.Parameter, torch.Tensor]]
+    scaler: torch.amp.GradScaler
+    objective: Objective
+    average: MovingAverage | None
     changes: AugmentationSettings
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = -1
     best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the forward pass."""
+        return torch.autocast(self.device.type, dtype=self.mixed or torch.bfloat16, enabled=self.mixed is not None)
 
 
 def train(
@@ -112,13 +87,14 @@ def train(
     """Train `module` in place; at the end it holds the weights of the best validated epoch, in evaluation mode.
 
     Parameters that do not require gradients stay, with their BatchNorm statistics. With `checkpoint_dir` a run that finds
-    its own checkpoint goes on after it. `should_stop` is asked before each batch. Raises TrainingFailed for empty sets, a
-    checkpoint of another run, or a loss that is not finite.
+    its own checkpoint goes on after it. `should_stop` is asked before each batch. In a process group (`models.distributed`)
+    every process calls this with the same arguments; the first one validates, reports and keeps checkpoints. Raises
+    TrainingFailed for empty sets, a checkpoint of another run, or a loss that is not finite.
     """
     run = _prepare(module, spec, train_set, valid_set, settings, rehearsal)
     fingerprint = _fingerprint(run, train_set, valid_set, rehearsal)
     stop = should_stop or (lambda: False)
-    report = on_epoch or (lambda _: None)
+    report = on_epoch if on_epoch is not None and distributed.world()[0] == 0 else lambda _: None
     with _repeatable():
         _resume(run, checkpoint_dir, fingerprint)
         if settings.compare_start and not run.history:
@@ -141,8 +117,9 @@ def _epochs(
         if loss is None:
             return "request"
         record = _record(run, epoch, loss, started)
-        if folder is not None:
+        if folder is not None and distributed.world()[0] == 0:
             _save(run, folder, epoch, fingerprint)
+        distributed.wait_for_all()
         report(record)
     return "epochs"
 
@@ -157,18 +134,48 @@ def _prepare(
 ) -> _Run:
     if not len(train_set) or not len(valid_set):
         raise TrainingFailed("training needs at least one training and one validation study")
-    device = choose_device(settings.device)
-    wanted = settings.precision
-    autocast = device.type == "cuda" and torch.cuda.is_bf16_supported() if wanted == "auto" else wanted == "bfloat16"
-    module.to(device)
+    distributed.check_batch(settings.batch_size)
+    device = distributed.own_device(choose_device(settings.device))
+    mixed, layout = _mixed(settings, device), _layout(settings, spec, device)
+    module.to(device, memory_format=layout)  # type: ignore[call-overload]
     new = Examples.of(train_set)
     old = Examples.of(rehearsal) if rehearsal is not None else Examples((), new.labels[:0])
-    anchor = [(parameter, parameter.detach().clone()) for parameter in module.parameters() if parameter.requires_grad]
-    if not anchor:
+    if not any(parameter.requires_grad for parameter in module.parameters()):
         raise TrainingFailed("every parameter is frozen; nothing can be trained")
     changes = settings.augmentation or AugmentationSettings.for_study(spec.modality, spec.body_part)
-    optimizer = _optimizer(module, settings)
-    return _Run(module, spec, settings, new, old, valid_set, device, autocast, optimizer, anchor, changes)
+    weights = class_weights(torch.cat([new.labels, old.labels]), len(spec.classes)).to(device)
+    return _Run(
+        module=module,
+        spec=spec,
+        settings=settings,
+        new=new,
+        old=old,
+        valid=valid_set,
+        device=device,
+        mixed=mixed,
+        layout=layout,
+        optimizer=_optimizer(module, settings),
+        scaler=torch.amp.GradScaler(device.type, enabled=mixed == torch.float16),
+        objective=Objective(settings, _anchor(module, settings, old, device), weights if settings.balance == "weights" else None),
+        average=averaging(module, settings.average),
+        changes=changes,
+    )
+
+
+def _mixed(settings: TrainingSettings, device: torch.device) -> torch.dtype | None:
+    """The lower precision of the forward pass, None for float32 throughout."""
+    if settings.precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[settings.precision]
+
+
+def _layout(settings: TrainingSettings, spec: ModelSpec, device: torch.device) -> torch.memory_format:
+    wanted = device.type == "cuda" if settings.channels_last is None else settings.channels_last
+    if not wanted:
+        return torch.contiguous_format
+    return torch.channels_last if spec.preprocessing.spatial_dims == 2 else torch.channels_last_3d
 
 
 def _optimizer(module: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -177,6 +184,18 @@ def _optimizer(module: nn.Module, settings: TrainingSettings) -> torch.optim.Opt
         {"params": [each for each in parameters if each.requires_grad], "lr": rate, "peak": rate} for parameters, rate in rated
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=settings.weight_decay)
+
+
+def _anchor(module: nn.Module, settings: TrainingSettings, old: Examples, device: torch.device) -> Anchor:
+    """What the penalties compare with: the network before the first step, also in a run that is resumed."""
+    anchor = anchor_of(module)
+    if settings.ewc:
+        if not len(old.labels):
+            raise TrainingFailed("EWC needs old cases: without them nobody knows which weights matter for them")
+        anchor.importance = importance(module, [parameter for parameter, _ in anchor.pairs], old, device, settings.seed)
+    if settings.distillation:
+        anchor.teacher = frozen_copy(module)
+    return anchor
 
 
 def _one_epoch(run: _Run, epoch: int, stop: Callable[[], bool]) -> float | None:
@@ -190,65 +209,97 @@ def _one_epoch(run: _Run, epoch: int, stop: Callable[[], bool]) -> float | None:
         settings.balance,
         seeded(settings.seed, epoch, _PLAN),
     )
-    changes = seeded(settings.seed, epoch, _CHANGES)
-    torch.manual_seed(seeded(settings.seed, epoch, _DROPOUT).initial_seed())
+    # Each process changes its own images in its own way; alone, the numbers are those of (seed, epoch).
+    rank = (distributed.world()[0],) if distributed.world()[0] else ()
+    changes = seeded(settings.seed, epoch, _CHANGES, *rank)
+    torch.manual_seed(seeded(settings.seed, epoch, _DROPOUT, *rank).initial_seed())
+    if settings.unfreezing == "gradual":
+        open_gradually(run.module, epoch, settings.epochs)
+    network = distributed.shared(run.module, run.device)
     train_mode(run.module)
     losses = []
     for step, (new, old) in enumerate(plan):
-        if stop():
+        if distributed.from_first(stop()):
             return None
         _set_learning_rates(run, (epoch - 1) * len(plan) + step, settings.epochs * len(plan))
-        losses.append(_step(run, _batch(run, new, old), changes))
+        losses.append(_step(run, network, _batch(run, distributed.share(new), distributed.share(old)), changes))
     loss = float(torch.stack(losses).mean())
-    if not math.isfinite(loss):
+    if not math.isfinite(distributed.from_first(loss)):
         raise TrainingFailed(f"the loss of epoch {epoch} is not finite; lower the learning rates")
     return loss
 
 
-def _batch(run: _Run, new: torch.Tensor, old: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(run: _Run, new: torch.Tensor, old: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, labels, and which of them are old cases, mixed so that every part of the batch has its share of them."""
     images, labels = gather(run.new, new)
+    is_old = torch.zeros(len(new), dtype=torch.bool)
     if not len(old):
-        return images, labels
+        return images, labels, is_old
     old_images, old_labels = gather(run.old, old)
-    return torch.cat([images, old_images]), torch.cat([labels, old_labels])
+    return (
+        torch.cat([images, old_images]),
+        torch.cat([labels, old_labels]),
+        torch.cat([is_old, torch.ones(len(old), dtype=torch.bool)]),
+    )
 
 
-def _step(run: _Run, batch: tuple[torch.Tensor, torch.Tensor], changes: torch.Generator) -> torch.Tensor:
-    """One optimiser step; gives the loss without the penalty, still on the device."""
-    images, labels = batch[0].to(run.device), batch[1].to(run.device)
-    images = augment(images, run.changes, run.spec.preprocessing, changes)
-    with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.autocast):
-        logits = run.module(images)
-    loss = functional.cross_entropy(logits.float(), labels, weight=_loss_weights(run), label_smoothing=run.settings.label_smoothing)
-    total = loss if run.settings.l2sp == 0 else loss + run.settings.l2sp / 2 * _distance(run)
+def _step(
+    run: _Run, network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], changes: torch.Generator
+) -> torch.Tensor:
+    """One optimiser step over all parts of a batch; gives the loss without the penalties, still on the device."""
+    images, labels = batch[0].to(run.device, non_blocking=True), batch[1].to(run.device, non_blocking=True)
+    images = augment(images, run.changes, run.spec.preprocessing, changes).contiguous(memory_format=run.layout)
     run.optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    run.optimizer.step()
-    return loss.detach()
+    parts = run.settings.accumulation
+    losses = []
+    for part in range(min(parts, len(labels))):
+        chosen = slice(part, None, parts)
+        loss, total = _losses(run, network, images[chosen], labels[chosen], batch[2][chosen])
+        weight = len(labels[chosen]) / len(labels)
+        run.scaler.scale(total * weight).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach() * weight)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    if run.average is not None:
+        run.average.update(run.module)
+    return torch.stack(losses).sum()
 
 
-def _loss_weights(run: _Run) -> torch.Tensor | None:
-    if run.settings.balance != "weights":
-        return None
-    return class_weights(torch.cat([run.new.labels, run.old.labels]), len(run.spec.classes)).to(run.device)
-
-
-def _distance(run: _Run) -> torch.Tensor:
-    """Squared distance of the trainable parameters from where they started."""
-    return torch.stack([(parameter - start).square().sum() for parameter, start in run.anchor]).sum()
+def _losses(
+    run: _Run, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, is_old: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of classification, and the same with the penalties. Old cases stand last."""
+    with run.autocast():
+        logits = network(images).float()
+        penalty = run.objective.penalty(images, logits, int(is_old.sum()))
+    loss = run.objective.classification(logits, labels)
+    return loss, loss if penalty is None else loss + penalty
 
 
 def _set_learning_rates(run: _Run, step: int, steps: int) -> None:
-    """Linear warm-up, then half a cosine to zero."""
-    warm = int(run.settings.warmup_share * steps)
-    factor = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+    factor = rate_factor(run.settings, step, steps, run.history)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak"] * factor
 
 
 def _record(run: _Run, epoch: int, train_loss: float | None, started: float) -> EpochRecord:
-    loss, accuracy, recall = validate(run.module, run.spec, run.valid, run.device, batch_size=64, autocast=run.autocast)
-    record = EpochRecord(
+    """Validate the weights as they are, or their moving average, and keep them where they are the best so far."""
+    kept = snapshot(run.module) if run.average is not None else None
+    if run.average is not None:
+        run.module.load_state_dict(run.average.values)
+    record = distributed.from_first(_validated(run, epoch, train_loss, started) if distributed.world()[0] == 0 else None)
+    assert record is not None
+    if not run.history or merit(record, run.settings) > max(merit(each, run.settings) for each in run.history):
+        run.best_epoch, run.best = epoch, snapshot(run.module)
+    if kept is not None:
+        run.module.load_state_dict(kept)
+    run.history.append(record)
+    return record
+
+
+def _validated(run: _Run, epoch: int, train_loss: float | None, started: float) -> EpochRecord:
+    loss, accuracy, recall = validate(run.module, run.spec, run.valid, run.device, batch_size=64, mixed=run.mixed)
+    return EpochRecord(
         epoch=epoch,
         train_loss=train_loss,
         valid_loss=loss,
@@ -256,24 +307,21 @@ def _record(run: _Run, epoch: int, train_loss: float | None, started: float) -> 
         macro_recall=recall,
         seconds=time.monotonic() - started,
     )
-    if not run.history or _merit(record, run.settings) > max(_merit(each, run.settings) for each in run.history):
-        run.best_epoch, run.best = epoch, snapshot(run.module)
-    run.history.append(record)
-    return record
-
-
-def _merit(record: EpochRecord, settings: TrainingSettings) -> tuple[float, float]:
-    """Larger is better; the loss breaks ties of the recall."""
-    return (-record.valid_loss, 0.0) if settings.monitor == "loss" else (record.macro_recall, -record.valid_loss)
 
 
 def validate(
-    module: nn.Module, spec: ModelSpec, tensors: TensorSet, device: torch.device, *, batch_size: int, autocast: bool = False
+    module: nn.Module,
+    spec: ModelSpec,
+    tensors: TensorSet,
+    device: torch.device,
+    *,
+    batch_size: int,
+    mixed: torch.dtype | None = None,
 ) -> tuple[float, float, float]:
     """Class-balanced negative log likelihood, accuracy and macro recall over studies; leaves the module in evaluation mode."""
     module.eval()
     images = [image for study in tensors.studies for image in study]
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+    with torch.inference_mode(), torch.autocast(device.type, dtype=mixed or torch.bfloat16, enabled=mixed is not None):
         parts = [
             module(torch.stack(images[start : start + batch_size]).to(device)).float().cpu()
             for start in range(0, len(images), batch_size)
@@ -304,14 +352,26 @@ def _resume(run: _Run, folder: Path | None, fingerprint: str) -> None:
         return
     run.module.load_state_dict(found.weights)
     restore_optimizer(run.optimizer, found.optimizer)
+    if run.average is not None:
+        run.average.steps = int(found.state["average_steps"])
+        for name, tensor in found.average.items():
+            run.average.values[name].copy_(tensor)
+    run.scaler.load_state_dict(found.state["scaler"])
     run.best, run.best_epoch = found.best, int(found.state["best_epoch"])
     run.history = [EpochRecord.model_validate(each) for each in found.state["history"]]
 
 
 def _save(run: _Run, folder: Path, epoch: int, fingerprint: str) -> None:
     history = [each.model_dump() for each in run.history]
-    state = {"fingerprint": fingerprint, "best_epoch": run.best_epoch, "history": history}
-    save_checkpoint(folder, epoch, Checkpoint(snapshot(run.module), run.best, optimizer_tensors(run.optimizer), state))
+    average = {name: tensor.cpu().contiguous() for name, tensor in run.average.values.items()} if run.average else {}
+    state = {
+        "fingerprint": fingerprint,
+        "best_epoch": run.best_epoch,
+        "history": history,
+        "scaler": run.scaler.state_dict(),
+        "average_steps": run.average.steps if run.average else 0,
+    }
+    save_checkpoint(folder, epoch, Checkpoint(snapshot(run.module), run.best, optimizer_tensors(run.optimizer), state, average))
 
 
 def _fingerprint(run: _Run, *sets: TensorSet | None) -> str:

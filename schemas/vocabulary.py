@@ -84,6 +84,7 @@ class Remedy(StrEnum):
     HEAD_ONLY = "head_only"
     PARTIAL = "partial"
     PARAMETER_EFFICIENT = "parameter_efficient"
+    GRADUAL = "gradual"
     FULL = "full"
 
 

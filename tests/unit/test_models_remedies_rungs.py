@@ -1,0 +1,246 @@
+"""Every rung from a champion to a challenger: what it moves, what it must not move, and that it helps where it should."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.augmentation import AugmentationSettings
+from models.bundle import LoadedModel, load_bundle, network_of, save_bundle
+from models.data import TensorSet
+from models.errors import TrainingFailed
+from models.finetuning import finetune
+from models.logits import macro_recall, study_logits
+from models.networks import body_blocks, build_network
+from models.remedies import EXECUTABLE, STRATEGIES, Hooks, RepairData, Repaired, RepairSettings, repair
+from models.spec import ModelSpec, PreprocessingSpec
+from models.training import TrainingSettings, train
+from schemas.vocabulary import Remedy
+
+CPU = torch.device("cpu")
+SPEC = ModelSpec(
+    name="stripes",
+    task="direction",
+    classes=("across", "down", "none"),
+    options={"width": 8},
+    preprocessing=PreprocessingSpec(size=(32, 32)),
+    modality="MR",
+    seed=3,
+)
+QUICK = TrainingSettings(
+    epochs=4,
+    batch_size=16,
+    device="cpu",
+    precision="float32",
+    head_learning_rate=4e-3,
+    body_learning_rate=2e-3,
+    augmentation=AugmentationSettings.off(),
+)
+
+
+def stripes(
+    count: int, seed: int, *, contrast: float = 0.4, gain: float = 1.0, lift: float = 0.0, prior: tuple[int, ...] = (0, 1, 2)
+) -> TensorSet:
+    """Noisy stripes across, down or none; `gain` and `lift` are another scanner's, `prior` the repeating order of classes."""
+    generator = torch.Generator().manual_seed(seed)
+    wave = torch.sin(torch.arange(32) * 1.2) * contrast
+    patterns = (wave[:, None].expand(32, 32), wave[None].expand(32, 32), torch.zeros(32, 32))
+    labels = tuple(prior[index % len(prior)] for index in range(count))
+    images = [0.5 + patterns[label] + 0.1 * torch.randn(1, 1, 32, 32, generator=generator) for label in labels]
+    names = tuple(f"{seed}-{index}" for index in range(count))
+    return TensorSet(tuple(((image - 0.5) * gain + lift) / 0.25 for image in images), labels, names, names)
+
+
+OLD, OLD_VALID, OLD_TEST = stripes(120, 1), stripes(45, 2), stripes(150, 3)
+NOTHING = OLD.subset([])
+
+
+@pytest.fixture(scope="module")
+def champion(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    module = network_of(SPEC)
+    train(module, SPEC, OLD, OLD_VALID, QUICK.model_copy(update={"epochs": 6, "head_learning_rate": 2e-3}))
+    return load_bundle(save_bundle(tmp_path_factory.mktemp("bundle") / "1", SPEC, module).folder)
+
+
+def moved_data(count: int = 48, **shift: float) -> RepairData:
+    new = stripes(count, 11, **shift)
+    return RepairData(new, stripes(24, 12, **shift), OLD, OLD_VALID, stripes(60, 13, **shift))
+
+
+def recall(of: Repaired | LoadedModel, tensors: TensorSet) -> float:
+    cases = study_logits(of.module, tensors, CPU)
+    return macro_recall(cases.probabilities(of.spec.calibration), cases.labels)
+
+
+def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def moved(before: dict[str, torch.Tensor], after: torch.nn.Module) -> set[str]:
+    now = after.state_dict()
+    assert list(before) == list(now), "a challenger is a plain network of the same architecture"
+    return {name for name, tensor in now.items() if not torch.equal(tensor, before[name])}
+
+
+FAR = {"lift": 0.5}
+
+
+@pytest.mark.parametrize("remedy", EXECUTABLE)
+def test_each_rung_moves_what_it_says_and_never_the_champion(champion, remedy):
+    before = tensors_of(champion.module)
+    settings = RepairSettings(training=QUICK.model_copy(update={"rank": 2}), search=False)
+    made = repair(remedy, champion, moved_data(**FAR), settings)
+    assert not moved(before, champion.module)
+    changed = moved(before, made.module)
+    statistics = {name for name in before if "running" in name}
+    if remedy in {Remedy.RETHRESHOLD, Remedy.RECALIBRATE}:
+        assert not changed
+        assert made.spec.calibration != champion.spec.calibration
+    elif remedy == Remedy.ADAPT_STATISTICS:
+        assert changed == statistics
+    elif remedy == Remedy.HEAD_ONLY:
+        assert changed == {"head.weight", "head.bias"}
+    elif remedy == Remedy.PARTIAL:
+        assert changed >= {name for name in before if name.startswith(("features.2.", "features.3.", "head."))}
+        assert not [name for name in changed if name.startswith(("features.0.", "features.1."))]
+    elif remedy == Remedy.PARAMETER_EFFICIENT:
+        convolutions = {name for name in before if name.startswith("features") and before[name].ndim == 4}
+        assert changed == convolutions | {"head.weight", "head.bias"}
+    else:
+        assert changed == set(before), "every weight and every statistic trains"
+    assert made.record
+    saved = replace(champion, module=made.module, spec=made.spec)
+    assert recall(saved, OLD_VALID) == recall(made, OLD_VALID)
+
+
+@pytest.mark.parametrize("remedy", [Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.GRADUAL, Remedy.FULL])
+def test_training_rungs_repair_a_shift_and_keep_the_old(champion, remedy):
+    data, unseen = moved_data(90, **FAR), stripes(150, 14, **FAR)
+    made = repair(remedy, champion, data, RepairSettings(training=QUICK.model_copy(update={"epochs": 6, "rank": 4}), search=False))
+    assert recall(champion, unseen) < 0.8
+    assert recall(made, unseen) > recall(champion, unseen) + 0.1
+    assert recall(made, OLD_TEST) > recall(champion, OLD_TEST) - 0.05
+
+
+def test_statistics_repair_a_shift_of_intensity_without_labels(champion):
+    shift = {"gain": 0.5}
+    unseen = stripes(150, 15, **shift)
+    made = repair(Remedy.ADAPT_STATISTICS, champion, moved_data(**shift), RepairSettings(training=QUICK))
+    assert recall(champion, unseen) < 0.8
+    assert recall(made, unseen) > recall(champion, unseen) + 0.1
+    assert made.record["statistics"]["share"] > 0
+    assert set(made.record["statistics"]["candidates"]) == {"0.0", "0.1", "0.25", "0.5", "0.75", "1.0"}
+
+
+def test_statistics_stay_where_nothing_changed(champion):
+    made = repair(Remedy.ADAPT_STATISTICS, champion, moved_data(), RepairSettings(training=QUICK))
+    assert recall(made, OLD_TEST) >= recall(champion, OLD_TEST) - 0.02
+
+
+def test_a_network_without_batch_statistics_stays_as_it_is(champion):
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 3))
+    made = repair(Remedy.ADAPT_STATISTICS, replace(champion, module=module), moved_data(), RepairSettings(training=QUICK))
+    assert made.unchanged
+    assert "no BatchNorm" in made.record["statistics"]["note"]
+
+
+def test_recalibration_follows_another_mix(champion):
+    many = {"contrast": 0.12, "prior": (2, 2, 2, 2, 2, 2, 2, 0, 1, 2)}
+    data = RepairData(
+        stripes(60, 21, **many), stripes(20, 22, **many), NOTHING, stripes(60, 24, contrast=0.12), stripes(200, 23, **many)
+    )
+    made = repair(Remedy.RECALIBRATE, champion, data, RepairSettings(training=QUICK))
+    assert made.record["calibration"]["unlabelled_studies"] == 200
+    assert made.record["calibration"]["priors"]["em"][2] > 0.55
+
+
+def test_a_repair_that_cannot_be_carried_out_says_so(champion):
+    with pytest.raises(TrainingFailed, match="changes no model"):
+        repair(Remedy.FIX_FEED, champion, moved_data(), RepairSettings(training=QUICK))
+    without = replace(moved_data(), old_valid=NOTHING)
+    with pytest.raises(TrainingFailed, match="held-out old cases"):
+        repair(Remedy.RETHRESHOLD, champion, without, RepairSettings(training=QUICK))
+
+
+def test_a_search_chooses_penalty_and_interpolation_on_held_out_cases(champion):
+    said: list[str] = []
+    epochs: list[int] = []
+    settings = RepairSettings(training=QUICK.model_copy(update={"epochs": 3}), search_share=0.3)
+    hooks = Hooks(say=said.append, on_epoch=lambda each: epochs.append(each.epoch))
+    made = repair(Remedy.FULL, champion, moved_data(**FAR), settings, hooks)
+    penalties, mixed = made.record["penalties"], made.record["interpolation"]
+    assert set(penalties["candidates"]) == {"rehearsal", "distillation", "l2sp", "ewc"}
+    costs = {name: each["cost"] for name, each in penalties["candidates"].items()}
+    assert costs[penalties["chosen"]] == min(costs.values())
+    shares = {share: each["cost"] for share, each in mixed["candidates"].items()}
+    assert shares[str(mixed["share"])] == min(shares.values())
+    assert epochs == [0, 1, 2, 3]
+    assert len(said) == 4
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the run's own code may catch it."""
+
+
+@pytest.mark.parametrize("remedy", [Remedy.GRADUAL, Remedy.PARAMETER_EFFICIENT])
+def test_a_killed_repair_goes_on_exactly(champion, tmp_path: Path, remedy):
+    settings = RepairSettings(training=QUICK.model_copy(update={"epochs": 2, "average": 0.9, "rank": 2}), search_share=0.5)
+    data = moved_data(32, **FAR)
+    whole = repair(remedy, champion, data, settings)
+    asked = iter(range(10_000))
+
+    def kill() -> bool:
+        if next(asked) == 18:
+            raise Killed
+        return False
+
+    with pytest.raises(Killed):
+        repair(remedy, champion, data, settings, Hooks(should_stop=kill, checkpoint_dir=tmp_path))
+    again = repair(remedy, champion, data, settings, Hooks(checkpoint_dir=tmp_path))
+    assert not moved(tensors_of(whole.module), again.module)
+    assert again.record == whole.record
+
+
+def test_gradual_unfreezing_opens_block_by_block(champion):
+    """With one more epoch one more block has moved, from the end of the body to its start, statistics included."""
+    data, before = moved_data(32, **FAR), tensors_of(champion.module)
+    seen = []
+    for epochs in (1, 2, 4):
+        run = QUICK.model_copy(update={"epochs": 8, "patience": 8, "monitor": "macro_recall"})
+        asked = iter(range(10_000))
+        tuned = finetune(
+            champion, data.new, data.new, run, "gradual", should_stop=lambda last=epochs, asked=asked: next(asked) >= 2 * last
+        )
+        seen.append({int(name.split(".")[1]) for name in moved(before, tuned.module) if name.startswith("features")})
+    assert [len(each) for each in seen] == sorted(len(each) for each in seen)
+    assert seen[0] == set(), "the first epoch trains the head alone"
+    assert seen[1] <= {3}
+    assert 0 not in seen[1]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "inception_v3", "densenet121", "vgg16"])
+@pytest.mark.parametrize("strategy", [each for each in STRATEGIES.values() if each in {"head_only", "partial"}])
+def test_frozen_layers_of_real_networks_rest_with_their_statistics(name, strategy):
+    from models.freezing import freeze, train_mode
+    from models.networks import head_parameters
+
+    size = 96 if name == "inception_v3" else 64
+    module = build_network(name, 2, 1)
+    before = tensors_of(module)
+    freeze(module, strategy)
+    train_mode(module)
+    optimizer = torch.optim.SGD([each for each in module.parameters() if each.requires_grad], lr=0.01)
+    module(torch.randn(2, 1, size, size)).square().sum().backward()
+    optimizer.step()
+    changed = moved(before, module)
+    heads = {id(each) for each in head_parameters(module)}
+    own = {name for name, each in module.named_parameters() if id(each) in heads}
+    assert changed & own
+    if strategy == "head_only":
+        assert changed <= own
+    else:
+        blocks = body_blocks(module)
+        still = {id(tensor) for block in blocks[: len(blocks) // 2] for tensor in block.state_dict(keep_vars=True).values()}
+        assert still
+        assert not [name for name, tensor in module.state_dict(keep_vars=True).items() if name in changed and id(tensor) in still]
