@@ -36,12 +36,12 @@ YEAR: Final = 52
 
 @dataclass(frozen=True)
 class Counts:
-    """Errors and cases per true class: of the baseline [R, K], of the batches [R, T, K]."""
+    """Errors and cases per true class: of the baseline [R, K], of the batches [R, T, K], these in halves at the finest."""
 
     baseline_errors: Integers
     baseline_cases: Integers
-    errors: Integers
-    cases: Integers
+    errors: Integers | Floats
+    cases: Integers | Floats
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ def bayes_factors(counts: Counts) -> Floats:
     and classes are the leading axes here, where sums over them are fastest.
     """
     streams = _ByClass(counts)
-    a, b = np.rint(2 * np.moveaxis(priors_of(counts), 0, -1)).astype(np.int64).swapaxes(0, 1)[..., None]
+    a, b = _doubled(np.moveaxis(priors_of(counts), 0, -1)).swapaxes(0, 1)[..., None]
     prior, batches, classes = _log_beta2(a, b), counts.errors.shape[1], counts.errors.shape[2]
     total, cap = np.zeros(counts.errors.shape[:2]), LINEAR_CAP / classes
     for length in (length for length in WINDOWS if length <= batches):
         window = streams.window(length)
         on_baseline, on_all = streams.nulls(window, length)
-        factors = _log_beta2(a + 2 * window[0], b + 2 * (window[1] - window[0])) - prior - on_baseline
+        factors = _log_beta2(a + window[0], b + window[1] - window[0]) - prior - on_baseline
         np.exp(np.minimum(factors, cap, out=factors), out=factors)
         found = _sum_of_streams(factors, streams.not_worse(window, length, earlier=False))
         np.multiply(factors, np.exp(np.clip(on_baseline - on_all, -LINEAR_CAP, cap)), out=factors)
@@ -92,11 +92,11 @@ def _sum_of_streams(factors: Floats, not_worse: NDArray[np.bool_]) -> Floats:
 
 
 class _ByClass:
-    """The counts as [K, R, T + 1] running sums, and what the windows of them are compared with."""
+    """The counts as [K, R, T + 1] running sums, and what the windows of them are compared with. All numbers are doubled."""
 
     def __init__(self, counts: Counts) -> None:
-        self.errors, self.cases = (np.moveaxis(_running(part), -1, 0).copy() for part in (counts.errors, counts.cases))
-        self.baseline = counts.baseline_errors.T[:, :, None], counts.baseline_cases.T[:, :, None]
+        self.errors, self.cases = (np.moveaxis(_doubled(_running(part)), -1, 0).copy() for part in (counts.errors, counts.cases))
+        self.baseline = 2 * counts.baseline_errors.T[:, :, None], 2 * counts.baseline_cases.T[:, :, None]
         self.log = self._predictive(self.errors, self.cases)
 
     def window(self, length: int) -> Pair:
@@ -117,7 +117,7 @@ class _ByClass:
     def _predictive(self, errors: Integers, cases: Integers) -> Floats:
         """Log beta of the baseline's Jeffreys posterior with these errors and cases added."""
         base_errors, base_cases = self.baseline
-        return _log_beta2(2 * (base_errors + errors) + 1, 2 * (base_cases - base_errors + cases - errors) + 1)
+        return _log_beta2(base_errors + errors + 1, base_cases - base_errors + cases - errors + 1)
 
 
 def log_bayes_factor(window: Pair, reference: Pair, priors: Floats) -> Floats:
@@ -195,7 +195,12 @@ def _upper_limit(errors: Integers, cases: Integers, risk: float) -> Floats:
     return limit
 
 
-def _running(counts: Integers) -> Integers:
+def _doubled(halves: Integers | Floats) -> Integers:
+    found: Integers = np.rint(2 * halves).astype(np.int64)
+    return found
+
+
+def _running(counts: Integers | Floats) -> Integers | Floats:
     """[R, T + 1, K] sums of the first 0 … T batches."""
     return np.concatenate([np.zeros_like(counts[:, :1]), np.cumsum(counts, 1)], 1)
 
@@ -216,7 +221,7 @@ def _log_beta2(a: Integers, b: Integers) -> Floats:
 
 
 def _log_beta(a: Floats, b: Floats) -> Floats:
-    return _log_beta2(np.rint(2 * a).astype(np.int64), np.rint(2 * b).astype(np.int64))
+    return _log_beta2(_doubled(a), _doubled(b))
 
 
 def _log_mean(logs: Floats, axes: int | tuple[int, ...], size: int) -> Floats:

@@ -1,0 +1,106 @@
+"""The deployed detector on many streams: thresholds from the observed test set alone, alarms as the service raises them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from detector_bench.worlds import FALLS, FOLLOWED, STABLE, YEAR, World, path, per_class, streams, test_sets
+
+from services.evaluation.calibration import calibrate
+from services.evaluation.detector import Counts, Thresholds, statistics
+from services.evaluation.fall import locate
+from services.evaluation.verdict import Episode, episodes
+
+BUDGET = 0.05
+CHUNK = 40
+LATER = 8
+"""Batches after an alarm at which its evidence is looked at again."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with the test set it was registered with [K, K], and the thresholds made from it."""
+
+    confusion: np.ndarray
+    thresholds: Thresholds
+    size: int
+
+
+def models(world: World, size: int, sets: int, generator) -> list[Model]:
+    """Fresh test sets, each calibrated by itself as at registration."""
+    found = []
+    for number, confusion in enumerate(test_sets(world, sets, generator)):
+        errors, cases = per_class(confusion)
+        found.append(Model(confusion, calibrate(errors, cases, size, BUDGET, number), size))
+    return found
+
+
+def counts(model: Model, confusion: np.ndarray) -> Counts:
+    """[R] streams of one model."""
+    errors, cases = per_class(confusion)
+    base = [np.broadcast_to(part, (len(errors), len(part))) for part in per_class(model.confusion)]
+    return Counts(base[0], base[1], errors, cases)
+
+
+def alarms(model: Model, material: Counts) -> list[tuple[Episode, ...]]:
+    """The alarms of each stream. Only where a statistic crosses its threshold is there anything to judge."""
+    found: list[tuple[Episode, ...]] = []
+    for start in range(0, len(material.errors), CHUNK):
+        part = one(material, slice(start, start + CHUNK))
+        value = statistics(part, model.size)
+        crossed = ((value[..., 0] >= model.thresholds.a) | (value[..., 1] >= model.thresholds.b)).any(1)
+        for line, any_crossed in enumerate(crossed):
+            stream = one(part, slice(line, line + 1))
+            found.append(episodes(stream, model.thresholds, model.size).found if any_crossed else ())
+    return found
+
+
+def one(material: Counts, lines: slice) -> Counts:
+    """Some of the streams."""
+    return Counts(material.baseline_errors[lines], material.baseline_cases[lines], material.errors[lines], material.cases[lines])
+
+
+def false_alarms(world: World, fleet: list[Model], replicates: int, years: int, generator) -> dict:
+    """Per model: in how many of `replicates` stable streams each year has an alarm, and how many alarms there are a year."""
+    hits, total = [], 0
+    for model in fleet:
+        stable = streams([world] * (years * YEAR), model.size, replicates, generator)
+        found = alarms(model, counts(model, stable))
+        hits.append([sum(any(_year(episode) == year for episode in stream) for stream in found) for year in range(years)])
+        total += sum(len(stream) for stream in found)
+    return {"hits": hits, "replicates": replicates, "alarms": total, "stream_years": len(fleet) * replicates * years}
+
+
+def _year(episode: Episode) -> int:
+    return (episode.alarm - 1) // YEAR
+
+
+def delays(world: World, fleet: list[Model], name: str, replicates: int, generator, start: int = STABLE) -> dict:
+    """Batches from the first changed one to the alarm, FOLLOWED + 1 where there is none; streams with an earlier alarm are out.
+
+    With each alarm of an abrupt fall: whether the 95 % intervals of the fall and of its start hold the truth, at the alarm and
+    `LATER` batches on.
+    """
+    fall, found, covered = FALLS[name], [], []
+    for model in fleet:
+        changed = counts(model, streams(path(world, fall, start + FOLLOWED, start), model.size, replicates, generator))
+        for line, history in enumerate(alarms(model, changed)):
+            if any(episode.alarm <= start for episode in history):
+                continue
+            alarm = history[0].alarm if history else None
+            found.append(alarm - start if alarm else FOLLOWED + 1)
+            if alarm and fall.jump and alarm - start <= YEAR:
+                covered.append(_coverage(world, one(changed, slice(line, line + 1)), fall, start, alarm))
+    return {"delays": found, "covered": np.sum(covered, 0).tolist() if covered else [0] * 6, "alarms": len(covered)}
+
+
+def _coverage(world: World, stream: Counts, fall, start: int, alarm: int) -> list[int]:
+    """[class right, drop in its interval, start in its interval] at the alarm, then later; 0 or 1 each."""
+    classes = [str(label) for label in range(stream.errors.shape[-1])]
+    found = []
+    for end in (alarm, alarm + LATER):
+        seen = Counts(stream.baseline_errors, stream.baseline_cases, stream.errors[:, :end], stream.cases[:, :end])
+        told = locate(seen, classes, np.random.default_rng(end))
+        right = fall.everywhere or int(told.label) == world.weak
+        drop = fall.jump if right else 0.0
+        found += [int(right), int(told.low <= drop <= told.high), int(told.start_low <= start + 1 <= told.start_high)]
+    return found
