@@ -131,6 +131,25 @@ class Association:
         """Whether nothing has begun that is not finished: no PDU, no message."""
         return self._reader.is_between_pdus and self._request is None and not self._in_command
 
+    @property
+    def data_ahead(self) -> int:
+        """So many bytes come next that are nothing but data set of the C-STORE under way: `receive` them, or `take` them."""
+        if self._request is None or self._dataset is not None or self.is_closed:
+            return 0
+        context_id, is_command, _, left = self._reader.pdv
+        return 0 if is_command or context_id != self._context_id else left
+
+    def take(self, count: int) -> StoreEnded | None:
+        """`count` bytes of those ahead, at least one, were received and written without passing through here."""
+        request = self._request
+        assert request is not None
+        self._reader.skip(count)
+        *_, is_last, left = self._reader.pdv
+        if left or not is_last:
+            return None
+        self._request = None
+        return StoreEnded(request)
+
     def receive(self, data: memoryview) -> Iterator[Action]:
         """Actions that these bytes call for, to be carried out one by one and all before the next call; never raises."""
         try:

@@ -26,8 +26,11 @@ class Connection(Protocol):
     def set_timeout(self, seconds: float) -> None:
         """How long one `receive` or `send` may wait."""
 
-    def receive(self, buffer: memoryview) -> int:
-        """Bytes received, 0 when the peer has gone; raises OSError, TimeoutError when nothing came in time."""
+    def receive(self, buffer: memoryview, *, whole: bool = False) -> int:
+        """Bytes received, 0 when the peer has gone; raises OSError, TimeoutError when nothing came in time.
+
+        `whole` asks for a full buffer; fewer bytes may come all the same, and do when time is up or the peer has gone.
+        """
 
     def send(self, data: bytes) -> None:
         """Send everything; raises OSError."""
@@ -57,22 +60,25 @@ class PlainConnection:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
-    def receive(self, buffer: memoryview) -> int:
-        """See `Connection`; acknowledges at once, because a peer with Nagle's algorithm waits for it (RFC 1122 §4.2.3.2)."""
+    def receive(self, buffer: memoryview, *, whole: bool = False) -> int:
+        """See `Connection`."""
         try:
-            count = self._socket.recv_into(buffer)
+            return self._socket.recv_into(buffer, 0, socket.MSG_WAITALL if whole else 0)
         except BlockingIOError:
             raise TimeoutError from None
-        if _QUICKACK is not None:
-            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)  # not sticky
-        return count
 
     def send(self, data: bytes) -> None:
-        """See `Connection`."""
+        """See `Connection`.
+
+        After it the kernel delays acknowledgements, for which a peer with Nagle's algorithm holds back its last segment:
+        40 ms an object (RFC 1122 §4.2.3.2), unless it is told not to.
+        """
         try:
             self._socket.sendall(data)
         except BlockingIOError:
             raise TimeoutError from None
+        if _QUICKACK is not None:
+            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def interrupt(self) -> None:
         """See `Connection`."""
@@ -112,6 +118,10 @@ class TlsConnection(PlainConnection):
     def set_timeout(self, seconds: float) -> None:
         """See `Connection`. OpenSSL does not pass the kernel's time limit on: Python keeps the time."""
         self._tls.settimeout(seconds)
+
+    def receive(self, buffer: memoryview, *, whole: bool = False) -> int:  # noqa: ARG002 - OpenSSL cannot wait for more
+        """See `Connection`: one record of TLS at most, whatever is asked for."""
+        return self._socket.recv_into(buffer)
 
     def interrupt(self) -> None:
         """See `Connection`. The TCP connection's, not TLS's: that one belongs to another thread."""

@@ -40,7 +40,7 @@ _PDU_HEADER: Final = struct.Struct(">BxL")
 _PDV_HEADER: Final = struct.Struct(">LBB")
 _P_DATA: Final = struct.Struct(">BxLLBB")
 _HEADER_BYTES: Final = 6
-_TYPES: Final = frozenset(int(kind) for kind in PduType)
+_TYPES: Final = {int(kind): kind for kind in PduType}
 _SHORT_BYTES: Final = 4
 
 
@@ -90,6 +90,16 @@ class PduReader:
         """Whether nothing of a PDU has arrived that is not whole yet."""
         return not (self._header or self._pdu_left or self._control is not None)
 
+    @property
+    def pdv(self) -> tuple[int, bool, bool, int]:
+        """Context, whether it is of a command, whether it is the last of its kind, and the bytes to come: of the PDV under way."""
+        return (*self._pdv, self._pdv_left)
+
+    def skip(self, count: int) -> None:
+        """So many bytes of the PDV under way, at most all that are to come, were taken past this reader."""
+        self._pdv_left -= count
+        self._pdu_left -= count
+
     def feed(self, data: memoryview) -> Iterable[Item]:
         """Items that these bytes complete or carry on, in order, as they are asked for; raises ProtocolError."""
         position, end = 0, len(data)
@@ -134,10 +144,11 @@ class PduReader:
         return Control(self._type, body)
 
     def _begin_pdu(self, number: int, length: int) -> None:
-        if number not in _TYPES:
+        kind = _TYPES.get(number)
+        if kind is None:
             raise ProtocolError(AbortReason.UNRECOGNIZED_PDU, "something that is no PDU")
-        self._type = PduType(number)
-        if self._type not in self.expected:
+        self._type = kind
+        if kind not in self.expected:
             raise ProtocolError(AbortReason.UNEXPECTED_PDU, f"an unexpected {self._type.name} PDU")
         if self._type is PduType.P_DATA:
             if length < _HEADER_BYTES or (self._max_pdu and length > self._max_pdu):

@@ -33,8 +33,13 @@ from services.runtime.transaction import current_traceparent
 
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("reclaim.dicom")
-BUFFER_BYTES: Final = 128 * 1024
-"""Fits the second-level cache; larger buffers cost several times the kernel time (docs/decisions/0008)."""
+BUFFER_BYTES: Final = 132 * 1024
+"""One PDU of DCMTK's greatest length with what comes before it. Fits the second-level cache; larger buffers cost several
+times the kernel time (docs/decisions/0010)."""
+LEAST_ROOM: Final = 1 << 16
+"""What is received is written before less of the buffer than this is left."""
+WHOLE_FROM: Final = 1 << 15
+"""From so many bytes of a data set on, the kernel collects them: the thread is woken once instead of for each segment."""
 PACE_BYTES: Final = 1 << 16
 """A message under way must bring so much in every network timeout: a peer that drips is as dead as a silent one."""
 
@@ -69,6 +74,10 @@ class Session:
         self._ending = False
         self._has_spoken = False
         self._window_began, self._window_bytes = 0.0, 0
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._filled = 0
+        self._pieces: list[memoryview] = []
+        self._data_bytes = 0
         self._tally = Tally()
         self._outcome = ""
 
@@ -101,46 +110,72 @@ class Session:
                 self._clean_up()
 
     def _serve(self) -> None:
-        buffer = memoryview(bytearray(BUFFER_BYTES))
         association, connection = self._association, self._connection
         while not association.is_closed:
             if not association.is_established:
                 connection.set_timeout(max(self._deadline - time.monotonic(), 0.001))
-            size = connection.receive(buffer)
-            if not size:
+            ahead = association.data_ahead
+            if not (self._receive_data(ahead) if ahead >= WHOLE_FROM else self._receive_any()):
                 if self._ending:
                     self._abort(self._outcome or "the listener stops")
                 else:
                     self._note_end("the peer closed the connection")
                 return
-            if self.is_idle:
-                self._window_began, self._window_bytes = time.monotonic(), 0
-            incoming, before = self._incoming, self._received
-            self._carry_out(association.receive(buffer[:size]))
-            self._keep_pace(self._received - before if incoming is not None and incoming is self._incoming else size)
+            if self._incoming is not None and self._incoming.is_endless:
+                self._abort("an object without end")
 
-    @property
-    def _received(self) -> int:
-        """Bytes of the object under way: what frames them does not count as progress."""
-        return self._incoming.received if self._incoming is not None else 0
+    def _receive_any(self) -> int:
+        """Receive once and have the state machine say what it means; returns the number of bytes, 0 at the end."""
+        size = self._connection.receive(self._room(LEAST_ROOM))
+        if self.is_idle:
+            self._window_began, self._window_bytes = time.monotonic(), 0
+        incoming, before, start = self._incoming, self._data_bytes, self._filled
+        self._filled += size
+        self._carry_out(self._association.receive(self._buffer[start : self._filled]))
+        if not self._pieces:
+            self._filled = 0
+        if size:  # of an object under way nothing but its own bytes counts as progress
+            self._keep_pace(self._data_bytes - before if incoming is not None and incoming is self._incoming else size)
+        return size
+
+    def _receive_data(self, ahead: int) -> int:
+        """The same for bytes that are nothing but data set, past the state machine."""
+        room = self._room(min(ahead, LEAST_ROOM))
+        size = self._connection.receive(room[:ahead], whole=True)
+        if size:
+            self._filled += size
+            self._keep(room[:size])
+            ended = self._association.take(size)
+            if ended is not None:
+                self._perform(ended)
+                self._filled = 0
+            self._keep_pace(size)
+        return size
+
+    def _room(self, least: int) -> memoryview:
+        """The unused part of the buffer; all of it where less than `least` would be left."""
+        if BUFFER_BYTES - self._filled < least:
+            self._flush()
+        return self._buffer[self._filled :]
+
+    def _keep(self, piece: memoryview) -> None:
+        """Remember a part of the data set; it is written before its place in the buffer is used again."""
+        self._pieces.append(piece)
+        self._data_bytes += len(piece)
 
     def _carry_out(self, actions: Iterator[Action]) -> None:
-        """Do everything that one piece of input asks for; data that came with it is written before the buffer is used again."""
-        pieces: list[memoryview] = []
+        """Do everything that one piece of input asks for."""
         for action in actions:
             if isinstance(action, memoryview):
-                pieces.append(action)
+                self._keep(action)
             else:
-                self._write(pieces)
                 self._perform(action)
-        self._write(pieces)
-        if self._incoming is not None and self._incoming.is_endless:
-            self._abort("an object without end")
 
-    def _write(self, pieces: list[memoryview]) -> None:
-        if pieces and self._incoming is not None:
-            self._incoming.write(pieces)
-            pieces.clear()
+    def _flush(self) -> None:
+        if self._incoming is not None:
+            self._incoming.write(self._pieces)
+        self._pieces.clear()
+        self._filled = 0
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -160,6 +195,8 @@ class Session:
     def _finish_store(self, request: Request) -> None:
         incoming = self._incoming
         assert incoming is not None
+        incoming.write(self._pieces)
+        self._pieces.clear()
         began = time.perf_counter()
         answer = incoming.conclude()
         self._connection.send(self._association.store_response(request, answer))

@@ -93,7 +93,9 @@ class IndexWriter:
             self._wake.wait()
             self._collect()
             self._wake.clear()
-            written = self._empty_queue()
+            written = self._write_next()
+            if self._queue:
+                self._wake.set()
             if self._stopping and (not self._queue or not written):
                 return
 
@@ -103,14 +105,14 @@ class IndexWriter:
             seen = len(self._queue)
             time.sleep(PAUSE_S)
 
-    def _empty_queue(self) -> bool:
-        """Write batches until the queue is empty; false when it had to give up because everything ends."""
+    def _write_next(self) -> bool:
+        """Write the rows that wait, up to so many at once; false when it had to give up because everything ends."""
+        batch = [self._queue[number] for number in range(min(MOST_AT_ONCE, len(self._queue)))]
         retry_s = SHORTEST_RETRY_S
-        while self._queue:
-            batch = [self._queue[number] for number in range(min(MOST_AT_ONCE, len(self._queue)))]
+        while batch:
             try:
                 self._write(batch)
-                retry_s = SHORTEST_RETRY_S
+                break
             except (Transient, DBAPIError, MemoryError, OSError) as error:
                 logger.warning(
                     "ASM-311 %d rows wait for the index (%s): is the database up, and has it space?", len(self._queue), _name(error)
@@ -119,11 +121,10 @@ class IndexWriter:
                     return False
                 time.sleep(retry_s)
                 retry_s = min(2 * retry_s, LONGEST_RETRY_S)
-                continue
-            for _ in batch:
-                self._queue.popleft()
-            with self._drained:
-                self._drained.notify_all()
+        for _ in batch:
+            self._queue.popleft()
+        with self._drained:
+            self._drained.notify_all()
         return True
 
     def _write(self, batch: list[StoredFile]) -> None:
