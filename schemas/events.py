@@ -103,6 +103,56 @@ class MetricValue(Event):
     baseline: float | None = None
 
 
+class SubgroupResult(Event):
+    """One group of cases (a site, a scanner, an age band …) beside the other cases of the same batches, one case per patient.
+
+    `worse` keeps a risk a year over all groups and evaluations; a group that is not worse and has `more_cases` is too small
+    to say so of it. Recalls are of `label`, or of all classes where that is empty, from `since_batch` on.
+    """
+
+    facet: str = Field(description="Site, Manufacturer, PatientSex, AgeBand …")
+    group: str = Field(description="Value of the facet")
+    cases: int = Field(ge=0)
+    worse: bool = Field(description="Worse than the others, beyond chance")
+    suspected: bool = Field(description="Some group of this facet is worse, be it unknown which")
+    label: str = Field(description="Class whose recall differs most, empty for all classes")
+    recall: float | None = None
+    recall_low: float | None = None
+    recall_high: float | None = None
+    recall_others: float | None = None
+    recall_before: float | None = Field(
+        default=None, description="Of the group before; None where it was worse from its first batch"
+    )
+    since: AwareDatetime | None = Field(default=None, description="Median acquisition time of that batch")
+    since_batch: int = Field(ge=1)
+    since_batch_low: int = Field(ge=1, description="Lower 95 % limit")
+    since_batch_high: int = Field(ge=1, description="Upper 95 % limit")
+    log_evidence: float = Field(description="Log of the group's e-process")
+    threshold: float = Field(description="Log evidence at which it alone, beside groups without any, is worse")
+    more_cases: int | None = Field(
+        default=None, description="Cases of the group still lacking before a fall of 20 points would show; None where none lack"
+    )
+
+
+class RuleResult(Event):
+    """What a classical rule says of the stream, for those who must report it. It orders nothing."""
+
+    rule: str = Field(description="reclaim (5 % relative) or cusum (AIM-CU style)")
+    alarmed: bool
+    metric: str = Field(description="Metric that is furthest beyond its limit, or nearest to it")
+    statistic: float = Field(description="reclaim: relative change; cusum: the chart's value")
+    limit: float
+
+
+class ConfusionMatrix(Event):
+    """Cases by truth (row) and prediction (column), and 95 % limits of each cell's share of its row, clustered by patient."""
+
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    low: tuple[tuple[float | None, ...], ...] = Field(description="None in the row of a class without cases")
+    high: tuple[tuple[float | None, ...], ...]
+
+
 class EvaluationCompleted(Event):
     """The statistics of a batch and of the run of batches so far, against the baseline."""
 
@@ -122,6 +172,9 @@ class EvaluationCompleted(Event):
     reclaim_rule: bool = Field(description="What the published 5 % rule says, for those who must report it")
     summary: str = Field(description="Two sentences a radiologist understands")
     evaluated_at: AwareDatetime
+    subgroups: tuple[SubgroupResult, ...] = Field(default=(), description="All groups that can be compared, worse ones first")
+    rules: tuple[RuleResult, ...] = Field(default=(), description="Classical rules beside the detector")
+    confusion: ConfusionMatrix | None = Field(default=None, description="Of the batch; None where it has no cases")
 
 
 class OrderDecision(Event):

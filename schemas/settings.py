@@ -188,6 +188,12 @@ class EvaluationSettings(Group):
 
     false_alarms_per_year: float = Field(0.05, gt=0, lt=1)
     bootstrap_draws: int = Field(1000, ge=100)
+    subgroup_false_alarms_per_year: float = Field(
+        0.05, gt=0, lt=1, description="Chance a year that any group is called worse than the others while none is"
+    )
+    cusum_run_length: float = Field(
+        1040.0, gt=10, description="Batches between false alarms of one class's CUSUM chart, which is reported and orders nothing"
+    )
     seed: int = 0
 
 

@@ -297,6 +297,15 @@ class Evaluation(SQLModel, table=True):
 class DetectorCalibration(SQLModel, table=True):
     """Alarm thresholds of a version, kept because they cost seconds to simulate; the fingerprint names what they hold for."""
 
+    subgroups: list[dict[str, Any]] = Field(
+        default_factory=list, sa_column=Column(Json, nullable=False), description="schemas.events.SubgroupResult"
+    )
+    rules: list[dict[str, Any]] = Field(
+        default_factory=list, sa_column=Column(Json, nullable=False), description="schemas.events.RuleResult"
+    )
+    confusion: dict[str, Any] | None = Field(
+        default=None, sa_column=Column(Json, nullable=True), description="schemas.events.ConfusionMatrix"
+    )
     __tablename__ = "detector_calibration"
     model: str = Field(primary_key=True, max_length=64)
     version: int = Field(primary_key=True)

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from schemas.events import MetricValue
+from schemas.events import ConfusionMatrix, MetricValue, RuleResult, SubgroupResult
 from schemas.vocabulary import Diagnosis, Status
 from services.evaluation.cases import Cases, LabelledRow, foreign
+from services.evaluation.cusum import chart
 from services.evaluation.detector import Thresholds
 from services.evaluation.diagnosis import Cause, Findings, diagnose, feed_doubt, mix_shift, root_cause
-from services.evaluation.metrics import MetricSet, measure
-from services.evaluation.reclaim_rule import RuleVerdict, apply_rule
+from services.evaluation.metrics import MetricSet, confusion, measure
+from services.evaluation.reclaim_rule import LIMIT, RuleVerdict, apply_rule
 from services.evaluation.stream import StreamCase, count, one_per_patient
+from services.evaluation.subgroups import judge
 from services.evaluation.summary import Seen, summarise
 from services.evaluation.verdict import Assessment, Fall, assess
 
@@ -37,6 +39,8 @@ class Material:
     draws: int
     seed: int
     taught: frozenset[str] = frozenset()
+    subgroup_risk: float = 0.05
+    run_length: float = 1040.0
 
     @property
     def evidence(self) -> list[StreamCase]:
@@ -56,6 +60,9 @@ class Outcome:
     evidence: Evidence
     reclaim_rule: bool
     summary: str
+    subgroups: tuple[SubgroupResult, ...]
+    rules: tuple[RuleResult, ...]
+    confusion: ConfusionMatrix | None
 
 
 def evaluate(material: Material) -> Outcome:
@@ -70,6 +77,7 @@ def evaluate(material: Material) -> Outcome:
     assessment = _assess(material, independent) if baseline.count else None
     cause = _explain(material, independent, assessment, rule)
     since = _since(material.stream, assessment)
+    subgroups = judge(independent, material.classes, material.subgroup_risk)
     line = root_cause(cause, assessment.fall if assessment else None, since)
     return Outcome(
         status=assessment.status if assessment else Status.UNDECIDED,
@@ -79,8 +87,28 @@ def evaluate(material: Material) -> Outcome:
         metrics=_values(metrics, before),
         evidence=_evidence(material, independent, assessment, since, cause, line, rule),
         reclaim_rule=rule.declined,
-        summary=summarise(material.model, _seen(material, evidence, assessment), assessment, cause, line, since),
+        summary=summarise(material.model, _seen(material, evidence, assessment), assessment, cause, line, since, subgroups),
+        subgroups=subgroups,
+        rules=(reclaim_result(rule), *cusum_results(material, independent)),
+        confusion=confusion(measured),
     )
+
+
+def reclaim_result(rule: RuleVerdict) -> RuleResult:
+    """The 5 % rule of one batch."""
+    return RuleResult(rule="reclaim", alarmed=rule.declined, metric=rule.metric, statistic=rule.change, limit=LIMIT)
+
+
+def cusum_results(material: Material, independent: Sequence[StreamCase]) -> tuple[RuleResult, ...]:
+    """The chart of the class that is highest after the last batch; none without a baseline."""
+    last = max((case.batch for case in independent), default=0)
+    if not material.baseline or not last:
+        return ()
+    found = chart(count(one_per_patient(material.baseline), independent, material.classes, last), material.run_length)
+    now = found.values[-1]
+    label, value = int(now.argmax()), float(now.max())
+    name = f"recall:{material.classes[label]}"
+    return (RuleResult(rule="cusum", alarmed=value > found.limit, metric=name, statistic=value, limit=found.limit),)
 
 
 def _seen(material: Material, evidence: Sequence[StreamCase], assessment: Assessment | None) -> Seen:

@@ -90,6 +90,8 @@ class Evaluate(BatchConsumer[Prepared]):
             draws=self.settings.bootstrap_draws,
             seed=self.settings.seed,
             taught=taught,
+            subgroup_risk=self.settings.subgroup_false_alarms_per_year,
+            run_length=self.settings.cusum_run_length,
         )
         return Finished(found, task, data.corrected, evaluate(material), mark, thresholds)
 
@@ -134,8 +136,18 @@ def store(tx: Transaction, event: Received[Any], finished: Finished) -> None:
         "evaluated_at": tx.clock.now(),
     }
     tx.insert_new(DetectorCalibration, [_calibration(tx, finished)], returning="model")
-    tx.session.add(Evaluation(**shared, metrics=[metric.model_dump() for metric in outcome.metrics]))
-    data = EvaluationCompleted(**shared, task=finished.task, metrics=outcome.metrics)
+    parts: dict[str, Any] = {
+        name: [each.model_dump(mode="json") for each in getattr(outcome, name)] for name in ("metrics", "subgroups", "rules")
+    }
+    matrix = outcome.confusion
+    tx.session.add(Evaluation(**shared, **parts, confusion=matrix.model_dump(mode="json") if matrix else None))
+    found: dict[str, Any] = {
+        "metrics": outcome.metrics,
+        "subgroups": outcome.subgroups,
+        "rules": outcome.rules,
+        "confusion": matrix,
+    }
+    data = EvaluationCompleted(**shared, **found, task=finished.task)
     tx.emit(EVALUATION_COMPLETED, data, event_id=identity, cause=event)
     detail = {
         "status": outcome.status,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from schemas.events import ConfusionMatrix
 from services.evaluation.cases import Cases, Floats
 from services.evaluation.influence import Estimate, Ranked, area, average_precision, mean_of, people, ratio, undefined
 from services.evaluation.intervals import LEVEL, Interval
@@ -77,6 +78,25 @@ def measure(cases: Cases, *, draws: int = 1000, seed: int = 0) -> MetricSet:
         found[name] = _measured(estimate, cases)
     found["ece"] = _told(calibration_error(cases, draws, seed), cases.count)
     return MetricSet({name: found[name] for name in names(cases.classes)})
+
+
+def confusion(cases: Cases) -> ConfusionMatrix | None:
+    """Counts with limits of each cell's share of its row; None without cases."""
+    if cases.count == 0:
+        return None
+    k = len(cases.classes)
+    rows = [[_cell(cases, truth, said) for said in range(k)] for truth in range(k)]
+    return ConfusionMatrix(
+        classes=cases.classes,
+        counts=tuple(tuple(int(count) for count in row) for row in cases.confusion()),
+        low=tuple(tuple(cell.low for cell in row) for row in rows),
+        high=tuple(tuple(cell.high for cell in row) for row in rows),
+    )
+
+
+def _cell(cases: Cases, truth: int, said: int) -> Interval:
+    own = cases.truth == truth
+    return ratio((own & (cases.predicted == said)).astype(float), own.astype(float), cases.patients).interval(cases.patients)
 
 
 def _measured(estimate: Estimate, cases: Cases) -> Measured:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from sqlmodel import Session, col, func, select
 
-from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, RegisteredModel, TrainingPatient
+from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, RegisteredModel, Study, TrainingPatient
 from services.evaluation.detector import Thresholds
 from services.evaluation.stream import StreamCase
+from services.evaluation.subgroups import with_site
 
 _NEWEST_FIRST = (col(Evaluation.stream_cases).desc(), col(Evaluation.evaluated_at).desc(), col(Evaluation.evaluation_id))
 """Of one version the evaluation of the longest stream is the newest, whenever it was made."""
@@ -50,12 +51,14 @@ def stream(session: Session, model: str, version: int, up_to: int) -> list[Strea
     """All batched cases of a version, batches 1 to `up_to` in order, within a batch by acquisition."""
     columns = (Case.patient_key, Case.truth, Case.predicted, Case.probabilities)
     query = (
-        select(Batch.number, *columns, Case.acquired_at, Case.facets, Case.findings)  # type: ignore[call-overload]
+        select(Batch.number, *columns, Case.acquired_at, Case.facets, Case.findings, Study.calling_ae)  # type: ignore[call-overload]
         .join(Case, col(Case.batch_id) == col(Batch.batch_id))
+        .join(Study, col(Study.study_key) == col(Case.study_key), isouter=True)
         .where(Batch.model == model, Batch.version == version, Batch.number <= up_to)
         .order_by(col(Batch.number), col(Case.acquired_at), col(Case.study_key))
     )
-    return [StreamCase(*row) for row in session.execute(query)]
+    rows = session.execute(query)
+    return [StreamCase._make((*known, with_site(facets, title), findings)) for (*known, facets, findings, title) in rows]
 
 
 def taught(session: Session, model: str) -> frozenset[str]:

@@ -1,12 +1,14 @@
 """What an evaluation says, in two sentences a radiologist understands."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from schemas.events import SubgroupResult
 from schemas.vocabulary import Diagnosis, Status
 from services.evaluation.diagnosis import Cause
 from services.evaluation.verdict import Assessment, Fall
-from services.runtime.words import likely
+from services.runtime.words import group, likely
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,38 @@ class Seen:
 
 
 def summarise(
-    model: str, seen: Seen, assessment: Assessment | None, cause: Cause, root_cause: str, since: datetime | None = None
+    model: str,
+    seen: Seen,
+    assessment: Assessment | None,
+    cause: Cause,
+    root_cause: str,
+    since: datetime | None = None,
+    subgroups: Sequence[SubgroupResult] = (),
 ) -> str:
-    """Two sentences: what was seen, then what it means or what is still missing. A fall is dated by `since`."""
+    """Two sentences: what was seen, then what it means or what is still missing. A fall is dated by `since`.
+
+    Where nothing has fallen as a whole, a group that is worse than the others takes the second sentence.
+    """
+    worst = next((each for each in subgroups if each.worse), None)
     if assessment is None:
         return f"{model} has no labelled reference cases to be compared with. {seen} were measured but not judged."
     if assessment.status is Status.UNDECIDED:
-        return f"No decline of {model} shows, but {seen} are too few to rule one out. {_undecided(assessment)}"
+        first = f"No decline of {model} shows, but {seen} are too few to rule one out."
+        return f"{first} {_subgroup(worst) if worst else _undecided(assessment)}"
     if assessment.fall is None:
         own = f", the first {assessment.own_baseline} of them being reference cases too" if assessment.own_baseline else ""
-        return f"{model} performs as on its reference cases: {seen} show no decline{own}. {_limits(assessment, cause)}"
+        second = _subgroup(worst) if worst else _limits(assessment, cause)
+        return f"{model} performs as on its reference cases: {seen} show no decline{own}. {second}"
     told = _fall(model, assessment.fall, certain=assessment.status is Status.DEGRADED)
     began = f"; it began about {since.day} {since:%B %Y}" if since else ""
     return f"{told} {likely(cause.kind, {'root_cause': root_cause})}{began}."
+
+
+def _subgroup(found: SubgroupResult) -> str:
+    what = f"of 100 patients {group(found.facet, found.group)}" + (f" and with {found.label}" if found.label else "")
+    here, there = (round(100 * (share or 0.0)) for share in (found.recall, found.recall_others))
+    began = f" since about {found.since.day} {found.since:%B %Y}" if found.since and found.recall_before is not None else ""
+    return f"But{began} {what} it reads {here} rightly, of the others {there}."
 
 
 def _fall(model: str, fall: Fall, *, certain: bool) -> str:

@@ -44,6 +44,18 @@ DONE: Final[dict[Remedy, str]] = {
     Remedy.FULL: "fine-tuning of the whole network",
 }
 """A remedy as what has been done."""
+_GROUPS: Final[dict[str, str]] = {
+    "Site": "sent by {}",
+    "Manufacturer": "scanned on a {}",
+    "ManufacturerModelName": "scanned on a {}",
+    "StationName": "scanned at {}",
+    "BodyPartExamined": "with images of {}",
+    "ViewPosition": "with view {}",
+    "ScanningSequence": "with sequence {}",
+    "ConvolutionKernel": "with kernel {}",
+    "AgeBand": "aged {}",
+}
+_SEXES: Final[dict[str, str]] = {"F": "who are female", "M": "who are male", "O": "of other sex"}
 _ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error"}
 _KEYWORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -53,6 +65,11 @@ def metric(name: str) -> str:
     kind, _, owner = name.partition(":")
     words = METRICS.get(kind) or " ".join(_ACRONYMS.get(word, word) for word in kind.split("_"))
     return f"{_ACRONYMS.get(kind, kind.replace('_', ' '))} of {owner}" if owner else words
+
+
+def group(facet: str, value: str) -> str:
+    """`StationName`, `CT2` to `scanned at CT2`: what follows "patients"."""
+    return _SEXES.get(value, value) if facet == "PatientSex" else _GROUPS.get(facet, f"with {facet} {{}}").format(value)
 
 
 def date(text: str) -> str:

@@ -248,6 +248,9 @@ def upgrade() -> None:
         sa.CheckConstraint("status IN ('healthy', 'watch', 'degraded', 'undecided')", name=op.f("ck_evaluation_status")),
         sa.PrimaryKeyConstraint("evaluation_id", name=op.f("pk_evaluation")),
     )
+        sa.Column("subgroups", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("rules", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("confusion", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
     with op.batch_alter_table("evaluation", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_evaluation_batch_id"), ["batch_id"], unique=False)
         batch_op.create_index(
