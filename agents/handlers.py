@@ -13,9 +13,9 @@ from agents.proposals import Cause, reply_event_id
 from agents.runner import Past, Run, Runner
 from agents.settlement import Settlement, settle
 from agents.telemetry import under
+from schemas.agent_runs import AgentRun
 from schemas.events import AgentCommand, AgentReply, EvaluationCompleted, MaintenancePromotion
 from schemas.settings import Settings
-from schemas.tables import AgentRun
 from schemas.topics import AGENT_COMMAND, AGENT_REPLY, EVALUATION_COMPLETED, PROMOTION
 from services.runtime.consumer import Batch, BatchConsumer
 from services.runtime.messages import Received

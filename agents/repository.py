@@ -10,18 +10,8 @@ from sqlmodel import Session, col, func, select
 
 from agents.guardrails import Facts, Situation
 from agents.ladder import cases_for_another_round, next_rung
-from schemas.tables import (
-    AgentRun,
-    BaselineCase,
-    Case,
-    Evaluation,
-    Job,
-    ModelVersion,
-    Order,
-    RegisteredModel,
-    Report,
-    TrainingPatient,
-)
+from schemas.agent_runs import AgentRun
+from schemas.tables import BaselineCase, Case, Evaluation, Job, ModelVersion, Order, RegisteredModel, Report, TrainingPatient
 from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, Verdict, VersionState
 from services.remediation.plan import start_of_decline
 from services.runtime import registry

@@ -22,6 +22,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from listeners.chat.http import routes as chat_routes
+from listeners.chat.slack.routes import routes as slack_routes
+from listeners.chat.teams.routes import routes as teams_routes
 from listeners.dicomweb.http import install as install_dicomweb
 from listeners.labels.http import create_routes as label_routes
 from schemas.settings import HttpSettings
@@ -34,9 +36,10 @@ RouteFactory = Callable[[Context], Iterable[web.AbstractRouteDef]]
 API: Final = "/api/"
 GUARDED: Final = (API, "/dicomweb/")
 """What nobody reaches without the token."""
-ROUTE_FACTORIES: Final[tuple[RouteFactory, ...]] = (label_routes, chat_routes)
-"""All APIs. A factory returns routes below `/api/`; errors it raises as `web.HTTPException`, `InvalidInput` (422) or
-`Transient` (503) become JSON, and requests reach it only with the right token."""
+ROUTE_FACTORIES: Final[tuple[RouteFactory, ...]] = (label_routes, chat_routes, slack_routes, teams_routes)
+"""All APIs. A factory returns routes below `/api/`, which requests reach only with the right token, or below `/chat/`, where each
+request proves by itself whom it is from. Errors it raises as `web.HTTPException`, `InvalidInput` (422) or `Transient` (503)
+become JSON."""
 
 
 def build(context: Context) -> Service:

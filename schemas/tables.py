@@ -44,6 +44,9 @@ Json = JSON().with_variant(JSONB(), "postgresql")
 BigId = BigInteger().with_variant(Integer(), "sqlite")
 """64-bit identity that SQLite can still auto-increment."""
 
+KEYED: dict[str, Any] = {"sqlite_with_rowid": False}
+"""On SQLite the table lies in its primary key's tree, instead of beside it: a row is written once and not twice."""
+
 
 def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
     """Check constraint that holds `column` to the members of a vocabulary."""
@@ -120,6 +123,7 @@ class Inbox(SQLModel, table=True):
     """An event that a consumer has dealt with, by effect or by dead letter."""
 
     __tablename__ = "inbox"
+    __table_args__ = KEYED
     consumer: str = Field(primary_key=True, max_length=64)
     event_id: str = Field(primary_key=True, max_length=64)
     handled_at: datetime
@@ -214,6 +218,8 @@ class TrainingPatient(SQLModel, table=True):
 OPEN_CASE = text("state = 'joined' AND role = 'trigger' AND serving")
 """Joined cases that wait for a batch. Written without parameters: a partial index serves only a query with the same literals."""
 
+IN_BATCH = text("batch_id IS NOT NULL")
+
 
 class Case(SQLModel, table=True):
     """A prediction waiting for, or joined with, its label. `serving` is false for a challenger's shadow score."""
@@ -222,10 +228,10 @@ class Case(SQLModel, table=True):
     __table_args__ = (
         one_of("state", CaseState),
         one_of("role", CaseRole),
-        Index(None, "model", "version", "state", "role"),
-        Index(None, "batch_id"),
-        Index(None, "task", "study_key"),
-        Index(None, "patient_key"),
+        # None of them names a column that changes while a case waits, so that the join rewrites few pages.
+        Index(None, "model", "version", "role"),
+        Index(None, "batch_id", sqlite_where=IN_BATCH, postgresql_where=IN_BATCH),
+        Index(None, "patient_key", "role"),
         Index("ix_case_open", "model", "version", "joined_at", sqlite_where=OPEN_CASE, postgresql_where=OPEN_CASE),
     )
     study_key: str = Field(primary_key=True, max_length=32)
@@ -252,6 +258,7 @@ class GroundTruth(SQLModel, table=True):
     """The newest label of one source for one study and task. The most recently labelled source decides the truth."""
 
     __tablename__ = "ground_truth"
+    __table_args__ = KEYED
     study_key: str = Field(primary_key=True, max_length=32)
     task: str = Field(primary_key=True, max_length=64)
     source: str = Field(primary_key=True, max_length=64)
@@ -290,13 +297,6 @@ class Evaluation(SQLModel, table=True):
     metrics: list[dict[str, Any]] = Field(sa_column=Column(Json, nullable=False))
     evidence: dict[str, Any] = Field(sa_column=Column(Json, nullable=False))
     reclaim_rule: bool
-    summary: str = Field(max_length=1000)
-    evaluated_at: datetime
-
-
-class DetectorCalibration(SQLModel, table=True):
-    """Alarm thresholds of a version, kept because they cost seconds to simulate; the fingerprint names what they hold for."""
-
     subgroups: list[dict[str, Any]] = Field(
         default_factory=list, sa_column=Column(Json, nullable=False), description="schemas.events.SubgroupResult"
     )
@@ -306,6 +306,13 @@ class DetectorCalibration(SQLModel, table=True):
     confusion: dict[str, Any] | None = Field(
         default=None, sa_column=Column(Json, nullable=True), description="schemas.events.ConfusionMatrix"
     )
+    summary: str = Field(max_length=1000)
+    evaluated_at: datetime
+
+
+class DetectorCalibration(SQLModel, table=True):
+    """Alarm thresholds of a version, kept because they cost seconds to simulate; the fingerprint names what they hold for."""
+
     __tablename__ = "detector_calibration"
     model: str = Field(primary_key=True, max_length=64)
     version: int = Field(primary_key=True)
@@ -376,22 +383,6 @@ class Report(SQLModel, table=True):
     data: str = Field(max_length=255)
     order_id: str | None = Field(default=None, max_length=64)
     written_at: datetime
-
-
-class AgentRun(SQLModel, table=True):
-    """One run of the agents: what caused it, each step taken, and the reply. Holds no identifiers."""
-
-    __tablename__ = "agent_run"
-    run_id: str = Field(primary_key=True, max_length=64)
-    cause: str = Field(max_length=64, index=True, description="Event id of the command or evaluation")
-    thread: str = Field(default="", max_length=128, index=True)
-    planner: str = Field(max_length=64, description="rules, or the LLM's name")
-    text: str = Field(default="", max_length=4000)
-    reply: str = Field(default="", max_length=8000)
-    steps: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(Json, nullable=False))
-    order_ids: list[str] = Field(default_factory=list, sa_column=Column(Json, nullable=False))
-    usage: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
-    created_at: datetime
 
 
 class Audit(SQLModel, table=True):

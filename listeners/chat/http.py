@@ -13,7 +13,8 @@ from typing import Final
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from listeners.chat.conversation import ask, await_reply_async, reply_to, role_of
+from listeners.chat.conversation import ask, await_reply_async, reply_to
+from listeners.chat.people import role_of
 from schemas.events import AgentReply
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context

@@ -18,12 +18,13 @@ BUILDERS: Final[dict[str, str]] = {
     "remediation": "services.remediation.app",
     "reporting": "services.reporting.app",
     "results": "services.results.app",
+    "chat": "listeners.chat.app",
 }
 """Service name to the module whose `build(context)` makes it."""
 
 PROCESSES: Final[dict[str, tuple[str, ...]]] = {
     "dicom": ("dicom", "assembly"),
-    "bus": ("relay", "ground_truth", "evaluation", "http"),
+    "bus": ("relay", "ground_truth", "evaluation", "http", "chat"),
     "inference": ("inference",),
     "agents": ("agents",),
     "upkeep": ("remediation", "reporting", "results"),

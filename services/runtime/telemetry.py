@@ -36,6 +36,7 @@ CounterName: TypeAlias = Literal[
     "reclaim.outbox.published",  # events the relay has sent
     "reclaim.jobs.finished",  # long jobs that ended, by state
     "reclaim.gate.verdicts",  # challengers judged, by verdict
+    "reclaim.chat.messages",  # messages that reached Slack or Teams or were given up, by channel and outcome
     "reclaim.results.finished",  # results that reached the PACS or were given up, by outcome
 ]
 HistogramName: TypeAlias = Literal[

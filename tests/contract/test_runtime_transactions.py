@@ -11,8 +11,9 @@ from sqlalchemy import text
 from sqlmodel import Session, col, func, select
 
 from schemas import topics
+from schemas.agent_runs import AgentRun
 from schemas.events import AgentReply
-from schemas.tables import AgentRun, Audit, DeadLetter, Inbox, Lease, Outbox
+from schemas.tables import Audit, DeadLetter, Inbox, Lease, Outbox
 from services.runtime.consumer import BatchConsumer, process
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput, Transient

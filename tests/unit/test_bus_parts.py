@@ -12,7 +12,7 @@ from sqlmodel import select
 
 from schemas.settings import DeadLetterSettings, KafkaSettings
 from schemas.tables import Audit, DeadLetter, Inbox, Outbox
-from schemas.topics import BATCH_READY, LABEL, REPORT
+from schemas.topics import LABEL, TOPICS
 from services.runtime import dead_letters, lease, outbox
 from services.runtime.backoff import backoff
 from services.runtime.bus import connection_options, group_id, to_record
@@ -240,10 +240,8 @@ def row_time(tx: object) -> object:
     return tx.clock.now() - timedelta(days=1)
 
 
-def test_topics_with_and_without_readers_are_in_the_world() -> None:
-    assert LABEL.readers
-    assert BATCH_READY.readers
-    assert not REPORT.readers
+def test_every_topic_has_a_reader_of_ours() -> None:
+    assert all(topic.readers for topic in TOPICS)
 
 
 @given(st.integers(0, 10_000))

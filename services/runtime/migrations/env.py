@@ -8,6 +8,7 @@ from sqlalchemy import JSON
 from sqlmodel import SQLModel
 from sqlmodel.sql.sqltypes import AutoString, UTCDateTime
 
+import schemas.agent_runs
 import schemas.announcements
 import schemas.chat
 import schemas.drift

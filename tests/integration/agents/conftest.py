@@ -14,9 +14,10 @@ from sqlmodel import col, select
 
 from agents.handlers import AgentsConsumer
 from agents.runner import Runner
+from schemas.agent_runs import AgentRun
 from schemas.events import AgentCommand, AgentReply, EvaluationCompleted, MaintenanceOrder, MaintenancePromotion, MetricValue
 from schemas.settings import LlmSettings, PolicySettings, Settings
-from schemas.tables import AgentRun, BaselineCase, Case, Evaluation, Job, ModelVersion, Order, Outbox, RegisteredModel
+from schemas.tables import BaselineCase, Case, Evaluation, Job, ModelVersion, Order, Outbox, RegisteredModel
 from schemas.topics import AGENT_COMMAND, AGENT_REPLY, EVALUATION_COMPLETED, ORDER, PROMOTION, Topic
 from schemas.vocabulary import Diagnosis, Status, UserRole, Verdict
 from services.runtime.consumer import process

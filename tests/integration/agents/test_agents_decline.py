@@ -3,8 +3,9 @@
 import pytest
 from sqlmodel import select
 
+from schemas.agent_runs import AgentRun
 from schemas.settings import PolicySettings
-from schemas.tables import AgentRun, BaselineCase, Inbox, TrainingPatient
+from schemas.tables import BaselineCase, Inbox, TrainingPatient
 from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, Verdict
 from services.remediation import repository as remediation
 from services.remediation.plan import Plan, choose, labels_for, start_of_decline

@@ -8,8 +8,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from pydantic import SecretStr
 
 from listeners import http
-from listeners.chat.conversation import role_of
-from schemas.settings import ChatSettings, HttpSettings
+from listeners.chat.people import role_of
+from schemas.chat_settings import ChatSettings
+from schemas.settings import HttpSettings
 from schemas.tables import Outbox
 from schemas.topics import AGENT_COMMAND
 from schemas.vocabulary import UserRole

@@ -96,8 +96,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("study_key", "model", "version", name=op.f("pk_case")),
     )
     with op.batch_alter_table("case", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_case_batch_id"), ["batch_id"], unique=False)
-        batch_op.create_index(batch_op.f("ix_case_model_version_state_role"), ["model", "version", "state", "role"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_case_batch_id"),
+            ["batch_id"],
+            unique=False,
+            sqlite_where=sa.text("batch_id IS NOT NULL"),
+            postgresql_where=sa.text("batch_id IS NOT NULL"),
+        )
+        batch_op.create_index(batch_op.f("ix_case_model_version_role"), ["model", "version", "role"], unique=False)
         batch_op.create_index(
             "ix_case_open",
             ["model", "version", "joined_at"],
@@ -105,8 +111,7 @@ def upgrade() -> None:
             sqlite_where=sa.text("state = 'joined' AND role = 'trigger' AND serving"),
             postgresql_where=sa.text("state = 'joined' AND role = 'trigger' AND serving"),
         )
-        batch_op.create_index(batch_op.f("ix_case_patient_key"), ["patient_key"], unique=False)
-        batch_op.create_index(batch_op.f("ix_case_task_study_key"), ["task", "study_key"], unique=False)
+        batch_op.create_index(batch_op.f("ix_case_patient_key_role"), ["patient_key", "role"], unique=False)
 
     op.create_table(
         "chat_message",
@@ -243,14 +248,14 @@ def upgrade() -> None:
         sa.Column("metrics", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("evidence", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("reclaim_rule", sa.Boolean(), nullable=False),
+        sa.Column("subgroups", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("rules", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("confusion", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
         sa.Column("summary", sa.String(length=1000), nullable=False),
         sa.Column("evaluated_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("status IN ('healthy', 'watch', 'degraded', 'undecided')", name=op.f("ck_evaluation_status")),
         sa.PrimaryKeyConstraint("evaluation_id", name=op.f("pk_evaluation")),
     )
-        sa.Column("subgroups", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
-        sa.Column("rules", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
-        sa.Column("confusion", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
     with op.batch_alter_table("evaluation", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_evaluation_batch_id"), ["batch_id"], unique=False)
         batch_op.create_index(
@@ -266,6 +271,7 @@ def upgrade() -> None:
         sa.Column("labelled_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("study_key", "task", "source", name=op.f("pk_ground_truth")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "image_signature",
@@ -291,6 +297,7 @@ def upgrade() -> None:
         sa.Column("event_id", sa.String(length=64), nullable=False),
         sa.Column("handled_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("consumer", "event_id", name=op.f("pk_inbox")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "job",
@@ -708,15 +715,18 @@ def downgrade() -> None:
 
     op.drop_table("chat_message")
     with op.batch_alter_table("case", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_case_task_study_key"))
-        batch_op.drop_index(batch_op.f("ix_case_patient_key"))
+        batch_op.drop_index(batch_op.f("ix_case_patient_key_role"))
         batch_op.drop_index(
             "ix_case_open",
             sqlite_where=sa.text("state = 'joined' AND role = 'trigger' AND serving"),
             postgresql_where=sa.text("state = 'joined' AND role = 'trigger' AND serving"),
         )
-        batch_op.drop_index(batch_op.f("ix_case_model_version_state_role"))
-        batch_op.drop_index(batch_op.f("ix_case_batch_id"))
+        batch_op.drop_index(batch_op.f("ix_case_model_version_role"))
+        batch_op.drop_index(
+            batch_op.f("ix_case_batch_id"),
+            sqlite_where=sa.text("batch_id IS NOT NULL"),
+            postgresql_where=sa.text("batch_id IS NOT NULL"),
+        )
 
     op.drop_table("case")
     op.drop_table("batch")

@@ -1,0 +1,1 @@
+"""Slack: Bolt for what comes in, the Web API for what goes out."""

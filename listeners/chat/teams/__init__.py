@@ -1,0 +1,1 @@
+"""Microsoft Teams: token validation, adaptive cards, the Bot Connector."""
