@@ -22,16 +22,14 @@ MAX_INTEGER: Final = 2**31 - 1
 
 CaseKey = tuple[str, str, int]
 """(study_key, model, version)"""
-StudyTask = tuple[str, str]
-"""(study_key, task)"""
 
 
 class StoredLabel(NamedTuple):
-    """The newest label of one source."""
+    """The newest label of one source. `labelled_at` is a time, or the text of one as SQLite stores it, which sorts alike."""
 
     value: str
     source: str
-    labelled_at: datetime
+    labelled_at: datetime | str
 
 
 def role_of(patient_key: str, tune_share: float, gate_share: float) -> CaseRole:
@@ -49,6 +47,8 @@ def role_of(patient_key: str, tune_share: float, gate_share: float) -> CaseRole:
 
 def decide(labels: Sequence[StoredLabel]) -> str:
     """The truth among the newest labels of all sources: the most recently labelled one, at the same instant the last by source."""
+    if len(labels) == 1:
+        return labels[0].value
     return max(labels, key=lambda label: (label.labelled_at, label.source)).value
 
 
@@ -76,9 +76,11 @@ def newest_labels(labels: Iterable[Label]) -> list[Label]:
 
 def check_prediction(prediction: Prediction) -> None:
     """Raise InvalidInput for what the contract's types let through but no table or statistic can take."""
-    names = (prediction.model, prediction.task, prediction.predicted, *prediction.probabilities, *prediction.facets)
-    _check_names(names)
-    _check_text((*prediction.facets.values(), *prediction.findings))
+    names = [prediction.model, prediction.task, prediction.predicted, *prediction.probabilities, *prediction.facets]
+    if not all(names) or max(map(len, names)) > MAX_NAME:
+        raise InvalidInput(f"a name is empty or longer than {MAX_NAME} characters")
+    if "\0" in "".join((*names, *prediction.facets.values(), *prediction.findings)):
+        raise InvalidInput("a text holds a NUL character")  # PostgreSQL stores none
     _check_time("acquired_at", prediction.acquired_at)
     _check_time("scored_at", prediction.scored_at)
     if prediction.predicted not in prediction.probabilities:
@@ -115,19 +117,6 @@ def time_fault(labelled_at: datetime, now: datetime) -> str:
     except (OverflowError, ValueError):
         return "labelled_at cannot be expressed in UTC"
     return "labelled_at lies in the future" if labelled_at > now + CLOCK_SKEW else ""
-
-
-def _check_names(names: Iterable[str]) -> None:
-    for name in names:
-        if not name or len(name) > MAX_NAME:
-            raise InvalidInput(f"a name is empty or longer than {MAX_NAME} characters")
-        _check_text((name,))
-
-
-def _check_text(texts: Iterable[str]) -> None:
-    """PostgreSQL stores no NUL."""
-    if any("\0" in text for text in texts):
-        raise InvalidInput("a text holds a NUL character")
 
 
 def _check_time(name: str, value: datetime) -> None:

@@ -1,7 +1,9 @@
 """The join's consumer: one transaction per polled batch of predictions and labels."""
 
+import logging
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.events import BatchReady, Event, Label, Prediction
@@ -19,14 +21,16 @@ from services.ground_truth.domain import (
     newest_predictions,
     role_of,
 )
-from services.ground_truth.repository import Version
+from services.ground_truth.repository import LabelledCase, Version
 from services.ground_truth.states import CaseEvent, Effect, step, truth_event
 from services.runtime.consumer import Batch as Polled
 from services.runtime.consumer import BatchConsumer
+from services.runtime.errors import InvalidInput
 from services.runtime.messages import Received
 from services.runtime.transaction import Transaction
 
 CONSUMER = "ground_truth"
+logger = logging.getLogger(__name__)
 
 
 class Join(BatchConsumer[None]):
@@ -34,31 +38,44 @@ class Join(BatchConsumer[None]):
 
     name = CONSUMER
     topics = (PREDICTION, LABEL)
-    max_records = 1000
+    max_records = 4000
 
     def __init__(self, settings: JoinSettings) -> None:
         self.settings = settings
 
     def apply(self, tx: Transaction, batch: Polled, prepared: None) -> None:  # noqa: ARG002
         """Store scores and labels, join what belongs together, close full batches, re-open corrected ones."""
-        predictions = [event.data for event in batch if isinstance(event.data, Prediction)]
-        labels = [event.data for event in batch if isinstance(event.data, Label)]
-        self._check(tx, predictions, labels)
+        good = self._valid(tx, batch)
+        predictions = [event.data for event in good if isinstance(event.data, Prediction)]
+        labels = [event.data for event in good if isinstance(event.data, Label)]
         studies = {item.study_key for item in predictions} | {item.study_key for item in labels}
         repository.lock_studies(tx.session, studies)
         self._store(tx, newest_predictions(predictions), newest_labels(labels))
-        counted, reopened = self._join(tx, studies)
-        causes = [(event.record.key, event) for event in batch]
-        reopen(tx, reopened, causes)
-        for version in sorted(counted):
-            close_full(tx, version, self.settings.batch_size, causes)
+        joined = settle_all(repository.labelled_cases(tx.session, studies))
+        causes = [(event.record.key, event) for event in good]
+        closed = [batch for version in joined.versions for batch in plan(tx, version, joined, self.settings.batch_size)]
+        repository.set_truths(tx.session, joined.placed(closed), tx.clock.now())
+        reopen(tx, joined.reopened, causes)
+        for full in closed:
+            close(tx, full, "size", causes)
 
-    def _check(self, tx: Transaction, predictions: Sequence[Prediction], labels: Sequence[Label]) -> None:
-        for prediction in predictions:
-            check_prediction(prediction)
+    def _valid(self, tx: Transaction, batch: Polled) -> list[Received[Event]]:
+        """Without those that nobody can use: they go to the dead letters."""
+        labels = [event.data for event in batch if isinstance(event.data, Label)]
         classes = repository.classes_by_task(tx.session, {label.task for label in labels}) if labels else {}
-        for label in labels:
-            check_label(label, classes.get(label.task, ()), tx.clock.now())
+        now, good = tx.clock.now(), []
+        for event in batch:
+            try:
+                if isinstance(event.data, Prediction):
+                    check_prediction(event.data)
+                elif isinstance(event.data, Label):
+                    check_label(event.data, classes.get(event.data.task, ()), now)
+            except InvalidInput as error:
+                tx.reject(self.name, event.record, type(error).__name__, error.reason)
+                logger.warning("rejected %s %s: %s", event.topic.name, event.event_id, error.reason)
+            else:
+                good.append(event)
+        return good
 
     def _store(self, tx: Transaction, predictions: Sequence[Prediction], labels: Sequence[Label]) -> None:
         patients = {item.patient_key for item in predictions}
@@ -68,29 +85,103 @@ class Join(BatchConsumer[None]):
         repository.store_predictions(tx.session, predictions, roles)
         repository.store_labels(tx.session, labels, tx.clock.now())
 
-    def _join(self, tx: Transaction, studies: set[str]) -> tuple[set[Version], dict[str, set[str]]]:
-        """Decide the truth of all cases of these studies; returns versions to count and studies by batch to evaluate again."""
-        labels = repository.labels_of(tx.session, studies)
-        truths = {key: decide(values) for key, values in labels.items()}
-        changes: list[tuple[CaseKey, CaseState, str]] = []
-        counted: set[Version] = set()
-        reopened: dict[str, set[str]] = {}
-        for row in repository.cases_of(tx.session, studies):
-            state, effects = _settle(row, truths.get((row.study_key, row.task)))
-            if Effect.SET_TRUTH in effects:
-                changes.append(((row.study_key, row.model, row.version), state, truths[row.study_key, row.task]))
-            if Effect.REOPEN in effects:
-                reopened.setdefault(row.batch_id, set()).add(row.study_key)
-            if state is CaseState.JOINED and row.role == CaseRole.TRIGGER and row.serving:
-                counted.add((row.model, row.version))
-        repository.set_truths(tx.session, changes, tx.clock.now())
-        return counted, reopened
+
+Acquired = tuple[Any, str]
+"""(acquired_at as stored, study)"""
 
 
-def _settle(row: Any, truth: str | None) -> tuple[CaseState, frozenset[Effect]]:
-    state = CaseState(row.state)
-    event = truth_event(row.truth, truth) if truth is not None else None
-    return step(state, event) if event else (state, frozenset())
+@dataclass
+class Joined:
+    """What the labels of some studies change."""
+
+    truths: dict[CaseKey, tuple[CaseState, str]] = field(default_factory=dict)
+    """State and truth of every case whose truth is new or another than before."""
+    fresh: dict[Version, list[Acquired]] = field(default_factory=dict)
+    """The cases that are joined now and wait for a batch; a version with older ones only has none here."""
+    reopened: dict[str, set[str]] = field(default_factory=dict)
+    """Batch to its corrected studies."""
+
+    @property
+    def versions(self) -> list[Version]:
+        """Versions that may have a full batch now, in the order of locking."""
+        return sorted(self.fresh)
+
+    def placed(self, closed: Sequence["Full"]) -> list[repository.Change]:
+        """All changes, in key order, with the batches that close now."""
+        state, _ = step(CaseState.JOINED, CaseEvent.CLOSED)
+        batch_of = {key: batch_id for full in closed for key, batch_id in full.entries()}
+        changes = []
+        for key in sorted(self.truths):
+            before, truth = self.truths[key]
+            batch_id = batch_of.get(key)
+            changes.append((key, state if batch_id else before, truth, batch_id))
+        return changes
+
+
+def settle_all(cases: Iterable[LabelledCase]) -> Joined:
+    """Decide the truth of labelled cases."""
+    joined = Joined()
+    for case in cases:
+        truth = decide(case.labels)
+        state = CaseState(case.state)
+        event = truth_event(case.truth, truth)
+        if event:
+            state, effects = step(state, event)
+            joined.truths[case.key] = (state, truth)
+            if Effect.REOPEN in effects and case.batch_id:
+                joined.reopened.setdefault(case.batch_id, set()).add(case.study_key)
+        if state is CaseState.JOINED and case.role == CaseRole.TRIGGER and case.serving:
+            fresh = joined.fresh.setdefault((case.model, case.version), [])
+            if case.state == CaseState.WAITING:
+                fresh.append((case.acquired_at, case.study_key))
+    return joined
+
+
+@dataclass(frozen=True)
+class Full:
+    """A batch that closes: cases that become labelled in this transaction, and cases that waited for it."""
+
+    version: Version
+    number: int
+    fresh: Sequence[str]
+    waiting: Sequence[str]
+
+    @property
+    def batch_id(self) -> str:
+        """The same whenever and wherever the batch is closed."""
+        model, version = self.version
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"reclaim:batch:{model}:{version}:{self.number}").hex
+
+    def entries(self) -> Iterator[tuple[CaseKey, str]]:
+        """The fresh cases with the batch's id."""
+        batch_id = self.batch_id
+        return (((study, *self.version), batch_id) for study in self.fresh)
+
+
+def plan(tx: Transaction, version: Version, joined: Joined, size: int) -> list[Full]:
+    """As many batches of `size` as the open cases of this version fill, those acquired first in the first."""
+    repository.lock_version(tx.session, version)
+    fresh = joined.fresh[version]
+    count = (repository.count_open(tx.session, version) + len(fresh)) // size
+    if not count:
+        return []
+    # Fewer than counted: another transaction is changing some of them; it counts again when it is done.
+    waiting = repository.open_cases(tx.session, version, count * size)
+    return divide(version, fresh, waiting, size, repository.next_number(tx.session, version))
+
+
+def divide(
+    version: Version, fresh: Sequence[tuple[Any, str]], waiting: Sequence[tuple[Any, str]], size: int, number: int
+) -> list[Full]:
+    """Full batches of these cases by acquisition, numbered from `number`; what is left over stays open."""
+    ordered = sorted([(*case, True) for case in fresh] + [(*case, False) for case in waiting])
+    batches = []
+    for place in range(0, len(ordered) // size * size, size):
+        members = ordered[place : place + size]
+        new = [study for _, study, is_new in members if is_new]
+        old = [study for _, study, is_new in members if not is_new]
+        batches.append(Full(version, number + len(batches), new, old))
+    return batches
 
 
 Causes = Sequence[tuple[str, Received[Event]]]
@@ -105,39 +196,29 @@ def reopen(tx: Transaction, reopened: Mapping[str, set[str]], causes: Causes) ->
         _announce(tx, batch, corrected=True, event_id=uuid.uuid5(uuid.NAMESPACE_URL, identity).hex, cause=cause)
 
 
-def close_full(tx: Transaction, version: Version, size: int, causes: Causes) -> None:
-    """Close as many batches of `size` as the open cases of this version fill."""
-    repository.lock_version(tx.session, version)
-    for _ in range(repository.count_open(tx.session, version) // size):
-        studies = repository.open_studies(tx.session, version, size)
-        # Fewer: another transaction is changing some of them; it counts again when it is done.
-        if len(studies) == size:
-            _close(tx, version, studies, "size", causes)
-
-
 def close_overdue(tx: Transaction, size: int, max_age_s: float) -> None:
     """Close the batches that are not full but have waited for long enough, so that a rare version is evaluated too."""
     for version in repository.overdue_versions(tx.session, tx.clock.now(), max_age_s):
         repository.lock_version(tx.session, version)
-        studies = repository.open_studies(tx.session, version, size)
-        if studies:
-            _close(tx, version, studies, "age", ())
+        waiting = [study for _, study in repository.open_cases(tx.session, version, size)]
+        if waiting:
+            close(tx, Full(version, repository.next_number(tx.session, version), (), waiting), "age", ())
 
 
-def _close(tx: Transaction, version: Version, studies: Sequence[str], closed_by: str, causes: Causes) -> None:
-    model, number = version
-    ordinal = repository.next_number(tx.session, version)
+def close(tx: Transaction, full: Full, closed_by: str, causes: Causes) -> None:
+    """Store the batch with the cases that waited for it, and announce it. Fresh cases have it from `set_truths`."""
+    studies = [*full.fresh, *full.waiting]
     batch = Batch(
-        batch_id=uuid.uuid5(uuid.NAMESPACE_URL, f"reclaim:batch:{model}:{number}:{ordinal}").hex,
-        model=model,
-        version=number,
-        number=ordinal,
+        batch_id=full.batch_id,
+        model=full.version[0],
+        version=full.version[1],
+        number=full.number,
         cases=len(studies),
         closed_by=closed_by,
         closed_at=tx.clock.now(),
     )
     state, _ = step(CaseState.JOINED, CaseEvent.CLOSED)
-    repository.enter_batch(tx.session, version, batch, studies, state)
+    repository.enter_batch(tx.session, batch, full.waiting, state)
     _announce(tx, batch, corrected=False, event_id=batch.batch_id, cause=_last(studies, causes))
 
 

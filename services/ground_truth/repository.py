@@ -1,30 +1,69 @@
-"""All SQL of the join: set-based, the same statements on SQLite and PostgreSQL.
+"""All SQL of the join: set-based, the same on SQLite and PostgreSQL (`services.ground_truth.statements`).
 
 Lock order on PostgreSQL, always the same, so that consumers never wait in a circle: studies (sorted), their rows, then
 model versions (sorted). Whoever holds a version skips locked rows instead of waiting for them. SQLite has one writer.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
-from itertools import islice
-from typing import Any
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, Table, bindparam, func, or_, text
-from sqlalchemy.dialects import postgresql, sqlite
+import orjson
+from sqlalchemy import ARRAY, BigInteger, Table, bindparam, func, text, type_coerce
+from sqlalchemy.dialects.sqlite import VARCHAR
+from sqlalchemy.types import TIMESTAMP
 from sqlmodel import Session, col, select
 
 from schemas.events import Label, Prediction
-from schemas.tables import OPEN_CASE, Batch, Case, GroundTruth, RegisteredModel
+from schemas.tables import OPEN_CASE, Batch, Case, RegisteredModel
 from schemas.vocabulary import CaseRole, CaseState
-from services.ground_truth.domain import CaseKey, StoredLabel, StudyTask
-from services.ground_truth.states import RESCORABLE
+from services.ground_truth.domain import CaseKey, StoredLabel
+from services.ground_truth.statements import (
+    CASE_COLUMNS,
+    LABEL_COLUMNS,
+    LABELLED_CASES,
+    ROLES,
+    SET_TRUTHS,
+    STORE_CASES,
+    STORE_LABELS,
+    TRUTH_COLUMNS,
+)
 
 Version = tuple[str, int]
 """(model, version)"""
-CHUNK = 1000
+CHUNK: Final = 1000
+STUDY_LOCKS: Final = 512
 _CASE: Table = Case.__table__  # type: ignore[attr-defined]
-_TRUTH: Table = GroundTruth.__table__  # type: ignore[attr-defined]
+_AS_STORED: Final = TIMESTAMP(timezone=True).with_variant(VARCHAR(), "sqlite")
+"""Times as texts on SQLite: they are only compared, and thousands of them take long to convert."""
+Values = tuple[Any, ...]
+Stored = Callable[[Any], Any]
+Change = tuple[CaseKey, CaseState, str, str | None]
+"""Case, its new state, its truth, and the batch that it enters, if any."""
+
+
+class LabelledCase(NamedTuple):
+    """A case with what its sources say. Times are as stored: comparable with each other and nothing else."""
+
+    study_key: str
+    model: str
+    version: int
+    state: str
+    role: str
+    serving: bool
+    truth: str | None
+    batch_id: str | None
+    acquired_at: Any
+    labels: Sequence[StoredLabel]
+
+    @property
+    def key(self) -> CaseKey:
+        """What names the case."""
+        return self.study_key, self.model, self.version
 
 
 def classes_by_task(session: Session, tasks: Collection[str]) -> dict[str, list[str]]:
@@ -43,8 +82,11 @@ def known_tasks(session: Session) -> list[str]:
 
 
 def lock_studies(session: Session, studies: Iterable[str]) -> None:
-    """Let one transaction at a time join a study: else a prediction and its label, stored by two consumers, miss each other."""
-    _lock(session, sorted(_lock_number(f"study\x1e{study}") for study in studies))
+    """Let one transaction at a time join a study: else a prediction and its label, stored by two consumers, miss each other.
+
+    Studies share `STUDY_LOCKS` locks, because PostgreSQL has room for some thousands and a batch has thousands of studies.
+    """
+    _lock(session, sorted({zlib.crc32(study.encode()) % STUDY_LOCKS for study in studies}))
 
 
 def lock_version(session: Session, version: Version) -> None:
@@ -65,80 +107,91 @@ def _lock(session: Session, numbers: Sequence[int]) -> None:
 
 def roles_of(session: Session, patients: Collection[str]) -> dict[str, CaseRole]:
     """Roles already given, which hold also after the shares in the settings have changed."""
-    query = select(Case.patient_key, func.min(Case.role)).group_by(Case.patient_key)
-    rows = (row for chunk in _chunks(patients) for row in session.exec(query.where(col(Case.patient_key).in_(chunk))))
-    return {patient: CaseRole(role) for patient, role in rows}
+    found = _run(session, ROLES, (_json(sorted(patients)),))
+    return {patient: CaseRole(role) for patient, role in found}
 
 
-def store_predictions(session: Session, predictions: Sequence[Prediction], roles: dict[str, CaseRole]) -> None:
+def store_predictions(session: Session, predictions: Sequence[Prediction], roles: Mapping[str, CaseRole]) -> None:
     """Upsert scores: a higher revision replaces the score of a case that is in no batch yet."""
-    insert = _insert(session, _CASE)
-    new = insert.excluded
-    kept = {"study_key", "model", "version", "state", "truth", "batch_id", "joined_at"}
-    replaced = {column.name: new[column.name] for column in _CASE.columns if column.name not in kept}
-    statement = insert.on_conflict_do_update(
-        index_elements=["study_key", "model", "version"],
-        set_=replaced,
-        where=(new.revision > _CASE.c.revision) & or_(*(_CASE.c.state == state for state in sorted(RESCORABLE))),
+    if _on_sqlite(session):
+        _store(session, STORE_CASES, CASE_COLUMNS, [_case_row(item, roles[item.patient_key], _json, _utc) for item in predictions])
+    else:
+        _store(session, STORE_CASES, CASE_COLUMNS, [_case_row(item, roles[item.patient_key], _same, _same) for item in predictions])
+
+
+def _case_row(item: Prediction, role: CaseRole, document: Stored, time: Stored) -> Values:
+    """In the order of `CASE_COLUMNS`."""
+    return (
+        item.study_key,
+        item.model,
+        item.version,
+        item.task,
+        item.patient_key,
+        role.value,
+        CaseState.WAITING.value,
+        item.revision,
+        item.serving,
+        item.predicted,
+        document(item.probabilities),
+        document(item.facets),
+        document(item.findings),
+        time(item.acquired_at),
+        time(item.scored_at),
     )
-    if predictions:
-        session.connection().execute(statement, [_case_row(item, roles[item.patient_key]) for item in predictions])
-
-
-def _case_row(item: Prediction, role: CaseRole) -> dict[str, Any]:
-    row = item.model_dump(include={*_CASE.columns.keys()})
-    return row | {"findings": list(item.findings), "role": role, "state": CaseState.WAITING}
 
 
 def store_labels(session: Session, labels: Sequence[Label], now: datetime) -> None:
     """Upsert each source's newest label; an older one than the stored is ignored."""
-    insert = _insert(session, _TRUTH)
-    new = insert.excluded
-    statement = insert.on_conflict_do_update(
-        index_elements=["study_key", "task", "source"],
-        set_={"value": new.value, "labelled_at": new.labelled_at, "received_at": new.received_at},
-        where=new.labelled_at >= _TRUTH.c.labelled_at,
-    )
-    if labels:
-        session.connection().execute(statement, [item.model_dump() | {"received_at": now} for item in labels])
+    time = _utc if _on_sqlite(session) else _same
+    received = time(now)
+    rows = [(item.study_key, item.task, item.source, item.value, time(item.labelled_at), received) for item in labels]
+    _store(session, STORE_LABELS, LABEL_COLUMNS, rows)
 
 
-def _insert(session: Session, table: Table) -> Any:
-    return postgresql.insert(table) if session.get_bind().dialect.name == "postgresql" else sqlite.insert(table)
+def labelled_cases(session: Session, studies: Collection[str]) -> Iterator[LabelledCase]:
+    """Cases of these studies for which there is a label, locked, in key order, each with the newest labels of all sources."""
+    rows = _run(session, LABELLED_CASES, (_json(sorted(studies)),))
+    for _, grouped in groupby(rows, key=itemgetter(0, 1, 2)):
+        group = list(grouped)
+        yield LabelledCase(*group[0][:9], [StoredLabel(*row[9:]) for row in group])
 
 
-def labels_of(session: Session, studies: Collection[str]) -> dict[StudyTask, list[StoredLabel]]:
-    """The newest labels of all sources for these studies."""
-    found: dict[StudyTask, list[StoredLabel]] = {}
-    for chunk in _chunks(studies):
-        for row in session.execute(_TRUTH.select().where(_TRUTH.c.study_key.in_(chunk))):
-            found.setdefault((row.study_key, row.task), []).append(StoredLabel(row.value, row.source, row.labelled_at))
-    return found
+def set_truths(session: Session, changes: Sequence[Change], now: datetime) -> None:
+    """Write the decided truths with the states and batches that follow from them; the first truth sets `joined_at`."""
+    joined = _utc(now) if _on_sqlite(session) else now
+    rows = [(truth, state.value, batch, joined, *key) for key, state, truth, batch in changes]
+    _store(session, SET_TRUTHS, TRUTH_COLUMNS, rows)
 
 
-def cases_of(session: Session, studies: Collection[str]) -> Iterator[Any]:
-    """Rows (study_key, model, version, task, state, role, serving, truth, batch_id) of these studies, locked, in key order."""
-    names = ("study_key", "model", "version", "task", "state", "role", "serving", "truth", "batch_id")
-    key = (_CASE.c.study_key, _CASE.c.model, _CASE.c.version)
-    query = _CASE.select().with_only_columns(*(_CASE.c[name] for name in names)).order_by(*key).with_for_update()
-    for chunk in _chunks(studies):
-        yield from session.execute(query.where(_CASE.c.study_key.in_(chunk))).all()
+def _store(session: Session, statement: Mapping[str, str], columns: Sequence[str], rows: Sequence[Values]) -> None:
+    if not rows:
+        return
+    if _on_sqlite(session):
+        session.connection().exec_driver_sql(statement["sqlite"], list(rows))
+    else:
+        _run(session, statement, (_json([dict(zip(columns, row, strict=True)) for row in rows]),))
 
 
-def set_truths(session: Session, changes: Sequence[tuple[CaseKey, CaseState, str]], now: datetime) -> None:
-    """Write the decided truths and the states that follow from them; the first truth sets `joined_at`."""
-    statement = (
-        _CASE.update()
-        .where(_CASE.c.study_key == bindparam("k"), _CASE.c.model == bindparam("m"), _CASE.c.version == bindparam("v"))
-        .values(
-            truth=bindparam("t"),
-            state=bindparam("s"),
-            joined_at=func.coalesce(_CASE.c.joined_at, bindparam("j", type_=_CASE.c.joined_at.type)),
-        )
-    )
-    rows = [{"k": key[0], "m": key[1], "v": key[2], "s": state, "t": truth, "j": now} for key, state, truth in changes]
-    if rows:
-        session.connection().execute(statement, rows)
+def _run(session: Session, statement: Mapping[str, str], values: Values) -> Any:
+    dialect = "sqlite" if _on_sqlite(session) else "postgresql"
+    return session.connection().exec_driver_sql(statement[dialect], values)
+
+
+def _on_sqlite(session: Session) -> bool:
+    return session.get_bind().dialect.name == "sqlite"
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _utc(value: datetime) -> str:
+    """As SQLAlchemy stores it on SQLite, so that times compare as texts."""
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def count_open(session: Session, version: Version) -> int:
@@ -147,16 +200,16 @@ def count_open(session: Session, version: Version) -> int:
     return int(session.exec(query).one())
 
 
-def open_studies(session: Session, version: Version, limit: int) -> list[str]:
-    """Studies of the open cases that were acquired first. Cases that another transaction is changing are left for it."""
+def open_cases(session: Session, version: Version, limit: int) -> list[tuple[Any, str]]:
+    """(acquired_at as stored, study) of the open cases acquired first. Cases another transaction is changing are left for it."""
     query = (
-        select(Case.study_key)
+        select(type_coerce(_CASE.c.acquired_at, _AS_STORED), Case.study_key)  # type: ignore[call-overload]
         .where(Case.model == version[0], Case.version == version[1], OPEN_CASE)
         .order_by(col(Case.acquired_at), col(Case.study_key))
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return list(session.exec(query))
+    return [(acquired_at, study) for acquired_at, study in session.execute(query)]
 
 
 def overdue_versions(session: Session, now: datetime, max_age_s: float) -> list[Version]:
@@ -174,14 +227,14 @@ def next_number(session: Session, version: Version) -> int:
     return int(session.exec(query).one() or 0) + 1
 
 
-def enter_batch(session: Session, version: Version, batch: Batch, studies: Collection[str], state: CaseState) -> None:
-    """Store the batch and put its cases into it."""
+def enter_batch(session: Session, batch: Batch, studies: Collection[str], state: CaseState) -> None:
+    """Store the batch and put these cases of its version into it."""
     session.add(batch)
     session.flush()
     update = _CASE.update().values(state=state, batch_id=batch.batch_id)
+    mine = (_CASE.c.model == batch.model, _CASE.c.version == batch.version)
     for chunk in _chunks(studies):
-        mine = _CASE.c.study_key.in_(chunk)
-        session.execute(update.where(_CASE.c.model == version[0], _CASE.c.version == version[1], mine))
+        session.execute(update.where(*mine, _CASE.c.study_key.in_(chunk)))
 
 
 def batches(session: Session, batch_ids: Collection[str]) -> Sequence[Batch]:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Generic, TypeVar
 
 from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from sqlalchemy import select
@@ -83,16 +84,31 @@ def _reject_all(database: Database, consumer: BatchConsumer[Any], bad: Sequence[
 
 
 def _handle(database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]]) -> int:
-    while True:
-        fresh = _unhandled(database, consumer.name, batch)
-        if not fresh:
-            return 0
+    while batch:
         try:
-            return _handle_once(database, consumer, fresh)
+            if not _prepares(consumer):
+                return _handle_at_once(database, consumer, batch)
+            fresh = _unhandled(database, consumer.name, batch)
+            return _handle_once(database, consumer, fresh) if fresh else 0
         except _Overtaken:
             continue
         except InvalidInput as error:
-            return _isolate(database, consumer, fresh, error)
+            return _isolate(database, consumer, batch, error)
+    return 0
+
+
+def _prepares(consumer: BatchConsumer[Any]) -> bool:
+    return type(consumer).prepare is not BatchConsumer.prepare
+
+
+def _handle_at_once(database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]]) -> int:
+    """For a consumer without slow work: what the claim itself finds to be new. Returns how many it rejected by itself."""
+    with database.transaction() as tx:
+        claimed = tx.claim(consumer.name, [event.event_id for event in batch])
+        if claimed:
+            with _spans(consumer.name, [event for event in batch if event.event_id in claimed]) as traced:
+                consumer.apply(tx, traced, None)
+    return tx.rejected
 
 
 def _handle_once(database: Database, consumer: BatchConsumer[Any], fresh: list[Received[Event]]) -> int:
@@ -107,12 +123,12 @@ def _handle_once(database: Database, consumer: BatchConsumer[Any], fresh: list[R
         return tx.rejected
 
 
-def _isolate(database: Database, consumer: BatchConsumer[Any], fresh: list[Received[Event]], error: InvalidInput) -> int:
+def _isolate(database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]], error: InvalidInput) -> int:
     """Find the invalid events by halving the batch, in its order; one that is left alone is a culprit."""
-    if len(fresh) > 1:
-        middle = len(fresh) // 2
-        return sum(_handle(database, consumer, part) for part in (fresh[:middle], fresh[middle:]))
-    event = fresh[0]
+    if len(batch) > 1:
+        middle = len(batch) // 2
+        return sum(_handle(database, consumer, part) for part in (batch[:middle], batch[middle:]))
+    event = batch[0]
     with database.transaction() as tx:
         if tx.claim(consumer.name, [event.event_id]):
             tx.reject(consumer.name, event.record, type(error).__name__, error.reason)
@@ -132,7 +148,13 @@ def _unhandled(database: Database, consumer: str, batch: list[Received[Event]]) 
 
 @contextmanager
 def _spans(consumer: str, batch: list[Received[Event]]) -> Iterator[list[Received[Event]]]:
-    """One consumer span per event, child of the event's producer, so that a study is one trace from C-STORE to report."""
+    """One consumer span per event, child of the event's producer, so that a study is one trace from C-STORE to report.
+
+    Where nobody keeps spans, the events go on as they are, each with its producer's trace.
+    """
+    if not isinstance(trace.get_tracer_provider(), TracerProvider):
+        yield batch
+        return
     tracer = trace.get_tracer("reclaim")
     with ExitStack() as stack:
         yield [_start_span(stack, tracer, consumer, event) for event in batch]

@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+import orjson
 from opentelemetry import trace
-from sqlalchemy import Table, update
+from sqlalchemy import ARRAY, String, Table, bindparam, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col
 
@@ -19,6 +20,15 @@ from services.runtime.clock import Clock
 from services.runtime.messages import Received, Record, headers_of
 
 RELAY_BELL: Final = "relay"
+_NOW: Final = bindparam("now", type_=Inbox.__table__.c.handled_at.type)  # type: ignore[attr-defined]
+_CLAIM_SQLITE: Final = text(
+    "INSERT INTO inbox (consumer, event_id, handled_at) SELECT :consumer, value, :now FROM json_each(:ids) WHERE true "
+    "ON CONFLICT DO NOTHING RETURNING event_id"
+).bindparams(_NOW)
+_CLAIM_POSTGRESQL: Final = text(
+    "INSERT INTO inbox (consumer, event_id, handled_at) SELECT :consumer, wanted.id, :now FROM unnest(:ids) AS wanted (id) "
+    "ON CONFLICT DO NOTHING RETURNING event_id"
+).bindparams(_NOW, bindparam("ids", type_=ARRAY(String)))
 
 
 class Transaction:
@@ -54,10 +64,14 @@ class Transaction:
         return identity
 
     def claim(self, consumer: str, event_ids: Iterable[str]) -> set[str]:
-        """Enter events into the inbox; returns those that were not there yet."""
-        now = self.clock.now()
-        rows = [Inbox(consumer=consumer, event_id=identity, handled_at=now) for identity in sorted(set(event_ids))]
-        return set(self.insert_new(Inbox, rows, returning="event_id"))
+        """Enter events into the inbox; returns those that were not there yet. One statement, however many they are."""
+        wanted = sorted(set(event_ids))  # the order of the table: fewer pages are touched, and nobody waits in a circle
+        if not wanted:
+            return set()
+        on_sqlite = self.session.get_bind().dialect.name == "sqlite"
+        statement, ids = (_CLAIM_SQLITE, orjson.dumps(wanted).decode()) if on_sqlite else (_CLAIM_POSTGRESQL, wanted)
+        values: dict[str, Any] = {"consumer": consumer, "ids": ids, "now": self.clock.now()}
+        return set(self.session.execute(statement, values).scalars())
 
     def reject(self, consumer: str, record: Record, error: str, reason: str) -> None:
         """Record a message that cannot be processed and announce it on the topic's dead-letter topic."""

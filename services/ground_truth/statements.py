@@ -1,0 +1,100 @@
+"""The join's own SQL, one statement for all rows of a polled batch, on SQLite and on PostgreSQL.
+
+Written out and not composed by the ORM: it runs for every event, and there composing costs several times what the database
+does. SQLite is given rows of parameters and lists as a JSON array; PostgreSQL is given both as one JSON text.
+"""
+
+from typing import Final
+
+CASE_COLUMNS: Final = (
+    "study_key",
+    "model",
+    "version",
+    "task",
+    "patient_key",
+    "role",
+    "state",
+    "revision",
+    "serving",
+    "predicted",
+    "probabilities",
+    "facets",
+    "findings",
+    "acquired_at",
+    "scored_at",
+)
+_REPLACED: Final = """
+ON CONFLICT (study_key, model, version) DO UPDATE SET
+    task = excluded.task, patient_key = excluded.patient_key, role = excluded.role, revision = excluded.revision,
+    serving = excluded.serving, predicted = excluded.predicted, probabilities = excluded.probabilities,
+    facets = excluded.facets, findings = excluded.findings, acquired_at = excluded.acquired_at, scored_at = excluded.scored_at
+WHERE excluded.revision > "case".revision AND "case".state IN ('waiting', 'joined')
+"""
+"""The states are `states.RESCORABLE`."""
+STORE_CASES: Final = {
+    "sqlite": """
+INSERT INTO "case" (study_key, model, version, task, patient_key, role, state, revision, serving, predicted,
+    probabilities, facets, findings, acquired_at, scored_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    + _REPLACED,
+    "postgresql": """
+INSERT INTO "case" (study_key, model, version, task, patient_key, role, state, revision, serving, predicted,
+    probabilities, facets, findings, acquired_at, scored_at)
+SELECT study_key, model, version, task, patient_key, role, state, revision, serving, predicted,
+    probabilities, facets, findings, acquired_at, scored_at
+FROM json_to_recordset(%s) AS new (study_key varchar, model varchar, version integer, task varchar, patient_key varchar,
+    role varchar, state varchar, revision integer, serving boolean, predicted varchar,
+    probabilities jsonb, facets jsonb, findings jsonb, acquired_at timestamptz, scored_at timestamptz)"""
+    + _REPLACED,
+}
+LABEL_COLUMNS: Final = ("study_key", "task", "source", "value", "labelled_at", "received_at")
+_CORRECTED: Final = """
+ON CONFLICT (study_key, task, source) DO UPDATE SET
+    value = excluded.value, labelled_at = excluded.labelled_at, received_at = excluded.received_at
+WHERE excluded.labelled_at >= ground_truth.labelled_at
+"""
+STORE_LABELS: Final = {
+    "sqlite": """
+INSERT INTO ground_truth (study_key, task, source, value, labelled_at, received_at) VALUES (?, ?, ?, ?, ?, ?)"""
+    + _CORRECTED,
+    "postgresql": """
+INSERT INTO ground_truth (study_key, task, source, value, labelled_at, received_at)
+SELECT study_key, task, source, value, labelled_at, received_at
+FROM json_to_recordset(%s) AS new (study_key varchar, task varchar, source varchar, value varchar,
+    labelled_at timestamptz, received_at timestamptz)"""
+    + _CORRECTED,
+}
+ROLES: Final = {
+    "sqlite": """
+SELECT patient_key, min(role) FROM "case" WHERE patient_key IN (SELECT value FROM json_each(?)) GROUP BY patient_key""",
+    "postgresql": """
+SELECT patient_key, min(role) FROM "case" WHERE patient_key IN (SELECT json_array_elements_text(%s)) GROUP BY patient_key""",
+}
+LABELLED_CASES: Final = {
+    "sqlite": """
+SELECT c.study_key, c.model, c.version, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at,
+    g.value, g.source, g.labelled_at
+FROM json_each(?) AS wanted
+CROSS JOIN "case" AS c ON c.study_key = wanted.value
+CROSS JOIN ground_truth AS g ON g.study_key = c.study_key AND g.task = c.task""",
+    "postgresql": """
+SELECT c.study_key, c.model, c.version, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at,
+    g.value, g.source, g.labelled_at
+FROM "case" AS c
+JOIN ground_truth AS g ON g.study_key = c.study_key AND g.task = c.task
+WHERE c.study_key IN (SELECT json_array_elements_text(%s))
+ORDER BY c.study_key, c.model, c.version FOR UPDATE OF c""",
+}
+"""CROSS JOIN fixes SQLite's order of the loops: from the wanted studies, not from the tables."""
+TRUTH_COLUMNS: Final = ("truth", "state", "batch_id", "joined_at", "study_key", "model", "version")
+SET_TRUTHS: Final = {
+    "sqlite": """
+UPDATE "case" SET truth = ?, state = ?, batch_id = coalesce(?, batch_id), joined_at = coalesce(joined_at, ?)
+WHERE study_key = ? AND model = ? AND version = ?""",
+    "postgresql": """
+UPDATE "case" AS c SET truth = new.truth, state = new.state, batch_id = coalesce(new.batch_id, c.batch_id),
+    joined_at = coalesce(c.joined_at, new.joined_at)
+FROM json_to_recordset(%s) AS new (truth varchar, state varchar, batch_id varchar, joined_at timestamptz,
+    study_key varchar, model varchar, version integer)
+WHERE c.study_key = new.study_key AND c.model = new.model AND c.version = new.version""",
+}
