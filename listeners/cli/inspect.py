@@ -1,6 +1,6 @@
 """Commands that show evaluations and reports."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -61,6 +61,30 @@ def show_evaluation(evaluation_id: Annotated[str, typer.Argument(help="Id, as `l
     console.print(table)
     for name, value in row.evidence.items():
         console.print(escape(f"  {name.replace('_', ' ')}: {value}"), soft_wrap=True)
+    for rule in row.rules:
+        said = "alarm" if rule["alarmed"] else "no alarm"
+        what = f"{rule['metric']} {rule['statistic']:.3f}, limit {rule['limit']:.3f}"
+        console.print(escape(f"  rule {rule['rule']} (orders nothing): {said}, {what}"), soft_wrap=True)
+    _print_subgroups(row.subgroups)
+
+
+def _print_subgroups(found: list[dict[str, Any]]) -> None:
+    """Groups that are worse, then those that are too small to say so of them; the others only by their number."""
+    if not found:
+        return
+    table = Table("group", "cases", "verdict", "recall", "of the others", "since batch", "more cases needed")
+    for each in found:
+        if each["worse"] or each["more_cases"]:
+            verdict = "[red]worse[/]" if each["worse"] else "[dim]too few to tell[/]"
+            since = f"{each['since_batch']} ({each['since_batch_low']} to {each['since_batch_high']})" if each["worse"] else ""
+            of = f" of {each['label']}" if each["label"] else ""
+            cells = (f"{_number(each['recall'])}{of}", _number(each["recall_others"]), since, str(each["more_cases"] or ""))
+            table.add_row(escape(f"{each['facet']} {each['group']}"), str(each["cases"]), verdict, *map(escape, cells))
+    if table.row_count:
+        console.print(table)
+    console.print(
+        f"{len(found) - table.row_count} of {len(found)} groups show no difference and are large enough to have shown one."
+    )
 
 
 def _number(value: float | None) -> str:

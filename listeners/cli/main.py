@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from sqlalchemy.exc import DBAPIError
 
-from listeners.cli import archive, dead_letters, inspect, labels, models, orders, pacs, run, studies, talk
+from listeners.cli import archive, dead_letters, evaluate, inspect, labels, models, orders, pacs, run, studies, talk
 from listeners.cli.context import console
 from models.errors import ModelError
 from schemas.settings import Settings, UnknownSetting, settings_file
@@ -32,6 +32,7 @@ app.command()(run.settings)
 app.command()(run.doctor)
 app.command()(studies.send)
 app.command()(studies.reindex)
+app.command()(evaluate.evaluate)
 app.command()(talk.chat)
 app.add_typer(archive.app, name="archive")
 app.add_typer(labels.app, name="labels")

@@ -24,8 +24,8 @@ class RuleVerdict:
     change: float
 
 
-def apply_rule(baseline: Integers, batch: Integers, classes: tuple[str, ...]) -> RuleVerdict:
-    """Compare two confusion matrices [K, K] (rows: truth)."""
+def apply_rule(baseline: Integers, batch: Integers, classes: tuple[str, ...], limit: float = LIMIT) -> RuleVerdict:
+    """Compare two confusion matrices [K, K] (rows: truth); a relative change below `limit` is a decline."""
     if not batch.sum():
         return RuleVerdict(declined=False, metric="accuracy", change=0.0)
     before, after = _metrics(baseline), _metrics(batch)
@@ -33,7 +33,7 @@ def apply_rule(baseline: Integers, batch: Integers, classes: tuple[str, ...]) ->
     worst = int(change.argmin())
     each = [f"{name}:{label}" for name in ("precision", "recall", "f1") for label in classes]
     names = ["accuracy", "macro_precision", "macro_recall", "macro_f1", *each]
-    return RuleVerdict(bool(change[worst] < LIMIT), names[worst], float(change[worst]))
+    return RuleVerdict(bool(change[worst] < limit), names[worst], float(change[worst]))
 
 
 def _metrics(confusion: Integers) -> Floats:

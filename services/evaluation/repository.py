@@ -47,6 +47,12 @@ def last_number(session: Session, model: str, version: int) -> int:
     return int(session.exec(query).one() or 0)
 
 
+def batches(session: Session, model: str) -> Sequence[Batch]:
+    """All batches of a model by version and number."""
+    query = select(Batch).where(Batch.model == model).order_by(col(Batch.version), col(Batch.number))
+    return session.exec(query).all()
+
+
 def stream(session: Session, model: str, version: int, up_to: int) -> list[StreamCase]:
     """All batched cases of a version, batches 1 to `up_to` in order, within a batch by acquisition."""
     columns = (Case.patient_key, Case.truth, Case.predicted, Case.probabilities)

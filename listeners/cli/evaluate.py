@@ -1,0 +1,163 @@
+"""`reclaim evaluate`: what a rule would have said of the stored cases."""
+
+import json
+from dataclasses import asdict
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from sqlmodel import Session
+
+from listeners.cli.context import console, nearest, open_context
+from schemas.settings import Settings
+from services.evaluation import repository
+from services.evaluation.calibration import bound, calibrate, fingerprint
+from services.evaluation.detector import Thresholds
+from services.evaluation.replay import SHOWN, Period, Record, Rule, Step, counts_of, replay
+from services.evaluation.stream import StreamCase
+from services.runtime import registry
+from services.runtime.errors import InvalidInput
+
+LIMIT_HELP = "Another limit: relative fall (0.05) for reclaim, height of the chart for cusum, log evidence for paired"
+
+
+def evaluate(
+    model: Annotated[str, typer.Option("--model", "-m", help="Model, as `reclaim models list` prints it")],
+    since: Annotated[str | None, typer.Option(help="Only cases acquired on this day or later, YYYY-MM-DD")] = None,
+    until: Annotated[str | None, typer.Option(help="Only cases acquired on this day or before, YYYY-MM-DD")] = None,
+    rule: Annotated[str, typer.Option(help="paired: the detector; reclaim: the 5 % rule; cusum: a control chart")] = "paired",
+    threshold: Annotated[float | None, typer.Option(help=LIMIT_HELP)] = None,
+    facet: Annotated[list[str], typer.Option(help="Only cases with this facet, NAME=VALUE; may be given several times")] = [],  # noqa: B006 - typer copies it
+    version: Annotated[int | None, typer.Option(help="Only this version; else every version that has batches")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables")] = False,
+) -> None:
+    """What would have happened: replay stored, labelled cases and show which batches would have alarmed under a rule.
+
+    Nothing is written, nothing is ordered. The rule knows, after each batch, only what was labelled and batched by then; its
+    memory begins with --since. paired is what runs here, with its calibrated thresholds; reclaim compares each batch with the
+    test set and alarms at a relative fall of 5 % of any metric; cusum adds up how far recall lies below the test set's.
+
+    Examples:
+    reclaim evaluate --model lung --since 2026-03-01
+
+    reclaim evaluate --model lung --rule reclaim --threshold 0.10
+
+    reclaim evaluate --model lung --rule cusum --facet StationName=CT2 --json
+
+    """
+    chosen = _rule(rule)
+    if threshold is not None and threshold <= 0:
+        raise InvalidInput(f"--threshold is above 0, not {threshold:g}: {LIMIT_HELP[15:]}")
+    period = Period(_day(since, "--since"), _after(_day(until, "--until")), dict(map(_facet, facet)))
+    context = open_context()
+    with context.database.read() as session:
+        owner = registry.model(session, model)
+        wanted = [registry.version(session, owner.name, version).version] if version is not None else None
+        numbers = wanted or sorted({row.version for row in repository.batches(session, owner.name)})
+        found = [_replayed(session, context.settings, owner.name, each, chosen, threshold, period) for each in numbers]
+    told = [each for each in found if each["batches"]]
+    if not told:
+        raise InvalidInput(_nothing(owner.name, period, bool(found)))
+    if as_json:
+        question = {"model": owner.name, "rule": str(chosen), "threshold": threshold, "since": since, "until": until}
+        typer.echo(json.dumps({**question, "facets": period.facets, "versions": told}, indent=2, default=str))
+        return
+    for each in told:
+        _print(owner.name, chosen, each)
+
+
+def _replayed(
+    session: Session, settings: Settings, model: str, version: int, rule: Rule, threshold: float | None, period: Period
+) -> dict[str, Any]:
+    """The steps of one version as plain values; `batches` is empty where it has no case of the period."""
+    stream = repository.stream(session, model, version, repository.last_number(session, model, version))
+    _check_facets(stream, period)
+    taught = repository.taught(session, model)
+    kept = [case for case in stream if case.patient_key not in taught and period.holds(case)]
+    if not kept:
+        return {"version": version, "batches": []}
+    classes = repository.classes(session, model)
+    baseline = list(registry.baseline(session, model, version))
+    if not baseline:
+        raise InvalidInput(f"version {version} of {model} has no labelled test set, so there is nothing to compare with")
+    batches = len({case.batch for case in kept})
+    # A subgroup's batches are smaller, and the detector's thresholds hold for the usual size.
+    size = max(1, round(len(kept) / batches)) if period.facets else settings.join.batch_size
+    record = Record(classes, baseline, kept, size, settings.evaluation.seed)
+    limits = _thresholds(session, settings, model, version, record) if rule is Rule.PAIRED and not threshold else bound(0.05)
+    steps = replay(record, rule, threshold=threshold, thresholds=limits, run_length=settings.evaluation.cusum_run_length)
+    alarms = [step.batch for step in steps if step.alarmed]
+    origin = limits.origin if rule is Rule.PAIRED and not threshold else "given" if threshold else "default"
+    return {"version": version, "limits": origin, "alarmed": alarms, "batches": [asdict(step) for step in steps]}
+
+
+def _thresholds(session: Session, settings: Settings, model: str, version: int, record: Record) -> Thresholds:
+    """Those that are kept; otherwise made now and not stored."""
+    counts, chosen = counts_of(record), settings.evaluation
+    errors, cases = counts.baseline_errors[0], counts.baseline_cases[0]
+    mark = fingerprint(errors, cases, record.batch_size, chosen.false_alarms_per_year, chosen.seed)
+    kept = repository.thresholds(session, model, version, mark)
+    if kept is None:
+        typer.echo("calibrating the detector for these batches; this takes some seconds …", err=True)
+    return kept or calibrate(errors, cases, record.batch_size, chosen.false_alarms_per_year, chosen.seed)
+
+
+def _rule(name: str) -> Rule:
+    if name not in set(Rule):
+        raise InvalidInput(f"there is no rule {name!r}{nearest(name, list(Rule))}")
+    return Rule(name)
+
+
+def _day(text: str | None, option: str) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return datetime.combine(date.fromisoformat(text), time(), UTC)
+    except ValueError:
+        raise InvalidInput(f"{option} {text!r} is no day: write YYYY-MM-DD, such as 2026-03-01") from None
+
+
+def _after(day: datetime | None) -> datetime | None:
+    return None if day is None else day + timedelta(days=1)
+
+
+def _facet(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise InvalidInput(f"--facet {text!r} is not NAME=VALUE, such as StationName=CT2")
+    return name, value
+
+
+def _check_facets(stream: list[StreamCase], period: Period) -> None:
+    for name, value in (period.facets or {}).items():
+        names = sorted({key for case in stream for key in case.facets})
+        if stream and name not in names:
+            raise InvalidInput(f"no case has the facet {name!r}{nearest(name, names)}")
+        values = sorted({case.facets[name] for case in stream if name in case.facets})
+        if stream and value not in values:
+            raise InvalidInput(f"no case has {name}={value}{nearest(value, values)}")
+
+
+def _nothing(model: str, period: Period, any_batches: bool) -> str:
+    if not any_batches:
+        return f"{model} has no batch of labelled cases yet: `reclaim labels import FILE` brings labels"
+    first = f" since {period.since:%Y-%m-%d}" if period.since else ""
+    last = f" until {period.until - timedelta(days=1):%Y-%m-%d}" if period.until else ""
+    return f"no labelled case of {model} was acquired{first}{last}{' with these facets' if period.facets else ''}"
+
+
+def _print(model: str, rule: Rule, found: dict[str, Any]) -> None:
+    steps = [Step(**step) for step in found["batches"]]
+    table = Table("batch", "acquired", "cases", SHOWN[rule], "alarms at", "", "what")
+    for step in steps:
+        days = f"{step.first:%F} to {step.last:%F}"
+        alarm = "[red]ALARM[/]" if step.alarmed else ""
+        numbers = (f"{step.statistic:.3f}", f"{step.limit:.3f}")
+        table.add_row(str(step.batch), days, str(step.cases), *numbers, alarm, escape(step.what))
+    console.print(f"{escape(model)} version {found['version']}, rule {rule} ({found['limits']} limits)")
+    console.print(table)
+    many, first = len(found["alarmed"]), next((step for step in steps if step.alarmed), None)
+    ending = f"; the first in batch {first.batch}, {first.last:%F}" if first else ""
+    console.print(f"{many} of {len(steps)} batches would have alarmed{ending}.")

@@ -1,0 +1,140 @@
+"""What a rule would have said, batch by batch, of the cases that are stored. Pure; nothing is written or ordered."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from schemas.vocabulary import Status
+from services.evaluation.cases import Cases, LabelledRow
+from services.evaluation.cusum import chart
+from services.evaluation.detector import Counts, Thresholds
+from services.evaluation.reclaim_rule import LIMIT, apply_rule
+from services.evaluation.stream import StreamCase, count, one_per_patient
+from services.evaluation.verdict import Assessment, assess
+
+
+class Rule(StrEnum):
+    """Rules that can be replayed."""
+
+    PAIRED = "paired"
+    RECLAIM = "reclaim"
+    CUSUM = "cusum"
+
+
+@dataclass(frozen=True)
+class Period:
+    """Which cases count: acquired from `since` to before `until`, with these facets. None and empty: all."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    facets: Mapping[str, str] | None = None
+
+    def holds(self, case: StreamCase) -> bool:
+        """Whether a case is one of them."""
+        early = self.since is not None and case.acquired_at < self.since
+        late = self.until is not None and case.acquired_at >= self.until
+        return not (early or late) and all(case.facets.get(name) == value for name, value in (self.facets or {}).items())
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is stored of one version. `stream` holds the cases of the period in order, without the patients it was trained on."""
+
+    classes: tuple[str, ...]
+    baseline: Sequence[LabelledRow]
+    stream: Sequence[StreamCase]
+    batch_size: int
+    seed: int = 0
+
+    @property
+    def numbers(self) -> list[int]:
+        """Batches that have cases, in order."""
+        return sorted({case.batch for case in self.stream})
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rule after one batch. `limit` is where it alarms; `what` names the metric, or the detector's verdict."""
+
+    batch: int
+    first: datetime
+    last: datetime
+    cases: int
+    statistic: float
+    limit: float
+    alarmed: bool
+    what: str
+
+
+def replay(record: Record, rule: Rule, *, threshold: float | None, thresholds: Thresholds, run_length: float) -> list[Step]:
+    """The rule after each batch, from what was known then. `threshold` replaces the rule's own limit.
+
+    It is a relative fall (0.05) for the 5 % rule, the limit of the chart for CUSUM, and the log evidence of both statistics for
+    the detector, which otherwise takes `thresholds`; `run_length` chooses the chart's limit.
+    """
+    run: dict[Rule, Callable[[], list[tuple[float, float, bool, str]]]] = {
+        Rule.PAIRED: lambda: _paired(record, Thresholds(threshold, threshold, "given") if threshold else thresholds),
+        Rule.RECLAIM: lambda: _reclaim(record, -threshold if threshold else LIMIT),
+        Rule.CUSUM: lambda: _cusum(record, threshold, run_length),
+    }
+    return [_step(record, number, *said) for number, said in zip(record.numbers, run[rule](), strict=True)]
+
+
+def _step(record: Record, number: int, statistic: float, limit: float, alarmed: bool, what: str) -> Step:
+    own = [case for case in record.stream if case.batch == number]
+    times = [case.acquired_at for case in own]
+    return Step(number, min(times), max(times), len(own), statistic, limit, alarmed, what)
+
+
+def counts_of(record: Record) -> Counts:
+    """One case per patient, its batches numbered anew from 1 without gaps."""
+    place = {number: position for position, number in enumerate(record.numbers, 1)}
+    known = {row.patient_key for row in record.baseline}
+    cases = [case._replace(batch=place[case.batch]) for case in one_per_patient(record.stream, known)]
+    return count(one_per_patient(record.baseline), cases, record.classes, len(place))
+
+
+def _paired(record: Record, thresholds: Thresholds) -> list[tuple[float, float, bool, str]]:
+    counts = counts_of(record)
+    found = []
+    for end in range(1, counts.errors.shape[1] + 1):
+        seen = replace(counts, errors=counts.errors[:, :end], cases=counts.cases[:, :end])
+        verdict = assess(seen, record.classes, thresholds, record.batch_size, record.seed)
+        shown = max(((verdict.a, thresholds.a), (verdict.b, thresholds.b)), key=lambda pair: pair[0] - pair[1])
+        found.append((*shown, verdict.status is Status.DEGRADED, _told(verdict)))
+    return found
+
+
+def _told(verdict: Assessment) -> str:
+    """`degraded: recall of glioma 0.71, was 0.90` or the status alone."""
+    fall = verdict.fall
+    if fall is None:
+        return str(verdict.status)
+    return f"{verdict.status}: recall of {fall.label} {fall.recall:.2f}, was {fall.before:.2f}"
+
+
+def _reclaim(record: Record, limit: float) -> list[tuple[float, float, bool, str]]:
+    before = Cases.of(record.baseline, record.classes).confusion()
+    found = []
+    for number in record.numbers:
+        batch = Cases.of([case for case in record.stream if case.batch == number], record.classes).confusion()
+        verdict = apply_rule(before, batch, record.classes, limit)
+        found.append((verdict.change, limit, verdict.declined, verdict.metric))
+    return found
+
+
+def _cusum(record: Record, threshold: float | None, run_length: float) -> list[tuple[float, float, bool, str]]:
+    charts = chart(counts_of(record), run_length)
+    limit = threshold or charts.limit
+    names = [f"recall:{label}" for label in record.classes]
+    return [(float(row.max()), limit, bool(row.max() > limit), names[int(row.argmax())]) for row in charts.values]
+
+
+SHOWN: Final = {
+    Rule.PAIRED: "log evidence",
+    Rule.RECLAIM: "relative change",
+    Rule.CUSUM: "chart",
+}
+"""What a step's statistic is, by rule."""
