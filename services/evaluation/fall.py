@@ -18,6 +18,10 @@ NODES: Final = 200
 """Quantiles of the reference's error rate over which a probability is averaged; exact to about 1e-4."""
 
 
+Part = tuple[float, float]
+"""Errors and cases of one class."""
+
+
 @dataclass(frozen=True)
 class Fall:
     """A fall of one class's recall since a batch, with 95 % limits; `probability` is that of a fall of 3 points or more."""
@@ -61,15 +65,15 @@ def supported(counts: Counts) -> bool:
     return fell and probability(window, reference) > LIKELY
 
 
-def parted(counts: Counts, label: int, start: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def parted(counts: Counts, label: int, start: int) -> tuple[Part, Part]:
     """Errors and cases of a class from batch `start` (from 0) on, and of the baseline with the batches before."""
     errors, cases = counts.errors[0, :, label], counts.cases[0, :, label]
-    base = int(counts.baseline_errors[0, label]), int(counts.baseline_cases[0, label])
-    window = int(errors[start:].sum()), int(cases[start:].sum())
-    return window, (base[0] + int(errors[:start].sum()), base[1] + int(cases[:start].sum()))
+    base = float(counts.baseline_errors[0, label]), float(counts.baseline_cases[0, label])
+    window = float(errors[start:].sum()), float(cases[start:].sum())
+    return window, (base[0] + float(errors[:start].sum()), base[1] + float(cases[:start].sum()))
 
 
-def probability(window: tuple[int, int], reference: tuple[int, int], least: float = MEANINGFUL_FALL) -> float:
+def probability(window: Part, reference: Part, least: float = MEANINGFUL_FALL) -> float:
     """Posterior probability that the window's error rate is at least `least` above the reference's (errors, cases of each).
 
     Both have their Jeffreys posterior, independent of each other. No draws: the same counts give the same number.
@@ -122,7 +126,7 @@ def _credible(factors: Floats) -> tuple[int, int]:
     return int(kept.min()), int(kept.max())
 
 
-def _posterior(counts: tuple[int, int], generator: np.random.Generator) -> Floats:
+def _posterior(counts: Part, generator: np.random.Generator) -> Floats:
     """Draws of an error rate from its Jeffreys posterior."""
     errors, cases = counts
     return generator.beta(errors + 0.5, cases - errors + 0.5, DRAWS)

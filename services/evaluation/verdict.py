@@ -9,10 +9,11 @@ import numpy as np
 from schemas.vocabulary import Status
 from services.evaluation.cases import Floats
 from services.evaluation.detector import LOG_CAP, Counts, Thresholds, statistics
+from services.evaluation.dispersion import steadied
 from services.evaluation.fall import LIKELY, MEANINGFUL_FALL, Fall, locate, parted, place, probability, supported
 from services.evaluation.sufficiency import smallest_fall, sufficiency
 
-__all__ = ["Assessment", "Episode", "Episodes", "Fall", "assess", "episodes"]
+__all__ = ["Assessment", "Episode", "Episodes", "Fall", "assess", "episodes", "first_alarm"]
 
 WATCH_BATCHES: Final = 4
 WATCH_DOUBT: Final = 0.02
@@ -63,14 +64,18 @@ class Episodes:
 
 
 def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch_size: int, seed: int) -> Assessment:
-    """Judge one stream (R = 1) after its last batch. An alarm stands until the recall is back (see `episodes`)."""
+    """Judge one stream (R = 1) after its last batch. An alarm stands until the recall is back (see `episodes`).
+
+    Where recall varies more from batch to batch than chance explains, the counts are divided by that first.
+    """
+    raw, counts = counts, steadied(counts)
     history = episodes(counts, thresholds, batch_size)
     first, alarm = history.restarted_after, history.standing
     generator = np.random.default_rng(seed)
     fall = _located(counts, first, classes, generator) if alarm or _watch(counts) else None
     fall = fall if fall and fall.drop > 0 else None
     watched = alarm is None and fall is not None
-    known = sufficiency(counts, classes, first)
+    known = sufficiency(raw, classes, first)
     return Assessment(
         status=_status(alarm is not None, watched, bool(known.blocking)),
         a=float(history.statistics[-1, 0]),
@@ -82,7 +87,7 @@ def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch
         unproven=tuple(known.missing),
         own_baseline=known.own_cases,
         restarted_after=first,
-        smallest_fall=smallest_fall(counts, known.own_counts, thresholds, batch_size),
+        smallest_fall=smallest_fall(raw, known.own_counts, thresholds, batch_size),
     )
 
 
@@ -92,12 +97,9 @@ def episodes(counts: Counts, thresholds: Thresholds, batch_size: int) -> Episode
     An alarm without a fall that its own counts bear out is none. After a recovery the clock starts anew, compared with
     the baseline alone, so that the bad batches neither hold the alarm nor count as usual.
     """
-    first, judged, batches, alarms = 0, 0, counts.errors.shape[1], list[Episode]()
+    first, judged, alarms = 0, 0, list[Episode]()
     while True:
-        # No independent case yet: the logarithm of no evidence at all is not a number that can be stored.
-        found = np.maximum(statistics(_part(counts, first, batches), batch_size)[0], -LOG_CAP)
-        fired = first + np.flatnonzero((found[:, 0] >= thresholds.a) | (found[:, 1] >= thresholds.b)) + 1
-        alarm = next((int(end) for end in fired if end > judged and supported(_part(counts, first, int(end)))), None)
+        alarm, found = first_alarm(counts, thresholds, batch_size, first, judged)
         if alarm is None:
             return Episodes(tuple(alarms), first, found)
         closed = _closed(counts, first, alarm)
@@ -105,6 +107,17 @@ def episodes(counts: Counts, thresholds: Thresholds, batch_size: int) -> Episode
         if closed is None:
             return Episodes(tuple(alarms), first, found)
         first, judged = max(first, closed - WATCH_BATCHES), closed
+
+
+def first_alarm(
+    counts: Counts, thresholds: Thresholds, batch_size: int, first: int = 0, judged: int = 0
+) -> tuple[int | None, Floats]:
+    """The first batch after `judged` that raises an alarm, the clock starting after `first` ones; and the statistics since."""
+    # No independent case yet: the logarithm of no evidence at all is not a number that can be stored.
+    found = np.maximum(statistics(_part(counts, first, counts.errors.shape[1]), batch_size)[0], -LOG_CAP)
+    fired = first + np.flatnonzero((found[:, 0] >= thresholds.a) | (found[:, 1] >= thresholds.b)) + 1
+    alarm = next((int(end) for end in fired if end > judged and supported(_part(counts, first, int(end)))), None)
+    return alarm, found
 
 
 def _part(counts: Counts, first: int, end: int) -> Counts:
@@ -124,9 +137,9 @@ def _closed(counts: Counts, first: int, alarm: int) -> int | None:
     return None
 
 
-def _sums(counts: Counts, label: int, first: int, end: int) -> tuple[int, int]:
+def _sums(counts: Counts, label: int, first: int, end: int) -> tuple[float, float]:
     """Errors and cases of a class in batches `first` + 1 to `end`."""
-    return int(counts.errors[0, first:end, label].sum()), int(counts.cases[0, first:end, label].sum())
+    return float(counts.errors[0, first:end, label].sum()), float(counts.cases[0, first:end, label].sum())
 
 
 def _located(counts: Counts, first: int, classes: Sequence[str], generator: np.random.Generator) -> Fall:
@@ -148,8 +161,8 @@ def _watch(counts: Counts) -> bool:
     errors, cases = counts.errors[0, -WATCH_BATCHES:].sum(0), counts.cases[0, -WATCH_BATCHES:].sum(0)
     needed = 1 - WATCH_DOUBT / len(errors)
     for label in np.flatnonzero((cases > 0) & (counts.baseline_cases[0] > 0)):
-        now = int(errors[label]), int(cases[label])
-        then = int(counts.baseline_errors[0, label]), int(counts.baseline_cases[0, label])
+        now = float(errors[label]), float(cases[label])
+        then = float(counts.baseline_errors[0, label]), float(counts.baseline_cases[0, label])
         if probability(now, then, MEANINGFUL_FALL) >= needed:
             return True
     return False

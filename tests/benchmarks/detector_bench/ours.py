@@ -7,8 +7,9 @@ from detector_bench.worlds import FALLS, FOLLOWED, STABLE, YEAR, World, path, pe
 
 from services.evaluation.calibration import calibrate
 from services.evaluation.detector import Counts, Thresholds, statistics
+from services.evaluation.dispersion import steadied
 from services.evaluation.fall import locate
-from services.evaluation.verdict import Episode, episodes
+from services.evaluation.verdict import Episode, episodes, first_alarm
 
 BUDGET = 0.05
 CHUNK = 40
@@ -41,16 +42,14 @@ def counts(model: Model, confusion: np.ndarray) -> Counts:
     return Counts(base[0], base[1], errors, cases)
 
 
-def alarms(model: Model, material: Counts) -> list[tuple[Episode, ...]]:
-    """The alarms of each stream. Only where a statistic crosses its threshold is there anything to judge."""
-    found: list[tuple[Episode, ...]] = []
+def judged(model: Model, material: Counts, judge):
+    """`judge(stream)` for each stream in which a statistic crosses its threshold, else None: there is nothing to judge."""
+    found = []
     for start in range(0, len(material.errors), CHUNK):
-        part = one(material, slice(start, start + CHUNK))
+        part = steadied(one(material, slice(start, start + CHUNK)))
         value = statistics(part, model.size)
         crossed = ((value[..., 0] >= model.thresholds.a) | (value[..., 1] >= model.thresholds.b)).any(1)
-        for line, any_crossed in enumerate(crossed):
-            stream = one(part, slice(line, line + 1))
-            found.append(episodes(stream, model.thresholds, model.size).found if any_crossed else ())
+        found += [judge(one(part, slice(line, line + 1))) if any_crossed else None for line, any_crossed in enumerate(crossed)]
     return found
 
 
@@ -64,7 +63,10 @@ def false_alarms(world: World, fleet: list[Model], replicates: int, years: int, 
     hits, total = [], 0
     for model in fleet:
         stable = streams([world] * (years * YEAR), model.size, replicates, generator)
-        found = alarms(model, counts(model, stable))
+        history = judged(
+            model, counts(model, stable), lambda stream, model=model: episodes(stream, model.thresholds, model.size).found
+        )
+        found = [stream or () for stream in history]
         hits.append([sum(any(_year(episode) == year for episode in stream) for stream in found) for year in range(years)])
         total += sum(len(stream) for stream in found)
     return {"hits": hits, "replicates": replicates, "alarms": total, "stream_years": len(fleet) * replicates * years}
@@ -83,10 +85,10 @@ def delays(world: World, fleet: list[Model], name: str, replicates: int, generat
     fall, found, covered = FALLS[name], [], []
     for model in fleet:
         changed = counts(model, streams(path(world, fall, start + FOLLOWED, start), model.size, replicates, generator))
-        for line, history in enumerate(alarms(model, changed)):
-            if any(episode.alarm <= start for episode in history):
+        first = judged(model, changed, lambda stream, model=model: first_alarm(stream, model.thresholds, model.size)[0])
+        for line, alarm in enumerate(first):
+            if alarm and alarm <= start:
                 continue
-            alarm = history[0].alarm if history else None
             found.append(alarm - start if alarm else FOLLOWED + 1)
             if alarm and fall.jump and alarm - start <= YEAR:
                 covered.append(_coverage(world, one(changed, slice(line, line + 1)), fall, start, alarm))
@@ -99,7 +101,7 @@ def _coverage(world: World, stream: Counts, fall, start: int, alarm: int) -> lis
     found = []
     for end in (alarm, alarm + LATER):
         seen = Counts(stream.baseline_errors, stream.baseline_cases, stream.errors[:, :end], stream.cases[:, :end])
-        told = locate(seen, classes, np.random.default_rng(end))
+        told = locate(steadied(seen), classes, np.random.default_rng(end))
         right = fall.everywhere or int(told.label) == world.weak
         drop = fall.jump if right else 0.0
         found += [int(right), int(told.low <= drop <= told.high), int(told.start_low <= start + 1 <= told.start_high)]

@@ -129,11 +129,11 @@ def _standardised(base, stream):
 
 
 RULES = (
-    Rule("5 % rule (ReclAIm)", reclaim, lambda k: 0.05, "published code"),
-    Rule("Evidently, ±20 % relative", evidently, lambda k: 0.20, "documented default, re-implemented"),
-    Rule("NannyML, 3 SD of reference chunks", nannyml, lambda k: 3.0, "documented default, re-implemented"),
-    Rule("3-sigma chart", shewhart, lambda k: 3.0, "Shewhart"),
-    Rule("Fisher + Holm, 5 % a batch", fisher_holm, lambda k: float(-np.log(0.05)), "textbook"),
-    Rule("EWMA 0.1, 3-sigma", ewma, lambda k: 3.0, "textbook"),
+    Rule("5 % rule (ReclAIm)", reclaim, lambda _: 0.05, "published code"),
+    Rule("Evidently, ±20 % relative", evidently, lambda _: 0.20, "documented default, re-implemented"),
+    Rule("NannyML, 3 SD of reference chunks", nannyml, lambda _: 3.0, "documented default, re-implemented"),
+    Rule("3-sigma chart", shewhart, lambda _: 3.0, "Shewhart"),
+    Rule("Fisher + Holm, 5 % a batch", fisher_holm, lambda _: float(-np.log(0.05)), "textbook"),
+    Rule("EWMA 0.1, 3-sigma", ewma, lambda _: 3.0, "textbook"),
     Rule("CUSUM 0.5 (AIM-CU style)", cusum, siegmund, "textbook"),
 )

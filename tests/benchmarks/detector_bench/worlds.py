@@ -50,7 +50,10 @@ class Fall:
 
 ABRUPT = [Fall(f"one class -{points}", everywhere=False, jump=points / 100) for points in (3, 5, 10, 20, 41)]
 ABRUPT += [Fall(f"all classes -{points}", everywhere=True, jump=points / 100) for points in (3, 5, 10)]
-SLOW = [Fall("one class, 0.5 a batch", everywhere=False, slope=0.005), Fall("all classes, 0.2 a batch", everywhere=True, slope=0.002)]
+SLOW = [
+    Fall("one class, 0.5 a batch", everywhere=False, slope=0.005),
+    Fall("all classes, 0.2 a batch", everywhere=True, slope=0.002),
+]
 FALLS = {fall.name: fall for fall in (*ABRUPT, *SLOW)}
 
 

@@ -1,0 +1,101 @@
+"""Late labels: which weeks of acquisition can be judged, and blocks of equal size in the order of acquisition.
+
+Where errors get their label sooner than right answers, whatever is judged as labels trickle in looks worse than it is.
+Two streams are free of that, and both are watched. One has only weeks in which nearly every prediction has its label. The
+other has every week and counts a prediction that still waits as right, which can hide a fall but never make one up.
+
+Assumed: a prediction that has no label after `wait_days` never gets one, and whether it got one says nothing about whether
+it was right. A week is one of acquisition, from Monday, UTC.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.evaluation.cases import Integers
+from services.evaluation.stream import StreamCase
+
+COMPLETE: Final = 0.95
+"""Share of a week's predictions that must have their label before the week is judged."""
+
+
+class Pending(NamedTuple):
+    """A prediction of the version that has no label yet."""
+
+    patient_key: str
+    predicted: str
+    acquired_at: datetime
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """The two streams in order of acquisition, `batch` being the number of the block, and what is waited for.
+
+    `settled`: cases of weeks that are complete. `assumed`: all cases, with what waits counted as right.
+    """
+
+    settled: tuple[StreamCase, ...]
+    assumed: tuple[StreamCase, ...]
+    weeks: tuple[date, ...]
+    """Mondays of the weeks that wait for labels, the oldest first."""
+    labels: int
+    """Labels that these weeks wait for."""
+    held_back: int
+    """Labelled cases of these weeks, which the first stream does not have yet."""
+
+    @property
+    def late(self) -> bool:
+        """Whether any week waits for labels; without one both streams are the same."""
+        return bool(self.weeks)
+
+
+def order(cases: Sequence[StreamCase], pending: Sequence[Pending], size: int, now: datetime, wait_days: float) -> Ordered:
+    """Order independent `cases` (one of each patient) by acquisition and cut them into blocks of `size`.
+
+    A patient with a labelled case counts as labelled, however many further predictions wait.
+    """
+    known = {case.patient_key for case in cases}
+    oldest = now - timedelta(days=wait_days)
+    waiting = {row.patient_key: row for row in reversed(pending) if row.patient_key not in known and row.acquired_at > oldest}
+    weeks = np.array([_week(row.acquired_at) for row in (*cases, *waiting.values())], np.int64)
+    labelled = np.arange(len(weeks)) < len(cases)
+    done = complete(weeks, labelled)
+    kept = [case for case, ready in zip(cases, done[: len(cases)], strict=True) if ready]
+    late = sorted(set(weeks[~done].tolist()))
+    return Ordered(
+        settled=tuple(blocks(kept, size)),
+        assumed=tuple(blocks([*cases, *(_right(row) for row in waiting.values())], size)) if late else tuple(blocks(kept, size)),
+        weeks=tuple(date.fromordinal(7 * week + 1) for week in late),
+        labels=int((~done & ~labelled).sum()),
+        held_back=len(cases) - len(kept),
+    )
+
+
+def complete(weeks: Integers, labelled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Per prediction [n], whether at least 95 % of its week's predictions are labelled."""
+    _, place = np.unique(weeks, return_inverse=True)
+    share = np.bincount(place, labelled) / np.maximum(np.bincount(place), 1)
+    found: NDArray[np.bool_] = (share >= COMPLETE)[place]
+    return found
+
+
+def blocks(cases: Sequence[StreamCase], size: int) -> list[StreamCase]:
+    """The cases in order of acquisition, numbered by block of `size` cases from 1; the last block may be smaller.
+
+    Equal blocks keep the thresholds right whatever the sizes of the batches that the labels came in.
+    """
+    ordered = sorted(cases, key=lambda case: (case.acquired_at, case.patient_key))
+    return [case._replace(batch=1 + place // size) for place, case in enumerate(ordered)]
+
+
+def _right(row: Pending) -> StreamCase:
+    return StreamCase(0, row.patient_key, row.predicted, row.predicted, {}, row.acquired_at, {}, ())
+
+
+def _week(at: datetime) -> int:
+    """Number of the week, counted from the Monday of 1 January of year 1."""
+    return (at.astimezone(UTC).toordinal() - 1) // 7
