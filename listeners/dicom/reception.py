@@ -20,7 +20,7 @@ from listeners.dicom.answers import Answer
 from listeners.dicom.file_meta import encode_file_meta
 from services.assembly.conflicts import keep_aside
 from services.assembly.files import ArchiveFiles, NotPart10Error, Temporary, same_dataset
-from services.assembly.headers import InstanceFacts, MissingElement, UnreadableHeader, is_valid_uid, read_facts
+from services.assembly.headers import InstanceFacts, Memory, MissingElement, UnreadableHeader, is_valid_uid, read_facts
 from services.assembly.index import ArchiveIndex, StoredFile
 from services.assembly.reindex import enter_file, read_stored
 from services.assembly.repository import Recorded
@@ -116,9 +116,12 @@ class Reception:
                 span.set_status(trace.StatusCode.ERROR, answer.comment)
         return answer
 
-    def begin(self, head: StoreHead) -> "Incoming":
-        """Begin to take an instance. Never raises: what is refused already is taken and thrown away, and `finish` says why."""
-        return Incoming(self, head)
+    def begin(self, head: StoreHead, memory: Memory | None = None) -> "Incoming":
+        """Begin to take an instance. Never raises: what is refused already is taken and thrown away, and `finish` says why.
+
+        `memory` is the sender's own, from one instance to the next.
+        """
+        return Incoming(self, head, memory)
 
     def has_space(self) -> bool:
         """Whether the disk has more room than the limit; raises OSError."""
@@ -186,9 +189,10 @@ class Reception:
 class Incoming:
     """One instance under way: `write` its data set piece by piece, then `finish` or `abandon`; for one thread."""
 
-    def __init__(self, reception: Reception, head: StoreHead) -> None:
+    def __init__(self, reception: Reception, head: StoreHead, memory: Memory | None) -> None:
         self._reception = reception
         self._head = head
+        self._memory = memory
         self._temporary: Temporary | None = None
         self._meta = b""
         self._head_bytes = b""
@@ -212,7 +216,7 @@ class Incoming:
             return
         if not self._begun and pieces:
             self._begun = True
-            self._head_bytes = bytes(pieces[0][:HEAD_BYTES])
+            self._head_bytes = _beginning(pieces, HEAD_BYTES)
             pieces = [self._meta, *pieces]
         try:
             self._temporary.write(pieces)
@@ -267,7 +271,7 @@ class Incoming:
     def _checked_facts(self, temporary: Temporary) -> InstanceFacts:
         """The index's elements of a data set that agrees with its command; raises Refused with the status of DICOM's tables."""
         source = FileSource(temporary.descriptor, len(self._meta), self.received, self._head_bytes)
-        facts = read_checked(source, self._head.transfer_syntax_uid)
+        facts = read_checked(source, self._head.transfer_syntax_uid, self._memory)
         if facts.sop_class_uid != self._head.affected_sop_class_uid:
             raise Refused(answers.CLASS_MISMATCH)
         if facts.sop_instance_uid != self._head.affected_sop_instance_uid:
@@ -295,14 +299,25 @@ class Incoming:
             self._refuse(answers.FAILED)
 
 
-def read_checked(source: FileSource, transfer_syntax_uid: str) -> InstanceFacts:
+def read_checked(source: FileSource, transfer_syntax_uid: str, memory: Memory | None = None) -> InstanceFacts:
     """The index's elements of a data set in a file, whose structure holds to its last byte; raises Refused."""
     try:
-        return read_facts(source, transfer_syntax_uid)
+        return read_facts(source, transfer_syntax_uid, memory)
     except UnreadableHeader as error:
         raise Refused(answers.BROKEN_DATASET.at(error.tag)) from None
     except MissingElement as error:
         raise Refused(answers.MISSING_UID.at(error.tag)) from None
+
+
+def _beginning(pieces: Sequence[bytes | memoryview], most: int) -> bytes:
+    if len(pieces[0]) >= most or len(pieces) == 1:
+        return bytes(pieces[0][:most])
+    found = b""
+    for piece in pieces:
+        found += piece[: most - len(found)]
+        if len(found) == most:
+            break
+    return found
 
 
 def printable(ae_title: str) -> str:

@@ -28,6 +28,7 @@ from listeners.dicom.operations import Handlers, Peer
 from listeners.dicom.reception import Incoming, Reception, StoreHead, printable
 from listeners.dicom.tally import Tally
 from schemas.settings import DicomSettings
+from services.assembly.headers import Memory
 from services.runtime.telemetry import count
 from services.runtime.transaction import current_traceparent
 
@@ -78,6 +79,7 @@ class Session:
         self._filled = 0
         self._pieces: list[memoryview] = []
         self._data_bytes = 0
+        self._memory = Memory()
         self._tally = Tally()
         self._outcome = ""
 
@@ -183,7 +185,7 @@ class Session:
                 self._connection.send(data)
                 self._has_spoken = True
             case StoreBegun(request):
-                self._incoming = self._environment.reception.begin(self._head(request))
+                self._incoming = self._environment.reception.begin(self._head(request), self._memory)
             case StoreEnded(request):
                 self._finish_store(request)
             case Message(request):

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Set
 from typing import Final, Literal
 
+from services.assembly.outlines import LONG_VRS, LONGEST_VALUE, SHORT_VRS, Outlines
 from services.assembly.sources import BrokenStructureError, BytesSource, InflatedSource, Source
 
 __all__ = ["BrokenStructureError", "check_structure", "plain_source"]
@@ -21,8 +22,6 @@ DEEPEST_NESTING: Final = 64
 MOST_STEPS: Final = 2_000_000
 BYTES_PER_STEP: Final = 64
 """A walk may take so many steps (elements, items, fragments), and one more for each so many bytes: it bounds the time."""
-LONGEST_VALUE: Final = 1024
-"""Longer values are not taken along: none of the attributes of interest may be so long (PS3.5 §6.2)."""
 
 
 def _numbers(vrs: str) -> dict[str, frozenset[int]]:
@@ -31,8 +30,8 @@ def _numbers(vrs: str) -> dict[str, frozenset[int]]:
     return {order: frozenset(int.from_bytes(vr.encode(), order) for vr in vrs.split()) for order in orders}
 
 
-_SHORT: Final = _numbers("AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US")
-_LONG: Final = _numbers("OB OD OF OL OV OW SQ SV UC UN UR UT UV")
+_SHORT: Final = _numbers(SHORT_VRS)
+_LONG: Final = _numbers(LONG_VRS)
 _PIXEL_VRS: Final = _numbers("OB OW")
 _SQ: Final = _numbers("SQ")
 _UN: Final = _numbers("UN")
@@ -47,6 +46,8 @@ _BEHIND_ALL: Final = 1 << 32
 _LONGEST_HEADER: Final = 12
 _PADDING: Final = bytes(_LONGEST_HEADER)
 _WINDOW: Final = 8192
+_HEAD: Final = 1 << 14
+"""An outline covers no more of a data set."""
 _LITTLE: Final = (struct.Struct("<HHHH"), struct.Struct("<HHL"), struct.Struct("<L"))
 _BIG: Final = (struct.Struct(">HHHH"), struct.Struct(">HHL"), struct.Struct(">L"))
 
@@ -57,16 +58,25 @@ def plain_source(source: Source, transfer_syntax_uid: str) -> tuple[Source, str]
 
 
 def check_structure(
-    source: Source | bytes, transfer_syntax_uid: str, wanted: Set[int] = frozenset(), last_group: int = 0
+    source: Source | bytes,
+    transfer_syntax_uid: str,
+    wanted: Set[int] = frozenset(),
+    last_group: int = 0,
+    outlines: Outlines | None = None,
 ) -> dict[int, bytes]:
     """Walk a (not deflated) data set; raises BrokenStructureError unless elements fill it exactly.
 
     Returns the values of the `wanted` tags (group << 16 | element) of the top level, none above `last_group`. Each may stand
     there once and only in ascending order (PS3.5 §7.1): readers disagree about which of two values counts, and stop early.
+    `outlines`, of the same tags, save steps of the walk, and learn from it.
     """
     walker = _Walker(BytesSource(source) if isinstance(source, bytes) else source, transfer_syntax_uid, wanted, last_group)
-    walk = walker.implicit if transfer_syntax_uid == IMPLICIT_LITTLE else walker.explicit
-    end = walk(0, depth=0)
+    if transfer_syntax_uid == IMPLICIT_LITTLE:
+        end = walker.implicit(0, depth=0)
+    elif outlines is None or transfer_syntax_uid == EXPLICIT_BIG:
+        end = walker.explicit(0, depth=0)
+    else:
+        end = walker.explicit_along(outlines)
     if not end:
         raise BrokenStructureError("the data set is empty")
     return walker.values
@@ -89,19 +99,31 @@ class _Walker:
         self._window, self._base, self._limit = b"", 0, -1
         self._steps = 0
 
-    def explicit(self, position: int, depth: int) -> int:  # noqa: C901, PLR0912 - a call per element would double the cost
+    def explicit_along(self, outlines: Outlines) -> int:
+        """A data set in explicit VR little endian, of which outlines may know the beginning."""
+        head = self._source.read(0, _HEAD)
+        recalled = outlines.recall(head, self._undefined_at)
+        self._limit = -1
+        if recalled is None:
+            self._steps = 0
+            end = self.explicit(0, depth=0)
+            outlines.learn(head, self._undefined_at)
+            return end
+        self.values = recalled.values
+        behind = recalled.highest >> 16 > self._last_group
+        return self.explicit(recalled.position, depth=0, highest=_BEHIND_ALL if behind else recalled.highest)
+
+    def explicit(self, position: int, depth: int, highest: int = 0) -> int:
         """Elements in explicit VR up to the end, or (inside an item of undefined length) up to its delimiter."""
         header, long_length, short, long = self._structs[0].unpack_from, self._structs[2].unpack_from, self._short, self._long
-        wanted, last_group = (frozenset[int](), _FIRST_GROUP) if depth else (self._wanted, max(self._last_group, _FIRST_GROUP))
-        window, base, limit = self._window, self._base, self._limit
-        steps, highest = 0, 0
+        last_group = _FIRST_GROUP if depth else max(self._last_group, _FIRST_GROUP)
+        window, base, limit, steps = self._window, self._base, self._limit, 0
         while True:
             if position > limit:
                 self._steps += steps
-                steps = 0
                 if not self._load(position):
                     return self._end(position, depth)
-                window, base, limit = self._window, self._base, self._limit
+                window, base, limit, steps = self._window, self._base, self._limit, 0
             steps += 1
             group, element, vr, length = header(window, position - base)
             if vr in short:
@@ -109,32 +131,34 @@ class _Walker:
             elif vr in long:
                 start = position + 12
                 length = long_length(window, position - base + 8)[0]
-                if length == _UNDEFINED:
-                    self._steps += steps
-                    steps, tag = 0, group << 16 | element
-                    if tag in wanted:
-                        raise BrokenStructureError("undefined length where none may be", tag)
-                    highest = max(highest, tag)
-                    position = self._undefined(start, tag, vr, depth)
-                    window, base, limit = self._window, self._base, self._limit
-                    continue
             elif depth and group == _ITEM_GROUP and element == _ITEM_END & 0xFFFF:
                 self._steps += steps
                 return position + 8
             else:
                 raise BrokenStructureError("an element without a known VR", group << 16 | element)
-            if group <= last_group:
-                tag = group << 16 | element
-                if tag in wanted:
-                    self._take(tag, start, length, highest)
-                elif group < _FIRST_GROUP:
-                    raise BrokenStructureError("an element that cannot stand in a data set", tag)
-                highest = max(highest, tag)
-            elif group >= _ITEM_GROUP:
-                raise BrokenStructureError("an element that cannot stand in a data set", group << 16 | element)
+            if length == _UNDEFINED:
+                self._steps += steps
+                position = self._undefined(start, group << 16 | element, vr, depth)
+                window, base, limit, steps = self._window, self._base, self._limit, 0
             else:
+                position = start + length
+            if last_group < group < _ITEM_GROUP:
                 highest = _BEHIND_ALL
-            position = start + length
+            else:
+                highest = self._noted(group << 16 | element, start, length, depth, highest)
+
+    def _noted(self, tag: int, position: int, length: int, depth: int, highest: int) -> int:
+        """Look at an element of the groups of interest, or of one that cannot be; returns the highest tag so far."""
+        if tag in self._wanted and not depth:
+            self._take(tag, position, length, highest)
+        elif not _FIRST_GROUP << 16 <= tag < _ITEM_GROUP << 16:
+            raise BrokenStructureError("an element that cannot stand in a data set", tag)
+        return tag if tag > highest else highest  # noqa: FURB136 - a call costs more
+
+    def _undefined_at(self, position: int, tag: int, vr: bytes) -> int:
+        """Where the value of an element of the top level ends, wherever the window was."""
+        self._limit = -1
+        return self._undefined(position, tag, int.from_bytes(vr, "little"), depth=0)
 
     def implicit(self, position: int, depth: int) -> int:
         """The same in implicit VR."""

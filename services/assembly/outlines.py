@@ -1,0 +1,177 @@
+"""Remembers where the elements of a sender's last objects stood: the slices of a series differ in a few lengths only.
+
+An outline is the beginning of a data set in explicit VR little endian as runs of elements, each known by its header (tag, VR,
+length), with one element of changing length behind each run. Headers with the same bytes at the same places mean the same
+structure, so one comparison takes the place of a walk over a run. What an outline does not cover, and every data set that
+fits none, is walked as ever (`structure`): outlines save time and decide nothing.
+"""
+
+import struct
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import Final, NamedTuple, TypeAlias
+
+MOST_OUTLINES: Final = 4
+MOST_MISSES: Final = 32
+"""So many more misses than hits, and it is not worth while to remember anything of this sender."""
+LONGEST_VALUE: Final = 1024
+"""Longer values are not taken along: none of the attributes of interest may be so long (PS3.5 §6.2)."""
+SHORT_VRS: Final = "AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US"
+LONG_VRS: Final = "OB OD OF OL OV OW SQ SV UC UN UR UT UV"
+"""VRs whose elements have a length of two bytes, and of four (PS3.5 §7.1.2)."""
+_HEADERS: Final = {vr.encode(): 8 for vr in SHORT_VRS.split()} | {vr.encode(): 12 for vr in LONG_VRS.split()}
+_UNDEFINED: Final = 0xFFFFFFFF
+_FIRST_GROUP, _PIXEL_GROUP = 0x0008, 0x7FE0
+_KEY: Final = 6
+_LONG: Final = 12
+_TAG: Final = struct.Struct("<HH")
+_LENGTH: Final = {8: struct.Struct("<6xH"), 12: struct.Struct("<8xL")}
+
+Walk: TypeAlias = Callable[[int, int, bytes], int]
+"""Walks the value of an element of undefined length: its position, its tag and its VR; returns where it ends, or raises."""
+
+
+class Element(NamedTuple):
+    """One element of the top level. `key` is tag and VR as encoded, `header` and `extent` the bytes before and of its value."""
+
+    key: bytes
+    tag: int
+    header: int
+    extent: int
+    is_undefined: bool
+
+
+class Recalled(NamedTuple):
+    """What is known of a data set without a walk: its values and elements up to `position`."""
+
+    position: int
+    values: dict[int, bytes]
+    highest: int
+
+
+class _Run(NamedTuple):
+    """`size` bytes of which the headers, under `mask`, are `expected`; `values`: tag, place in the run, length; then `changing`."""
+
+    size: int
+    mask: int
+    expected: int
+    values: tuple[tuple[int, int, int], ...]
+    changing: Element | None
+
+
+class Outlines:
+    """The last few outlines of one sender; for one thread. `wanted`: tags whose values are taken along."""
+
+    def __init__(self, wanted: Set[int]) -> None:
+        self._wanted = wanted
+        self._outlines: list[_Outline] = []
+        self._misses = 0
+
+    def recall(self, head: bytes, walk: Walk) -> Recalled | None:
+        """What an outline says of a data set that begins with `head`; None where none fits. Raises what `walk` raises."""
+        for outline in self._outlines:
+            recalled = outline.compare(head, walk, self._wanted)
+            if recalled is not None:
+                self._misses -= self._misses > 0
+                return recalled
+        return None
+
+    def learn(self, head: bytes, walk: Walk) -> None:
+        """Remember a data set that none of the outlines fitted, and that was walked without fault."""
+        self._misses += 1
+        if self._misses > MOST_MISSES:
+            self._outlines.clear()
+            return
+        elements = list(_elements(head, walk))
+        if not elements:  # such an outline would fit everything
+            return
+        known = next((outline for outline in self._outlines if outline.has_kinds_of(elements)), None)
+        if known is None:
+            self._outlines.insert(0, _Outline(elements, self._wanted))
+            del self._outlines[MOST_OUTLINES:]
+            self._outlines[0].build(head)
+        else:
+            known.widen(elements)
+            known.build(head)
+
+
+class _Outline:
+    def __init__(self, elements: Sequence[Element], wanted: Set[int]) -> None:
+        self._elements = elements
+        self._wanted = wanted
+        self._changing = {number for number, element in enumerate(elements) if element.is_undefined}
+        self._highest = max((element.tag for element in elements), default=0)
+        self._runs: tuple[_Run, ...] = ()
+
+    def has_kinds_of(self, elements: Sequence[Element]) -> bool:
+        """Whether these are the same elements but for their lengths."""
+        return [(each.key, each.is_undefined) for each in elements] == [(each.key, each.is_undefined) for each in self._elements]
+
+    def widen(self, elements: Sequence[Element]) -> None:
+        """Elements of the same kinds: let those change whose length is another one."""
+        pairs = enumerate(zip(self._elements, elements, strict=True))
+        self._changing |= {number for number, (one, other) in pairs if one.extent != other.extent}
+        self._elements = elements
+
+    def build(self, head: bytes) -> None:
+        """Cut the elements, as they stand in `head`, into runs."""
+        runs, start, position = [], 0, 0
+        mask, values = bytearray(), list[tuple[int, int, int]]()
+        for number, element in enumerate(self._elements):
+            if number in self._changing:
+                runs.append(_run(head[start:position], mask, values, element))
+                start = position = position + element.header + element.extent
+                mask, values = bytearray(), []
+                continue
+            if element.tag in self._wanted and element.extent <= LONGEST_VALUE:
+                values.append((element.tag, position + element.header - start, element.extent))
+            mask += b"\xff" * element.header + bytes(element.extent)
+            position += element.header + element.extent
+        self._runs = (*runs, _run(head[start:position], mask, values, None))
+
+    def compare(self, head: bytes, walk: Walk, wanted: Set[int]) -> Recalled | None:
+        """Whether a data set begins as this outline says."""
+        position, found = 0, dict[int, bytes]()
+        for size, mask, expected, values, changing in self._runs:
+            end = position + size
+            if int.from_bytes(head[position:end], "little") & mask != expected or end > len(head):
+                return None
+            for tag, offset, length in values:
+                start = position + offset
+                found[tag] = head[start : start + length]
+            if changing is None:
+                return Recalled(end, found, self._highest)
+            value = end + changing.header
+            if head[end : end + _KEY] != changing.key or value > len(head):
+                return None
+            length = _LENGTH[changing.header].unpack_from(head, end)[0]
+            if (length == _UNDEFINED and changing.header == _LONG) != changing.is_undefined:
+                return None
+            position = walk(value, changing.tag, changing.key[4:]) if changing.is_undefined else value + length
+            if changing.tag in wanted and length <= LONGEST_VALUE:
+                found[changing.tag] = head[value:position]
+            if position > len(head):
+                return None
+        return None
+
+
+def _run(data: bytes, mask: bytearray, values: Sequence[tuple[int, int, int]], changing: Element | None) -> _Run:
+    number = int.from_bytes(mask, "little")
+    return _Run(len(data), number, int.from_bytes(data, "little") & number, tuple(values), changing)
+
+
+def _elements(head: bytes, walk: Walk) -> Iterator[Element]:
+    """Elements at the beginning of a data set that lie within `head`, up to the pixels."""
+    position = 0
+    while position + _LONG <= len(head):
+        group, element = _TAG.unpack_from(head, position)
+        key = head[position : position + _KEY]
+        header = _HEADERS.get(key[4:])
+        if header is None or not _FIRST_GROUP <= group < _PIXEL_GROUP:
+            return
+        tag, length = group << 16 | element, _LENGTH[header].unpack_from(head, position)[0]
+        is_undefined = length == _UNDEFINED
+        start = position + header
+        position = walk(start, tag, key[4:]) if is_undefined else start + length
+        if position > len(head):
+            return
+        yield Element(key, tag, header, position - start, is_undefined)

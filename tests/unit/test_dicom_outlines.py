@@ -1,0 +1,186 @@
+"""What is remembered of a sender's last objects saves time and changes nothing: not one value, not one refusal."""
+
+import contextlib
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.assembly import outlines as module
+from services.assembly.headers import Memory, MissingElement, UnreadableHeader, read_facts
+from services.assembly.outlines import MOST_MISSES, MOST_OUTLINES, Outlines
+from services.assembly.sources import BrokenStructureError, BytesSource
+from services.assembly.structure import check_structure
+
+EXPLICIT, IMPLICIT, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
+JPEG = "1.2.840.10008.1.2.4.70"
+WANTED = frozenset({0x00080016, 0x00080018, 0x00080060, 0x0020000D, 0x0020000E})
+UIDS = {0x00080016: b"1.2.84", 0x0020000D: b"1.2.44", 0x0020000E: b"1.2.55"}
+LONG = ("OB", "OW", "SQ", "UN", "UT")
+
+
+def element(tag, vr, value, undefined=False):
+    head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr.encode())
+    length = 0xFFFFFFFF if undefined else len(value)
+    return head + struct.pack("<2xL" if vr in LONG else "<H", length) + value
+
+
+def item(content, undefined):
+    if not undefined:
+        return struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
+    return struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) + content + struct.pack("<HHL", 0xFFFE, 0xE00D, 0)
+
+
+def sequence(tag, items):
+    return element(tag, "SQ", b"".join(items) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0), undefined=True)
+
+
+def an_object(instance=b"1.2.33", *, series=b"1.2.55", number=b"1 ", kilovolts=b"120 ", references=1, private=True, pixels=400):
+    items = [item(element(0x00081155, "UI", b"1.2.%d" % (1000 + each)), undefined=bool(each % 2)) for each in range(references)]
+    return b"".join(
+        (
+            element(0x00080016, "UI", b"1.2.84"),
+            element(0x00080018, "UI", instance),
+            element(0x00080060, "CS", b"CT"),
+            sequence(0x00081140, items),
+            element(0x00180060, "DS", kilovolts),
+            element(0x0020000D, "UI", b"1.2.44"),
+            element(0x0020000E, "UI", series),
+            element(0x00200013, "IS", number),
+            element(0x00291010, "OB", b"private!") if private else b"",
+            element(0x00280010, "US", b"\1\0"),
+            element(0x7FE00010, "OW", bytes(pixels)),
+        )
+    )
+
+
+def outcome(data, syntax=EXPLICIT, **memory):
+    """The values, or what was at fault."""
+    try:
+        return check_structure(data, syntax, WANTED, 0x0020, **memory)
+    except BrokenStructureError as error:
+        return str(error), error.tag
+
+
+objects = st.builds(
+    an_object,
+    st.sampled_from([b"1.2.33", b"1.2.34", b"1.2.3333"]),
+    series=st.sampled_from([b"1.2.55", b"1.2.5666"]),
+    number=st.sampled_from([b"1 ", b"10", b"1000"]),
+    kilovolts=st.sampled_from([b"", b"120 ", b"x" * 30]),
+    references=st.integers(0, 3),
+    private=st.booleans(),
+    pixels=st.sampled_from([0, 2, 400, 20_000]),
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(objects, min_size=1, max_size=12), st.data())
+def test_every_object_means_what_it_means_without_memory(several, data):
+    outlines = Outlines(WANTED)
+    for each in several:
+        changed = bytearray(each)
+        for _ in range(data.draw(st.integers(0, 2))):
+            at = data.draw(st.integers(0, min(len(changed), 500) - 1))
+            if data.draw(st.booleans()):
+                changed[at] = data.draw(st.sampled_from([0, 1, 0xFF, 0xFE, ord("S"), ord("Q"), changed[at] ^ 1]))
+            else:
+                del changed[at:]
+                break
+        assert outcome(bytes(changed), outlines=outlines) == outcome(bytes(changed))
+
+
+@settings(max_examples=150)
+@given(st.lists(st.binary(max_size=200), max_size=6))
+def test_any_bytes_mean_the_same(several):
+    outlines = Outlines(WANTED)
+    outcome(an_object(), outlines=outlines)
+    for each in several:
+        for data in (each, an_object() + each, an_object()[: len(each)] + each):
+            assert outcome(data, outlines=outlines) == outcome(data)
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, BIG])
+def test_other_encodings_are_left_alone(syntax):
+    outlines = Outlines(WANTED)
+    data = struct.pack("<HHL", 0x0008, 0x0018, 6) + b"1.2.33" if syntax == IMPLICIT else b"\0\x08\0\x18UI\0\x061.2.33"
+    assert outcome(data, syntax, outlines=outlines) == {0x00080018: b"1.2.33"}
+    assert outlines._outlines == []
+
+
+def steps_of(data, outlines, monkeypatch):
+    """Elements of the top level that were compared one by one, and not in a run."""
+    ordinary, seen = module._Outline.compare, []
+    monkeypatch.setattr(module._Outline, "compare", lambda *arguments: seen.append(ordinary(*arguments)) or seen[-1])
+    outcome(data, outlines=outlines)
+    monkeypatch.undo()
+    return [recalled and recalled.position for recalled in seen]
+
+
+def test_a_series_is_recognized_once_its_changing_lengths_are_known(monkeypatch):
+    outlines = Outlines(WANTED)
+    pixels = len(element(0x7FE00010, "OW", bytes(400)))
+    assert steps_of(an_object(), outlines, monkeypatch) == []
+    same = an_object(b"1.2.34", number=b"2 ")
+    assert steps_of(same, outlines, monkeypatch) == [len(same) - pixels]
+    longer = an_object(b"1.2.3333", references=3, number=b"1000")
+    assert steps_of(longer, outlines, monkeypatch) == [None]
+    for each in (an_object(), longer, an_object(b"1.2.3", references=2, number=b"10")):
+        assert steps_of(each, outlines, monkeypatch) == [len(each) - pixels]
+    assert len(outlines._outlines) == 1
+
+
+def test_what_is_remembered_is_bounded():
+    outlines = Outlines(WANTED)
+    for number in range(MOST_MISSES):
+        outcome(element(0x00091001 + number, "LO", b"x ") + an_object(), outlines=outlines)
+        assert len(outlines._outlines) <= MOST_OUTLINES
+    outcome(element(0x00090001, "LO", b"x ") + an_object(), outlines=outlines)
+    assert outlines._outlines == []
+
+
+def test_a_broken_object_is_not_learnt_from():
+    outlines = Outlines(WANTED)
+    for broken in (an_object()[:-1], sequence(0x00081140, [b"no item!"]) + an_object(), b""):
+        with pytest.raises(BrokenStructureError):
+            check_structure(broken, EXPLICIT, WANTED, 0x0020, outlines)
+    assert outlines._outlines == []
+
+
+def test_fragments_behind_an_outline_are_walked():
+    outlines = Outlines(WANTED)
+    head = an_object(pixels=0)[:-12]
+    fragments = struct.pack("<HHL", 0xFFFE, 0xE000, 0) + struct.pack("<HHL", 0xFFFE, 0xE000, 6) + b"pixels"
+    whole = head + element(0x7FE00010, "OB", fragments + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0), undefined=True)
+    for _ in range(2):
+        assert outcome(whole, JPEG, outlines=outlines) == outcome(whole, JPEG)
+        assert outcome(whole[:-3], JPEG, outlines=outlines) == outcome(whole[:-3], JPEG)
+    assert len(outlines._outlines) == 1
+
+
+def test_a_later_element_of_the_index_is_refused_behind_an_outline_too():
+    outlines = Outlines(WANTED)
+    outcome(an_object(), outlines=outlines)
+    late = an_object() + element(0x0020000E, "UI", b"1.2.66")
+    assert "repeated" in outcome(late, outlines=outlines)[0]
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(objects, st.sampled_from([None, 0x00080018, 0x0020000D])), min_size=1, max_size=8))
+def test_facts_are_the_same_with_and_without_memory(several):
+    memory = Memory()
+    for data, spoilt in several:
+        if spoilt is not None:
+            start = data.index(struct.pack("<HH", spoilt >> 16, spoilt & 0xFFFF)) + 8
+            data = data[:start] + b"x" + data[start + 1 :]  # noqa: PLW2901 - no UID any more
+        assert facts(data, memory) == facts(data, None)
+
+
+def facts(data, memory):
+    with contextlib.suppress(UnreadableHeader):
+        try:
+            return read_facts(BytesSource(data), EXPLICIT, memory)
+        except MissingElement as error:
+            return error.tag
+    return None
