@@ -85,7 +85,7 @@ def evaluate(material: Material) -> Outcome:
         cases=sum(case.batch == material.batch for case in material.stream),
         stream_cases=len(material.stream),
         metrics=_values(metrics, before),
-        evidence=_evidence(material, independent, assessment, since, cause, line, rule),
+        evidence=_evidence(material, independent, judged, since, cause, line, rule) | _worse(subgroups),
         reclaim_rule=rule.declined,
         summary=summarise(material.model, _seen(material, evidence, assessment), assessment, cause, line, since, subgroups),
         subgroups=subgroups,
@@ -104,6 +104,11 @@ def cusum_results(material: Material, independent: Sequence[StreamCase]) -> tupl
     last = max((case.batch for case in independent), default=0)
     if not material.baseline or not last:
         return ()
+def _worse(subgroups: Sequence[SubgroupResult]) -> Evidence:
+    named = [f"{each.facet} {each.group}" for each in subgroups if each.worse]
+    return {"worse_subgroups": ", ".join(named)} if named else {}
+
+
     found = chart(count(one_per_patient(material.baseline), independent, material.classes, last), material.run_length)
     now = found.values[-1]
     label, value = int(now.argmax()), float(now.max())

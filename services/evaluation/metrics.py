@@ -156,14 +156,19 @@ def _or_zero(precision: Estimate, cases: Cases) -> Estimate:
 
 
 def brier(cases: Cases) -> Estimate:
-    """Mean squared distance of the probabilities from the truth (Brier 1950), at most 2, for two classes at most 1."""
+    """Mean squared distance of the probabilities from the truth (Brier 1950), halved for two classes.
+
+    It is at most 2 where probabilities sum to one at most, else (findings that do not exclude each other) their number.
+    """
     rest = np.einsum("ij,ij->i", cases.probabilities, cases.probabilities)
     own = cases.probabilities[np.arange(cases.count), cases.truth]
-    halves = 2.0 if len(cases.classes) == 2 else 1.0
-    found = ratio((rest - 2 * own + 1) / halves, np.ones(cases.count), cases.patients)
-    share = (found.value or 0.0) * halves / 2
-    usual = share * (1 - share) * (2 / halves) ** 2 / cases.count
-    return Estimate(found.value, found.influence, found.units, found.independent, cases.count, usual=usual, scale=2 / halves)
+    parts = 2.0 if len(cases.classes) == 2 else 1.0
+    exclusive = bool((cases.probabilities.sum(1) < 1 + 1e-6).all())
+    scale = (2.0 if exclusive else float(max(len(cases.classes), 2))) / parts
+    found = ratio((rest - 2 * own + 1) / parts, np.ones(cases.count), cases.patients)
+    share = (found.value or 0.0) / scale
+    usual = share * (1 - share) * scale**2 / cases.count
+    return Estimate(found.value, found.influence, found.units, found.independent, cases.count, usual=usual, scale=scale)
 
 
 def calibration_error(cases: Cases, draws: int, seed: int) -> Interval:

@@ -157,6 +157,57 @@ def test_intervals_cover_patients_with_several_images(recall):
     assert min(hits.values()) / runs > 0.917, hits
 
 
+def test_findings_that_do_not_exclude_each_other_are_tasks_of_their_own():
+    """A multi-label task is one binary task a finding; their means are scikit-learn's macro values."""
+    generator = np.random.default_rng(4)
+    truth = generator.random((300, 3)) < (0.5, 0.2, 0.05)
+    score = np.clip(np.round(0.4 * truth + generator.random((300, 3)) * 0.6, 2), 0, 1)
+    found = [measure(make(truth[:, label], np.stack([1 - score[:, label], score[:, label]], 1)), draws=2) for label in range(3)]
+
+    def mean(name):
+        return np.mean([each[name].value for each in found])
+
+    said = score > 0.5
+    assert mean("auroc:c1") == pytest.approx(reference.roc_auc_score(truth, score, average="macro"))
+    assert mean("average_precision:c1") == pytest.approx(reference.average_precision_score(truth, score, average="macro"))
+    assert mean("f1:c1") == pytest.approx(reference.f1_score(truth, said, average="macro"))
+    assert mean("recall:c1") == pytest.approx(reference.recall_score(truth, said, average="macro"))
+    assert 1 - mean("accuracy") == pytest.approx(reference.hamming_loss(truth, said))
+
+
+def test_probabilities_that_do_not_sum_to_one_keep_their_intervals_in_range():
+    generator = np.random.default_rng(5)
+    item = measure(make(generator.integers(0, 4, 30), generator.random((30, 4)) * 0.2 + 0.8))["brier"]
+    assert item.value > 2
+    assert item.low < item.value < item.high <= 4
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_batch_of_one_class_has_what_it_can_have(label):
+    said = np.array([label] * 8 + [1 - label] * 2)
+    found = measure(make(np.full(10, label), np.eye(2)[said] * 0.8 + 0.1))
+    assert found["accuracy"].value == found["macro_recall"].value == found[f"recall:c{label}"].value == 0.8
+    for name in ("auroc", "average_precision", f"recall:c{1 - label}", f"f1:c{1 - label}", f"specificity:c{label}"):
+        assert (found[name].value, found[name].low, found[name].high) == (None, None, None)
+    assert found[f"precision:c{1 - label}"].value == 0
+
+
+def test_one_case_is_measured_and_next_to_nothing_is_said_of_it():
+    found = measure(make([0], [[0.9, 0.1]]))
+    assert (found["accuracy"].value, found["accuracy"].high) == (1, 1)
+    assert found["accuracy"].low < 0.2
+    assert found["brier"].high - found["brier"].low > 0.5
+
+
+def test_the_confusion_matrix_has_limits_of_the_shares_of_its_rows():
+    matrix = metrics.confusion(make([0] * 10 + [1] * 10, np.eye(3)[[0] * 8 + [1] * 2 + [1] * 10]))
+    assert matrix.counts == ((8, 2, 0), (0, 10, 0), (0, 0, 0))
+    assert (matrix.low[0][0], matrix.high[0][0]) == pytest.approx(jeffreys(8, 10))
+    assert matrix.high[0][2] == jeffreys(0, 10)[1]
+    assert matrix.low[2] == matrix.high[2] == (None, None, None)
+    assert metrics.confusion(make(np.zeros(0, int), np.zeros((0, 2)))) is None
+
+
 def weighted(cases, weights):
     """Each metric by scikit-learn with case weights."""
     truth, said, k = cases.truth, cases.predicted, len(cases.classes)

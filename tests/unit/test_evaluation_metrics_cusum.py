@@ -13,7 +13,7 @@ def counts(errors, cases, baseline=((10, 10), (100, 100))):
 
 @pytest.mark.parametrize(("limit", "length"), [(4.0, 335.4), (5.0, 930.9), (3.0, 117.6)])
 def test_run_lengths_are_the_published_ones(limit, length):
-    """One-sided charts with an allowance of 0.5: twice the two-sided 58.8, 168 and 465 of the textbooks (Siegmund: 118, 336, 938)."""
+    """One-sided charts with an allowance of 0.5: twice the textbooks. two-sided 58.8, 168, 465 (Siegmund: 118, 336, 938)."""
     assert mean_run_length(limit) == pytest.approx(length, rel=2e-3)
 
 
