@@ -85,13 +85,18 @@ def evaluate(material: Material) -> Outcome:
         cases=sum(case.batch == material.batch for case in material.stream),
         stream_cases=len(material.stream),
         metrics=_values(metrics, before),
-        evidence=_evidence(material, independent, judged, since, cause, line, rule) | _worse(subgroups),
+        evidence=_evidence(material, independent, assessment, since, cause, line, rule) | _worse(subgroups),
         reclaim_rule=rule.declined,
         summary=summarise(material.model, _seen(material, evidence, assessment), assessment, cause, line, since, subgroups),
         subgroups=subgroups,
         rules=(reclaim_result(rule), *cusum_results(material, independent)),
         confusion=confusion(measured),
     )
+
+
+def _worse(subgroups: Sequence[SubgroupResult]) -> Evidence:
+    named = [f"{each.facet} {each.group}" for each in subgroups if each.worse]
+    return {"worse_subgroups": ", ".join(named)} if named else {}
 
 
 def reclaim_result(rule: RuleVerdict) -> RuleResult:
@@ -104,11 +109,6 @@ def cusum_results(material: Material, independent: Sequence[StreamCase]) -> tupl
     last = max((case.batch for case in independent), default=0)
     if not material.baseline or not last:
         return ()
-def _worse(subgroups: Sequence[SubgroupResult]) -> Evidence:
-    named = [f"{each.facet} {each.group}" for each in subgroups if each.worse]
-    return {"worse_subgroups": ", ".join(named)} if named else {}
-
-
     found = chart(count(one_per_patient(material.baseline), independent, material.classes, last), material.run_length)
     now = found.values[-1]
     label, value = int(now.argmax()), float(now.max())
