@@ -281,5 +281,8 @@ class MaintenanceReport(Event):
     location: str = Field(description="HTML report, relative to the reports folder")
     markdown: str
     data: str = Field(description="JSON report, relative to the reports folder")
+    pdf: str = Field(default="", description="PDF report, relative to the reports folder; empty in reports of older versions")
+    since: AwareDatetime | None = Field(default=None, description="Begin of the period that a routine report covers")
+    until: AwareDatetime | None = Field(default=None, description="Its end")
     order_id: str | None = None
     written_at: AwareDatetime

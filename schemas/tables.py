@@ -320,6 +320,8 @@ class DetectorCalibration(SQLModel, table=True):
     threshold_a: float
     threshold_b: float
     origin: str = Field(max_length=16, description="simulation or bound")
+    batch_size: int = Field(description="Independent labelled cases of a block")
+    batches_per_year: int = Field(description="Blocks of the year over which the false-alarm budget holds")
     made_at: datetime
 
 
@@ -381,6 +383,7 @@ class Report(SQLModel, table=True):
     html: str = Field(max_length=255)
     markdown: str = Field(max_length=255)
     data: str = Field(max_length=255)
+    pdf: str = Field(default="", max_length=255, description="Empty in reports of older versions")
     order_id: str | None = Field(default=None, max_length=64)
     written_at: datetime
 

@@ -1,6 +1,9 @@
 """A model with evaluated batches, orders and verdicts in real tables, for the tests of the reports."""
 
+import io
+
 import numpy as np
+from pypdf import PdfReader
 from sqlalchemy import select
 
 from schemas.events import MaintenanceOrder, MaintenanceReport
@@ -176,6 +179,17 @@ def reported(context):
 def contents(context, report):
     folder = context.settings.reports_dir / report.report_id
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def pdf_text(content):
+    """The words of a PDF, in order."""
+    return " ".join(" ".join(page.extract_text() for page in PdfReader(io.BytesIO(content)).pages).split())
+
+
+def texts(files):
+    """All forms of a report that hold words, as text."""
+    forms = {name: content.decode() for name, content in files.items() if not name.endswith((".png", ".pdf"))}
+    return forms | {name: pdf_text(content) for name, content in files.items() if name.endswith(".pdf")}
 
 
 def consumer_of(context):

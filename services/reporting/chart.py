@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
@@ -55,8 +56,8 @@ def control_charts(story: Story) -> list[tuple[tuple[str, ...], Drawing]]:
 
 def _control_chart(story: Story, classes: Sequence[str]) -> Drawing:
     heights = [0.62, *[1.25] * len(classes), 1.0]
-    figure = Figure(dpi=150, figsize=(9.2, 1.12 * sum(heights) + 1.35), layout="constrained")
-    figure.get_layout_engine().set(hspace=0.02, h_pad=0.04)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(h_pad=0.04, hspace=0.02)
+    figure = Figure(dpi=150, figsize=(9.2, 1.12 * sum(heights) + 1.35), layout=layout)
     axes = figure.subplots(len(heights), 1, height_ratios=heights, sharex=True)
     scale, begun = Scale.of(story.history, story.interventions), starts(story.history)
     lane, panels, evidence = axes[0], axes[1:-1], axes[-1]

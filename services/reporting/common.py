@@ -1,23 +1,21 @@
 """Parts that several kinds of report share."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from schemas.vocabulary import OrderKind, Remedy
+from schemas.vocabulary import Remedy
 from services.reporting import plots, statistics
 from services.reporting.chart import Story, control_charts
-from services.reporting.facts import Facts, OrderFacts
+from services.reporting.facts import Activity, Facts, Metric, OrderFacts, Period
 from services.reporting.page import Picture, Section, Table
 from services.reporting.wording import (
-    BLIND_SPOTS,
     DASH,
-    RULE_OF_FIVE,
     ended,
     joined,
     metric_name,
     metric_value,
     number,
     on,
-    smallest_fall,
     with_interval,
 )
 from services.runtime.words import DONE
@@ -31,6 +29,7 @@ _ORDER_WORDS = {
     "resume_serving": "restart of the model",
 }
 
+SHOWN_DEEDS = 6
 _SHOWN_BATCHES = 60
 _CHART_CAPTION = (
     "Each mark is one batch of labelled cases, the line through it its 95 % interval. The blue band is what the version is "
@@ -38,14 +37,6 @@ _CHART_CAPTION = (
     "and what serves; hatching shows between which batches a fall began. Below, the detector's two statistics as a share of the "
     "thresholds that raise the alarm."
 )
-
-
-def blind_spots(facts: Facts, *extra: str) -> Section:
-    """What nobody should conclude from the report."""
-    return Section(
-        "What this monitoring cannot see",
-        points=(*extra, smallest_fall(facts.latest.evidence if facts.latest else {}), *BLIND_SPOTS),
-    )
 
 
 def reference(facts: Facts) -> str:
@@ -61,28 +52,8 @@ def capitalised(text: str) -> str:
     return f"{bare[:1].upper()}{bare[1:]}"
 
 
-def rule_of_five(facts: Facts) -> Section:
-    """The published 5 % rule beside the detector."""
-    if facts.latest is None:
-        return Section("For those who must report the 5 % rule", (RULE_OF_FIVE,))
-    verdict = "It would raise an alarm on this batch." if facts.latest.reclaim_rule else "It would raise no alarm on this batch."
-    return Section("For those who must report the 5 % rule", (verdict, RULE_OF_FIVE))
-
-
-def what_was_done(facts: Facts) -> Section:
-    """The orders so far, newest first, and the versions that came of them."""
-    deeds = [order for order in facts.orders if order.kind != OrderKind.REPORT]
-    points = [_order_line(order) for order in deeds[:6]]
-    points += [
-        f"{on(change.at)}: version {change.version} "
-        + ("passed the gate and took over." if change.action.endswith("promoted") else "was brought back by a rollback.")
-        for change in reversed(facts.changes)
-    ]
-    none = () if points else ("Nothing has been ordered for this model so far.",)
-    return Section("What was done", none, points)
-
-
-def _order_line(order: OrderFacts) -> str:
+def order_line(order: OrderFacts) -> str:
+    """One line on an order: when, what, its state, the reason and what came of it."""
     what = _ORDER_WORDS.get(order.kind, order.kind)
     remedy = f" ({DONE.get(Remedy(order.remedy), order.remedy)})" if order.remedy else ""
     outcome = f" {order.explanation}" if order.explanation else ""
@@ -135,6 +106,12 @@ def history_picture(facts: Facts) -> list[Picture]:
     ]
 
 
+def history(facts: Facts) -> list[Section]:
+    """The control chart as a section of its own, at the end of what is said in short."""
+    pictures = history_picture(facts)
+    return [Section("The history", pictures=pictures)] if pictures else []
+
+
 def confusion_picture(facts: Facts) -> list[Picture]:
     """The latest batch's confusion matrix beside the baseline's."""
     named = [
@@ -167,16 +144,6 @@ def reliability_picture(facts: Facts) -> list[Picture]:
     ]
 
 
-def provenance(facts: Facts, extra: tuple[tuple[str, str], ...] = ()) -> Table:
-    """What the report rests on, for the audit."""
-    rows = [("Asked for by", facts.cause.actor or "the gate"), ("Cause (event)", facts.cause.event_id)]
-    if facts.latest is not None:
-        rows += [("Evaluation", facts.latest.evaluation_id), ("Batch", facts.latest.batch_id)]
-    rows += [(f"Weights of version {each.version}", each.sha256) for each in facts.versions if each.version == facts.version]
-    rows += [(f"Cases of {reference(facts)}", number(len(facts.baseline))), *extra]
-    return Table("Where the numbers come from", ("", ""), rows)
-
-
 def latest_data(facts: Facts) -> dict[str, Any]:
     """The latest evaluation as JSON data."""
     latest = facts.latest
@@ -198,6 +165,35 @@ def latest_data(facts: Facts) -> dict[str, Any]:
     }
 
 
+def data_of(facts: Facts) -> dict[str, Any]:
+    """The numbers behind a report on a model, for machines."""
+    return {
+        "period": _period_data(facts.period) if facts.period else None,
+        "latest": latest_data(facts),
+        "history": history_data(facts),
+        "labels": vars_of(facts.labels),
+        "activity": _activity_data(facts.activity),
+        "interventions": [
+            {"at": each.at.isoformat(), "kind": each.kind, "action": each.action, "word": each.word, "actor": each.actor}
+            for each in facts.interventions
+        ],
+        "judgements": [
+            {"at": each.at.isoformat(), "version": each.version, "verdict": each.verdict, "numbers": each.evidence.get("numbers")}
+            for each in facts.judgements
+        ],
+    }
+
+
+def _period_data(period: Period) -> dict[str, Any]:
+    return {"since": period.since.isoformat() if period.since else None, "until": period.until.isoformat()}
+
+
+def _activity_data(activity: Activity) -> dict[str, Any]:
+    counts = {name: value for name, value in vars_of(activity).items() if name != "delays"}
+    seconds = (each.total_seconds() for each in activity.delays)
+    return counts | {"label_delay_s": dict(zip(("median", "p90", "longest"), seconds, strict=False))}
+
+
 def vars_of(value: Any) -> dict[str, Any]:
     """The fields of a dataclass instance."""
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
@@ -211,7 +207,15 @@ def history_data(facts: Facts) -> list[dict[str, Any]]:
             "batch": each.number,
             "status": each.status,
             "evaluated_at": each.evaluated_at.isoformat(),
-            "recall": {metric.name[7:]: metric.value for metric in each.metrics if metric.name.startswith("recall:")},
+            "revisions": [
+                {"evaluation_id": old.evaluation_id, "evaluated_at": old.evaluated_at.isoformat(), "recall": _recalls(old.metrics)}
+                for old in each.revisions
+            ],
+            "recall": _recalls(each.metrics),
         }
         for each in facts.history
     ]
+
+
+def _recalls(metrics: Sequence[Metric]) -> dict[str, float | None]:
+    return {metric.name.removeprefix("recall:"): metric.value for metric in metrics if metric.name.startswith("recall:")}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from schemas.events import MaintenancePromotion
@@ -11,7 +11,10 @@ from schemas.vocabulary import OrderKind
 
 @dataclass(frozen=True)
 class Cause:
-    """The event that asks for a report. `as_of` bounds what the report may know, so that writing it again changes nothing."""
+    """The event that asks for a report. `as_of` bounds what the report may know, so that writing it again changes nothing.
+
+    `since` is where the period begins that it looks back on; None: with the model's first study.
+    """
 
     event_id: str
     as_of: datetime
@@ -24,6 +27,7 @@ class Cause:
     actor: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     promotion: MaintenancePromotion | None = None
+    since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,10 @@ class EvaluationFacts:
     evaluated_at: datetime
     closed_at: datetime
     revisions: tuple["Revision", ...] = ()
+    subgroups: tuple[Mapping[str, Any], ...] = ()
+    """`schemas.events.SubgroupResult`, worse groups first."""
+    rules: tuple[Mapping[str, Any], ...] = ()
+    """`schemas.events.RuleResult`: what classical rules say of the stream."""
 
     def metric(self, name: str) -> Metric | None:
         """The metric of that name, None when the evaluation has none."""
@@ -120,6 +128,7 @@ class Intervention:
     action: str
     word: str
     actor: str = ""
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,73 @@ class LabelCounts:
 
 
 @dataclass(frozen=True)
+class Period:
+    """The time that a report looks back on, to `until`; without `since` from the model's first study on."""
+
+    since: datetime | None
+    until: datetime
+
+    def holds(self, at: datetime) -> bool:
+        """Whether a moment lies in the period: after `since`, not after `until`, so that no moment lies in two."""
+        return at <= self.until and (self.since is None or at > self.since)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What came in during the period, of all versions of the model. Delays are those of labels that came in the period."""
+
+    studies: int = 0
+    predictions: int = 0
+    shadow: int = 0
+    labels: int = 0
+    batches: int = 0
+    evaluations: int = 0
+    delays: tuple[timedelta, ...] = ()
+    """Median, 90th percentile and longest time from prediction to label; empty without labels."""
+    waiting: int = 0
+    """Predictions of the champions that have no label at the period's end, whenever they were made."""
+    waiting_long: int = 0
+    """Those of them that have waited for more than 30 days."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict of the gate on a challenger. `evidence` is the audit record's: reasons, numbers, hashes and the seed."""
+
+    at: datetime
+    version: int
+    verdict: str
+    actor: str
+    evidence: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row that another part of the system keeps about the model and that the report shows as it is."""
+
+    at: datetime | None
+    cells: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings that alarms, repairs and promotions obey, as the reports state them."""
+
+    false_alarms_per_year: float = 0.05
+    batch_size: int = 100
+    tune_share: float = 0.35
+    gate_share: float = 0.25
+    min_tune_cases: int = 40
+    min_gate_cases: int = 30
+    gate_alpha: float = 0.05
+    gate_margin: float = 0.05
+    approve_remedies: bool = False
+    max_remedies_per_day: int = 4
+    code: str = ""
+    """Version of the software and SHA-256 of its source."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything one report is made from. `history`: each batch with its newest figures and its status, in closing order."""
 
@@ -178,3 +254,8 @@ class Facts:
     job: JobFacts | None
     labels: LabelCounts
     interventions: Sequence[Intervention] = ()
+    period: Period | None = None
+    activity: Activity = field(default_factory=Activity)
+    judgements: Sequence[Judgement] = ()
+    extras: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    """Rows of `drift`, `suspects` and `plan`, where such tables are."""

@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from services.reporting import common, statistics
-from services.reporting.facts import Facts
-from services.reporting.page import KeyFigure, Page, Section, Table
+from services.reporting import committee, common, statistics
+from services.reporting.facts import Facts, Rules
+from services.reporting.page import KeyFigure, Page, Part, Section, Table
 from services.reporting.wording import STATUS, number
 
 HALF_WIDTH = 0.10
 """Where the order names no number per class: enough for a 95 % interval of about ± 10 points around the class's recall."""
 
 
-def label_request_page(facts: Facts, report_id: str) -> Page:
+def label_request_page(facts: Facts, report_id: str, rules: Rules) -> Page:
     """Build the page. The order's settings may say `cases` (in all) and `cases:CLASS`; what they leave open is computed."""
     status = facts.latest.status if facts.latest is not None else "undecided"
     needs = needed_cases(facts)
@@ -29,10 +29,7 @@ def label_request_page(facts: Facts, report_id: str) -> Page:
         version=facts.version,
         as_of=facts.cause.as_of,
         key_figures=_key_figures(facts, total),
-        sections=_sections(facts),
-        pictures=common.history_picture(facts),
-        tables=[_needs_table(facts, needs), *common.metrics_table(facts)],
-        provenance=common.provenance(facts),
+        parts=[Part("In short", _sections(facts, needs)), committee.records(facts, rules)],
         data={"needed": needs, "needed_total": total, "labels": common.vars_of(facts.labels), "latest": common.latest_data(facts)},
     )
 
@@ -96,12 +93,12 @@ def _key_figures(facts: Facts, total: int) -> list[KeyFigure]:
     ]
 
 
-def _sections(facts: Facts) -> list[Section]:
+def _sections(facts: Facts, needs: Mapping[str, int]) -> list[Section]:
     waiting = sum(facts.labels.waiting.values())
     first = "Label the studies that wait, the most recent ones first." if waiting else "None waits at present: label new studies."
     return [
         Section("What happened", (facts.cause.reason,)),
-        Section("How the numbers come about", (_basis(facts),)),
+        Section("How the numbers come about", (_basis(facts),), tables=(_needs_table(facts, needs),)),
         Section(
             "What to do next",
             points=(
@@ -110,8 +107,8 @@ def _sections(facts: Facts) -> list[Section]:
                 "Labels may come as a CSV file or over the HTTP endpoint; the next evaluation starts by itself.",
             ),
         ),
-        common.what_was_done(facts),
-        common.blind_spots(facts),
+        Section("How it stands", tables=common.metrics_table(facts)),
+        *common.history(facts),
     ]
 
 

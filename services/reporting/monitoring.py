@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas.vocabulary import Diagnosis, Status
-from services.reporting import common
-from services.reporting.facts import EvaluationFacts, Facts
-from services.reporting.page import KeyFigure, Page, Section, Table
+from services.reporting import committee, common
+from services.reporting.facts import EvaluationFacts, Facts, Rules
+from services.reporting.page import KeyFigure, Page, Part, Section
 from services.reporting.wording import (
     DIAGNOSIS_STEP,
     KEEP_LABELLING,
@@ -16,8 +16,6 @@ from services.reporting.wording import (
     STATUS_MEANING,
     UNTIL,
     estimate,
-    evidence_name,
-    evidence_value,
     fall_sentence,
     falls,
     joined,
@@ -26,8 +24,8 @@ from services.reporting.wording import (
     number,
     on,
     percent,
-    sentences,
     start_of,
+    two_sentences,
 )
 from services.runtime.words import likely
 
@@ -35,8 +33,8 @@ UNWELL = (Status.DEGRADED, Status.WATCH)
 _HEADLINES = ("macro_recall", "balanced_accuracy", "accuracy", "macro_auroc", "auroc")
 
 
-def monitoring_page(facts: Facts, report_id: str, false_alarms_per_year: float) -> Page:
-    """Build the page. `false_alarms_per_year` is the budget that the alarm was calibrated to."""
+def monitoring_page(facts: Facts, report_id: str, rules: Rules) -> Page:
+    """Build the page: in short for those who read the images, then the chapters that a committee files."""
     status = facts.latest.status if facts.latest is not None else "undecided"
     return Page(
         report_id=report_id,
@@ -50,20 +48,18 @@ def monitoring_page(facts: Facts, report_id: str, false_alarms_per_year: float) 
         version=facts.version,
         as_of=facts.cause.as_of,
         key_figures=_key_figures(facts),
-        sections=[
-            _what_happened(facts),
-            _how_sure(facts, false_alarms_per_year),
-            _since_when(facts),
-            common.what_was_done(facts),
-            _what_next(facts),
-            common.rule_of_five(facts),
-            common.blind_spots(facts),
+        parts=[
+            Part("In short", (*_in_short(facts, rules), *common.history(facts))),
+            committee.post_market(facts, rules),
+            committee.change_control(facts, rules),
+            committee.records(facts, rules),
         ],
-        pictures=[*common.history_picture(facts), *common.confusion_picture(facts), *common.reliability_picture(facts)],
-        tables=[*common.metrics_table(facts), *_evidence_table(facts), common.versions_table(facts)],
-        provenance=common.provenance(facts),
-        data={"latest": common.latest_data(facts), "history": common.history_data(facts), "labels": common.vars_of(facts.labels)},
+        data=common.data_of(facts),
     )
+
+
+def _in_short(facts: Facts, rules: Rules) -> tuple[Section, ...]:
+    return _what_happened(facts), _how_sure(facts, rules), _since_when(facts), _what_next(facts)
 
 
 def _summary(facts: Facts) -> str:
@@ -73,7 +69,7 @@ def _summary(facts: Facts) -> str:
             f"No batch of version {facts.version} of {facts.cause.model} has been evaluated yet. "
             f"{number(waiting)} scored studies wait for their label."
         )
-    return sentences(facts.latest.summary, 2)
+    return two_sentences(facts.latest.summary)
 
 
 def _key_figures(facts: Facts) -> list[KeyFigure]:
@@ -100,16 +96,14 @@ def _key_figures(facts: Facts) -> list[KeyFigure]:
 def _what_happened(facts: Facts) -> Section:
     latest = facts.latest
     if latest is None:
-        return Section(
-            "What happened", ("No batch of labelled cases has been closed for this version, so nothing can be said yet.",)
-        )
+        nothing = "No batch of labelled cases has been closed for this version, so nothing can be said yet."
+        return Section("What happened", (nothing,))
     serving = "It serves." if facts.serving and facts.champion == facts.version else "It does not serve at present."
     reference = common.reference(facts)
     first = " ".join([STATUS_MEANING[latest.status].format(reference=reference), *_cause(latest), serving])
     shown = falls(latest)[:4] if latest.status in UNWELL else []
-    return Section(
-        "What happened", (first,), [f"In batch {latest.number} alone, {fall_sentence(each, reference)}" for each in shown]
-    )
+    points = [f"In batch {latest.number} alone, {fall_sentence(each, reference)}" for each in shown]
+    return Section("What happened", (first,), points)
 
 
 def _cause(latest: EvaluationFacts) -> list[str]:
@@ -118,13 +112,13 @@ def _cause(latest: EvaluationFacts) -> list[str]:
     return [MIX_MOVED] if latest.diagnosis == Diagnosis.PREVALENCE else []
 
 
-def _how_sure(facts: Facts, budget: float) -> Section:
+def _how_sure(facts: Facts, rules: Rules) -> Section:
     latest = facts.latest
     if latest is None:
         return Section("How sure is that", ("Not at all: there is no evaluation yet.",))
     alarm = (
-        f"The alarm is set so that an unchanged model raises it within a year with a probability of at most {percent(budget, 0)}. "
-        f"{_basis(latest)}"
+        f"The alarm is set so that an unchanged model raises it within a year with a probability of at most "
+        f"{percent(rules.false_alarms_per_year, 0)}. {_basis(latest)}"
     )
     absent = [metric.name[7:] for metric in latest.metrics if metric.name.startswith("recall:") and metric.cases == 0]
     gaps = (f"No case of {joined(absent)} was in the batch, so nothing is known about it this time.",) if absent else ()
@@ -197,10 +191,3 @@ def _what_next(facts: Facts) -> Section:
     if waiting:
         points.append(f"{number(waiting)} scored studies still wait for their label; each one sharpens the next evaluation.")
     return Section("What to do next", points=points)
-
-
-def _evidence_table(facts: Facts) -> list[Table]:
-    if facts.latest is None or not facts.latest.evidence:
-        return []
-    rows = [(evidence_name(key), evidence_value(key, value)) for key, value in sorted(facts.latest.evidence.items())]
-    return [Table("The detector's evidence", ("Statistic", "Value"), rows)]

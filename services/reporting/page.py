@@ -18,22 +18,14 @@ class KeyFigure:
 
 
 @dataclass(frozen=True)
-class Section:
-    """A heading with paragraphs and then points."""
-
-    title: str
-    paragraphs: Sequence[str] = ()
-    points: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
 class Table:
-    """A table; the first column is left-aligned, the others are numbers or words."""
+    """A table; the first column is left-aligned, the others are numbers or words. `mono` tells hashes and ids from words."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    mono: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +37,26 @@ class Picture:
     alt: str
     caption: str
     drawing: Drawing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs, then points, then figures, then tables."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    points: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A chapter of the report; `note` says whose headings its sections follow."""
+
+    title: str
+    sections: Sequence[Section]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,9 +74,21 @@ class Page:
     version: int
     as_of: datetime
     key_figures: Sequence[KeyFigure]
-    sections: Sequence[Section]
-    pictures: Sequence[Picture]
-    tables: Sequence[Table]
-    provenance: Table
+    parts: Sequence[Part]
     data: dict[str, Any]
     tone: str = ""
+
+    @property
+    def sections(self) -> list[Section]:
+        """The sections of all parts, in order."""
+        return [section for part in self.parts for section in part.sections]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The figures of all sections, in order."""
+        return [picture for section in self.sections for picture in section.pictures]
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables of all sections, in order."""
+        return [table for section in self.sections for table in section.tables]

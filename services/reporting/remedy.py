@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from schemas.events import MaintenancePromotion
 from schemas.vocabulary import Remedy, Verdict
-from services.reporting import common, plots
-from services.reporting.facts import Facts
-from services.reporting.page import KeyFigure, Page, Picture, Section, Table
+from services.reporting import committee, common, plots
+from services.reporting.facts import Facts, Rules
+from services.reporting.page import KeyFigure, Page, Part, Picture, Section, Table
 from services.reporting.wording import DASH, VERDICT, evidence_value, is_rate, metric_name, metric_value, number, on
 from services.runtime.words import DONE
 
@@ -28,7 +28,7 @@ _GATE = (
 Pair = tuple[str, float, float]
 
 
-def remedy_page(facts: Facts, promotion: MaintenancePromotion, report_id: str) -> Page:
+def remedy_page(facts: Facts, promotion: MaintenancePromotion, report_id: str, rules: Rules) -> Page:
     """Build the page from the gate's verdict."""
     pairs, others = split_pairs(promotion.numbers)
     return Page(
@@ -43,15 +43,17 @@ def remedy_page(facts: Facts, promotion: MaintenancePromotion, report_id: str) -
         version=facts.version,
         as_of=facts.cause.as_of,
         key_figures=_key_figures(promotion, pairs),
-        sections=_sections(facts, promotion),
-        pictures=[*_before_after(pairs), *common.history_picture(facts)],
-        tables=[
-            *_gate_tables(promotion, pairs, others),
-            *_run_table(facts),
-            *common.metrics_table(facts),
-            common.versions_table(facts),
+        parts=[
+            Part("In short", _sections(facts, promotion, pairs, others)),
+            committee.post_market(facts, rules),
+            committee.change_control(facts, rules),
+            committee.records(
+                facts,
+                rules,
+                blind=("What the new version does on images that none of the compared cases resemble.",),
+                rows=(("Decided by", promotion.actor), ("Run", facts.job.job_id if facts.job else DASH)),
+            ),
         ],
-        provenance=common.provenance(facts, (("Decided by", promotion.actor), ("Run", facts.job.job_id if facts.job else DASH))),
         data={
             "promotion": promotion.model_dump(mode="json"),
             "before": common.latest_data(facts),
@@ -132,18 +134,16 @@ def _key_figures(promotion: MaintenancePromotion, pairs: list[Pair]) -> list[Key
     return figures
 
 
-def _sections(facts: Facts, promotion: MaintenancePromotion) -> list[Section]:
+def _sections(
+    facts: Facts, promotion: MaintenancePromotion, pairs: list[Pair], others: list[tuple[str, float | None]]
+) -> list[Section]:
+    gate = _gate_tables(promotion, pairs, others)
     return [
         _what_happened(facts, promotion),
-        Section("What was done", (_done(facts, promotion),)),
-        Section(
-            "How sure is that: the gate's reasons",
-            (_GATE,),
-            promotion.reasons,
-        ),
+        Section("What was done", (_done(facts, promotion),), tables=_run_table(facts)),
+        Section("How sure is that: the gate's reasons", (_GATE,), promotion.reasons, _before_after(pairs), gate),
         _what_next(promotion),
-        common.rule_of_five(facts),
-        common.blind_spots(facts, "What the new version does on images that none of the compared cases resemble."),
+        *common.history(facts),
     ]
 
 

@@ -1,4 +1,4 @@
-"""A page as files: self-contained HTML, Markdown beside its figures, JSON for machines, PNG figures."""
+"""A page as files: self-contained HTML, PDF, Markdown beside its figures, JSON for machines, figures as PNG and SVG."""
 
 import base64
 import json
@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from services.reporting.page import Page
+from services.reporting.pdf import pdf
 from services.reporting.wording import on
 
 SCHEMA = "org.reclaim.report.v1"
@@ -23,6 +24,7 @@ def render(page: Page) -> dict[str, bytes]:
     files = {
         "report.html": _html(page).encode(),
         "report.md": _markdown(page).encode(),
+        "report.pdf": pdf(page, **_heading(page)),
         "report.json": (json.dumps(_document(page), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
     }
     drawings = {picture.name: picture.drawing for picture in page.pictures}
@@ -83,9 +85,23 @@ def _document(page: Page) -> dict[str, Any]:
         "task": page.task,
         "version": page.version,
         "as_of": page.as_of.isoformat(),
+        "parts": [{"title": part.title, "sections": [each.title for each in part.sections]} for part in page.parts],
         "sections": [
             {"title": each.title, "paragraphs": list(each.paragraphs), "points": list(each.points)} for each in page.sections
         ],
-        "figures": [{"file": f"{each.name}.png", "title": each.title, "caption": each.caption} for each in page.pictures],
+        "tables": [
+            {"title": each.title, "columns": list(each.columns), "rows": [list(row) for row in each.rows], "note": each.note}
+            for each in page.tables
+        ],
+        "figures": [
+            {
+                "file": f"{each.name}.png",
+                "vector": f"{each.name}.svg",
+                "title": each.title,
+                "alt": each.alt,
+                "caption": each.caption,
+            }
+            for each in page.pictures
+        ],
         "data": page.data,
     }

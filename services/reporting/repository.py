@@ -20,10 +20,12 @@ from services.reporting.facts import (
     LabelCounts,
     Metric,
     OrderFacts,
+    Period,
     Revision,
     ScoredCase,
     VersionFacts,
 )
+from services.reporting.period_repository import activity, judgements
 from services.runtime import registry
 from services.runtime.transaction import Transaction
 
@@ -43,9 +45,10 @@ def gather(session: Session, cause: Cause) -> Facts:
     """All facts of a report; InvalidInput when the model, version or evaluation does not exist."""
     owner = registry.model(session, cause.model)
     number = _version_number(session, owner, cause)
-    judgements = _judgements(session, cause.model, cause.as_of)
-    history = _history(judgements)
-    latest = _latest(judgements, history, number, cause)
+    judged = _judgements(session, cause.model, cause.as_of)
+    history = _history(judged)
+    latest = _latest(judged, history, number, cause)
+    period = Period(cause.since, cause.as_of)
     return Facts(
         cause=cause,
         task=owner.task,
@@ -64,6 +67,9 @@ def gather(session: Session, cause: Cause) -> Facts:
         job=_job(session, cause.order_id),
         labels=_label_counts(session, cause, number),
         interventions=_interventions(session, cause),
+        period=period,
+        activity=activity(session, cause.model, period),
+        judgements=judgements(session, cause, period),
     )
 
 
@@ -149,6 +155,8 @@ def _evaluation_facts(row: Evaluation, batch: Batch | None, place: int) -> Evalu
         reclaim_rule=row.reclaim_rule,
         summary=row.summary,
         evaluated_at=row.evaluated_at,
+        subgroups=tuple(row.subgroups or ()),
+        rules=tuple(row.rules or ()),
         closed_at=row.evaluated_at if batch is None else batch.closed_at,
     )
 
@@ -223,7 +231,8 @@ def _interventions(session: Session, cause: Cause) -> list[Intervention]:
         model, _, number = row.subject.rpartition(":")
         if row.subject == cause.model or (model == cause.model and number.isdigit()):
             kind, word = _DEEDS[row.action]
-            found.append(Intervention(row.at, kind, row.action.partition(".")[2], word.format(number=number), row.actor))
+            action, version = row.action.partition(".")[2], int(number) if number.isdigit() else 0
+            found.append(Intervention(row.at, kind, action, word.format(number=number), row.actor, version))
     return sorted([*found, *_carried_out(session, cause)], key=lambda each: each.at)
 
 
@@ -275,9 +284,9 @@ def _label_counts(session: Session, cause: Cause, version: int) -> LabelCounts:
     )
 
 
-def store(tx: Transaction, report: Report) -> None:
-    """Enter the finished report once."""
-    tx.insert_new(Report, [report], returning="report_id")
+def store(tx: Transaction, report: Report) -> bool:
+    """Enter the finished report; False when it is there already."""
+    return bool(tx.insert_new(Report, [report], returning="report_id"))
 
 
 def finish_order(tx: Transaction, order_id: str, explanation: str) -> None:

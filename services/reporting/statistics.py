@@ -1,5 +1,7 @@
 """Counts and exact intervals behind the figures. Pure numpy and scipy."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -101,3 +103,9 @@ def _confidence(case: ScoredCase) -> float:
 def _bin(cases: Sequence[ScoredCase]) -> ReliabilityBin:
     confidence = float(np.mean([_confidence(case) for case in cases]))
     return ReliabilityBin(confidence, rate(sum(case.truth == case.predicted for case in cases), len(cases)))
+
+
+def digest(cases: Sequence[ScoredCase]) -> str:
+    """SHA-256 of cases in any order: truth, answer and probabilities, and nothing that points at a patient."""
+    lines = sorted(json.dumps([case.truth, case.predicted, sorted(case.probabilities.items())]) for case in cases)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from schemas.vocabulary import Diagnosis, Status, Verdict
@@ -52,8 +52,13 @@ BLIND_SPOTS: Final[tuple[str, ...]] = (
 )
 RULE_OF_FIVE: Final = (
     "The published rule (any of accuracy, precision, recall or F1 more than 5 % below the baseline) is stated for those who must "
-    "report it. It takes no account of chance: on batches of 30 to 500 cases from a model that has not changed it fires on between "
-    "17 % and 79 % of them. It decides nothing here."
+    "report it. It takes no account of chance: on batches of 30 to 500 cases from a model that has not changed it fires on "
+    "between 17 % and 79 % of them. It decides nothing here."
+)
+RULE_OF_CUSUM: Final = (
+    "A classical chart of each class's recall, in standard deviations below the baseline less an allowance of 0.5. It takes the "
+    "baseline for the truth and so alarms falsely in a third of years or more on a model that has not changed. It decides nothing "
+    "here."
 )
 DASH: Final = "\N{EN DASH}"
 _RATES: Final = (
@@ -107,6 +112,9 @@ _MEASURED: Final[dict[str, str]] = {
     "labels_of_no_class": "Labels that are no class of the model",
 }
 _OWNERS: Final = {"champion": "before", "challenger": "after", "macro_recall": "all classes together"}
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?])(?:(?<!e\.g\.)(?<!i\.e\.)(?<!\bno\.)(?<!\bvs\.)(?<!\bca\.) | (?![a-z0-9(“]))")
+_LONGEST_SENTENCE: Final = 480
+_FILLERS: Final = ("A report on the model is written.", "The report has the figures behind it.")
 _STARTS: Final = ("since", "estimated_start", "start")
 _EVIDENCE: Final[dict[str, str]] = {
     "class": "Class behind the evidence",
@@ -127,6 +135,21 @@ _EVIDENCE: Final[dict[str, str]] = {
     "root_cause": "Likely cause",
     "drop": "Estimated fall",
     "threshold": "Alarm threshold",
+    "statistic_a": "Statistic A (worse than all before)",
+    "threshold_a": "Its threshold",
+    "statistic_b": "Statistic B (worse than the baseline)",
+    "threshold_b": "Its threshold",
+    "thresholds_from": "Thresholds from",
+    "drop_low": "Estimated fall, lower limit",
+    "drop_high": "Estimated fall, upper limit",
+    "recall": "Recall since the fall began",
+    "recall_before": "Recall before",
+    "since_batch": "Batch in which the fall began",
+    "since_batch_low": "… not before batch",
+    "since_batch_high": "… not after batch",
+    "scope": "Where the fall shows",
+    "alarm_batch": "Batch that raised the alarm",
+    "independent_cases": "Cases that count, one of each patient",
     "seed": "Seed",
 }
 
@@ -207,6 +230,14 @@ def on(at: datetime) -> str:
     return f"{at.day} {at:%B %Y, %H:%M} UTC"
 
 
+def duration(span: timedelta) -> str:
+    """A span of time in the unit that reads best."""
+    hours = span.total_seconds() / 3600
+    if hours < 1:
+        return f"{hours * 60:.0f} minutes"
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
+
+
 def start_of(evidence: Mapping[str, Any]) -> str:
     """The estimated start of the decline as text, empty when the detector gives none."""
     found = next((value for key in _STARTS if isinstance(value := evidence.get(key), str) and value), "")
@@ -271,6 +302,20 @@ def joined(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def sentences(text: str, most: int) -> str:
-    """At most `most` sentences of a text."""
-    return " ".join(re.split(r"(?<=[.!?])\s+(?=[A-Z0-9])", text.strip())[:most])
+def sentences(text: str) -> list[str]:
+    """The sentences of a text: they end at a full stop, question or exclamation mark before a space, abbreviations apart."""
+    parts = _SENTENCE_END.sub("\n", " ".join(text.split())).split("\n")
+    return [part for part in parts if part]
+
+
+def two_sentences(text: str) -> str:
+    """Exactly two plain sentences of at most 1,000 characters together: what is missing is filled up, what is more left out."""
+    found = [ended(_shortened(each)) for each in sentences(text)][:2]
+    return " ".join([*found, *_FILLERS[len(found) :]])
+
+
+def _shortened(sentence: str) -> str:
+    """A sentence of at most 480 characters, cut between words where it is longer."""
+    if len(sentence) <= _LONGEST_SENTENCE:
+        return sentence
+    return f"{sentence[:_LONGEST_SENTENCE].rpartition(' ')[0].rstrip('.,;:!?')} …"

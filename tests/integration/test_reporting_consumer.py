@@ -25,6 +25,7 @@ from tests.reporting_world import (
     ordered,
     record,
     reported,
+    texts,
     version_row,
 )
 
@@ -51,7 +52,18 @@ def test_an_alarm_report_names_class_start_and_cause(story):
     assert (report.kind, report.status, report.version) == ("monitoring", "degraded", 1)
     assert report.summary == "Glioma is found in 56 of 100 patients, 90 on the test set. The alarm is raised."
     files = contents(story, report)
-    assert set(files) == {"report.html", "report.md", "report.json", "control_chart.png", "control_chart.svg", "confusion.png", "confusion.svg", "reliability.png", "reliability.svg"}
+    assert set(files) == {
+        "report.html",
+        "report.md",
+        "report.json",
+        "report.pdf",
+        "control_chart.png",
+        "control_chart.svg",
+        "confusion.png",
+        "confusion.svg",
+        "reliability.png",
+        "reliability.svg",
+    }
     text = files["report.md"].decode()
     assert "“glioma”" in text
     assert "28 March 2026, 08:00 UTC" in text
@@ -110,9 +122,10 @@ def test_no_report_holds_a_key_of_a_study_or_patient(story):
     [report] = reported(story)
     with story.database.read() as session:
         keys = session.execute(select(Case.study_key)).scalars().all()
-    texts = [content.decode() for name, content in contents(story, report).items() if not name.endswith(".png")]
+    forms = texts(contents(story, report))
     assert keys
-    assert not [key for key in keys for text in texts if key in text]
+    assert "brain-mri" in forms["report.pdf"]
+    assert not [(key, name) for key in keys for name, text in forms.items() if key in text]
 
 
 def test_a_report_closes_its_order_and_is_audited(story):

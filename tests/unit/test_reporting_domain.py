@@ -10,7 +10,7 @@ from services.reporting.files import write_report
 from services.reporting.remedy import split_pairs
 from services.reporting.render import escape_markdown
 from services.reporting.statistics import calibration_error, cases_for_half_width, confusion, rate, recalls, reliability
-from services.reporting.wording import fall_sentence, metric_name, metric_value, number, sentences, with_interval
+from services.reporting.wording import fall_sentence, metric_name, metric_value, number, sentences, two_sentences, with_interval
 
 
 def case(truth, predicted, confidence=0.8):
@@ -102,8 +102,29 @@ def test_numbers_stay_short():
     ]
 
 
-def test_only_the_first_sentences_are_kept():
-    assert sentences("One is 1.5. Two! Three.", 2) == "One is 1.5. Two!"
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One is 1.5. Two! Three.", "One is 1.5. Two!"),
+        ("All is well. brain-mri serves. More.", "All is well. brain-mri serves."),
+        ("Recall fell, e.g. of glioma (ca. 20 cases). It is reported.", None),
+        ("Only one", "Only one. The report has the figures behind it."),
+        ("", "A report on the model is written. The report has the figures behind it."),
+        ("Two\nlines.  And\tmore.", "Two lines. And more."),
+    ],
+)
+def test_a_summary_is_exactly_two_sentences(text, expected):
+    found = two_sentences(text)
+    assert found == (expected or text)
+    assert len(sentences(found)) == 2
+
+
+@given(st.text())
+def test_no_text_makes_more_or_less_than_two_sentences(text):
+    found = two_sentences(text)
+    assert len(sentences(found)) == 2
+    assert len(found) <= 1000
+    assert "\n" not in found
 
 
 def test_the_gates_numbers_pair_up_under_every_spelling():

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.events import MaintenancePromotion
 from schemas.vocabulary import OrderKind, Verdict
-from services.reporting.facts import Cause, Change, EvaluationFacts, Facts, LabelCounts, Metric, OrderFacts, VersionFacts
+from services.reporting.facts import Cause, Change, EvaluationFacts, Facts, LabelCounts, Metric, OrderFacts, Rules, VersionFacts
 from services.reporting.label_request import label_request_page
 from services.reporting.monitoring import monitoring_page
 from services.reporting.remedy import remedy_page
@@ -72,7 +72,7 @@ def text(page):
 
 
 def monitored(*history, **values):
-    return text(monitoring_page(facts(*history, **values), "r", 0.05))
+    return text(monitoring_page(facts(*history, **values), "r", Rules()))
 
 
 def test_too_few_cases_are_no_finding():
@@ -164,12 +164,14 @@ def test_an_area_of_one_is_written_like_the_others():
 
 
 def test_a_label_request_speaks_of_what_is_there():
-    page = label_request_page(facts(evaluated(1, "undecided"), order_kind=OrderKind.LABEL_REQUEST, settings={"cases": 60}), "r")
+    page = label_request_page(
+        facts(evaluated(1, "undecided"), order_kind=OrderKind.LABEL_REQUEST, settings={"cases": 60}), "r", Rules()
+    )
     found = text(page)
     assert "studies that wait" not in found, "none waits"
     assert "The order asks for 60" in found
     assert "± 10" not in found
-    free = text(label_request_page(facts(evaluated(1, "undecided"), order_kind=OrderKind.LABEL_REQUEST), "r"))
+    free = text(label_request_page(facts(evaluated(1, "undecided"), order_kind=OrderKind.LABEL_REQUEST), "r", Rules()))
     assert "± 10" in free
 
 
@@ -184,6 +186,8 @@ def test_a_gate_that_lacks_labels_takes_them_as_they_come():
         actor="a",
     )
     found = text(
-        remedy_page(replace(facts(evaluated(3, "degraded")), cause=Cause("e", NOW, "brain-mri", promotion=data)), data, "r")
+        remedy_page(
+            replace(facts(evaluated(3, "degraded")), cause=Cause("e", NOW, "brain-mri", promotion=data)), data, "r", Rules()
+        )
     )
     assert "rare classes first" not in found

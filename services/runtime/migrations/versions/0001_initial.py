@@ -177,6 +177,8 @@ def upgrade() -> None:
         sa.Column("threshold_a", sa.Float(), nullable=False),
         sa.Column("threshold_b", sa.Float(), nullable=False),
         sa.Column("origin", sa.String(length=16), nullable=False),
+        sa.Column("batch_size", sa.Integer(), nullable=False),
+        sa.Column("batches_per_year", sa.Integer(), nullable=False),
         sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("model", "version", "fingerprint", name=op.f("pk_detector_calibration")),
     )
@@ -455,6 +457,7 @@ def upgrade() -> None:
         sa.Column("html", sa.String(length=255), nullable=False),
         sa.Column("markdown", sa.String(length=255), nullable=False),
         sa.Column("data", sa.String(length=255), nullable=False),
+        sa.Column("pdf", sa.String(length=255), nullable=False),
         sa.Column("order_id", sa.String(length=64), nullable=True),
         sa.Column("written_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("report_id", name=op.f("pk_report")),
