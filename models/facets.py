@@ -55,6 +55,15 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
 }
 """Attributes whose value is a number (ms, kV, mm, T, pixels); anything beyond is no acquisition."""
 _STRUCTURAL: Final = ("Rows", "Columns")
+NUMERIC: Final = frozenset(_RANGES)
+"""Facets that are numbers, and are compared as such."""
+_UNITS: Final[Mapping[str, str]] = {
+    "MagneticFieldStrength": "T",
+    "RepetitionTime": "ms",
+    "EchoTime": "ms",
+    "KVP": "kV",
+    "SliceThickness": "mm",
+}
 
 _VENDOR_WORDS: Final = _listed(
     "agfa canon carestream esaote fuji fujifilm ge gehc general electric hitachi hologic konica minolta mindray neusoft philips"
@@ -100,6 +109,11 @@ def facets_of(dataset: Dataset) -> dict[str, str]:
     terms = IdentityTerms.of(dataset)
     found = {name: _PERSONAL[name](dataset) if name in _PERSONAL else _facet(dataset, name, terms) for name in FACETS}
     return {name: value for name, value in found.items() if value}
+
+
+def unit_of(name: str) -> str:
+    """The unit of a facet with a space before it, empty where it has none."""
+    return f" {_UNITS[name]}" if name in _UNITS else ""
 
 
 def code_of(dataset: Dataset, name: str, text: str) -> str:

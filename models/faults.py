@@ -1,12 +1,17 @@
-"""Faults of an image feed that no header need betray, as changes of decoded frames: what each would look like is known exactly."""
+"""Known changes of images, as changes of decoded frames: faults of a feed that no header need betray, and mere variations.
+
+What each does to a model's own reference images can be computed exactly. The variations (another detector, another protocol)
+are there to compete with the faults, so that images which are only darker are not taken for images in a wrong window.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, cast
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
-from models.frames import Frame
+from models.frames import Frame, full_range
 from models.spec import DicomWindow, FixedWindow, PreprocessingSpec
 from models.voi import FloatArray, Window
 
@@ -41,6 +46,29 @@ def flipped(axis: int) -> Change:
 def unscaled(frame: Frame) -> Frame:
     """Stored values instead of Hounsfield units."""
     return replace(frame, values=cast("FloatArray", frame.values + np.float32(CT_INTERCEPT)))
+
+
+def reshaded(change: Callable[[FloatArray], FloatArray]) -> Change:
+    """Other shades inside the window: `change` maps shades [H, W] in [0, 1]; values outside the window are cut off."""
+
+    def changed(frame: Frame) -> Frame:
+        low, high = _ends(frame.voi if isinstance(frame.voi, Window) else full_range(frame.values))
+        shades = np.clip((frame.values - low) / (high - low), 0, 1)
+        return replace(frame, values=np.asarray(change(shades) * (high - low) + low, dtype=np.float32))
+
+    return changed
+
+
+def cropped(frame: Frame) -> Frame:
+    """A smaller field of view: an eighth of the image is missing on each side."""
+    rows, columns = (side // 8 for side in frame.values.shape)
+    return _moved(frame, lambda array: array[rows : len(array) - rows, columns : array.shape[1] - columns])
+
+
+def _noisy(shades: FloatArray) -> FloatArray:
+    # Always the same noise: a probe is a function of its image.
+    noise = np.random.default_rng(0).normal(0, 0.07, shades.shape)
+    return np.asarray(shades + noise, dtype=np.float32)
 
 
 def rewindowed(shift: float, stretch: float) -> Change:
@@ -78,6 +106,23 @@ _WINDOWS: Final[Mapping[str, Change]] = {
     "window too low": rewindowed(-0.6, 1.0),
 }
 _RESCALE: Final[Mapping[str, Change]] = {"without rescale": unscaled}
+
+
+_VARIATIONS: Final[Mapping[str, Change]] = {
+    "blurred": reshaded(lambda shades: gaussian_filter(shades, 0.015 * shades.shape[0])),
+    "noisier": reshaded(_noisy),
+    "brighter": reshaded(lambda shades: shades**0.6),
+    "darker": reshaded(lambda shades: shades**1.6),
+    "of less contrast": reshaded(lambda shades: shades.mean() + 0.7 * (shades - shades.mean())),
+    "of a smaller field of view": cropped,
+}
+VARIATIONS: Final = frozenset(_VARIATIONS)
+"""Names of the changes that are no faults."""
+
+
+def known_changes(spec: PreprocessingSpec, modality: str) -> dict[str, Change]:
+    """The known faults and the variations that compete with them, by name."""
+    return known_faults(spec, modality) | dict(_VARIATIONS)
 
 
 def known_faults(spec: PreprocessingSpec, modality: str) -> dict[str, Change]:

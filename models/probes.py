@@ -1,28 +1,28 @@
-"""How a model's own reference images would look under each known fault of a feed: made once, at registration."""
+"""How a model's own reference images would look under each known change: made once, at registration."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from models.data import LabelledStudy, Seen
 from models.errors import InvalidDataset, ModelError
-from models.faults import known_faults
+from models.faults import known_changes
 from models.preprocessing import load_changed
 from models.spec import ModelSpec
 
 IMAGES: Final = 160
 VOLUMES: Final = 32
-"""Most studies that are probed, spread evenly over the set: each is prepared once for every fault."""
+"""Most studies that are probed, spread evenly over the set: each is prepared once for every change."""
 
 
 def probed(studies: Sequence[LabelledStudy], spec: ModelSpec) -> dict[str, dict[str, Seen]]:
-    """Fault to study key to what would be seen of the study. Raises InvalidDataset for a study that cannot be read."""
+    """Change to study key to what would be seen of the study. Raises InvalidDataset for a study that cannot be read."""
     most = IMAGES if spec.preprocessing.spatial_dims == 2 else VOLUMES
     step = max(-(-len(studies) // most), 1)
-    faults = known_faults(spec.preprocessing, spec.modality)
-    found: dict[str, dict[str, Seen]] = {name: {} for name in faults}
+    changes = known_changes(spec.preprocessing, spec.modality)
+    found: dict[str, dict[str, Seen]] = {name: {} for name in changes}
     for study in studies[::step]:
         try:
-            changed = load_changed(study.paths, spec.preprocessing, faults)
+            changed = load_changed(study.paths, spec.preprocessing, changes)
         except ModelError as error:
             raise InvalidDataset(f"{study.title}: {error.reason}") from error
         for name, prepared in changed.items():

@@ -32,7 +32,7 @@ class Comparison:
     p_value: float
 
 
-def numbers(first: Sequence[float], second: Sequence[float]) -> Comparison:
+def numbers(first: Sequence[float] | NDArray[np.floating], second: Sequence[float] | NDArray[np.floating]) -> Comparison:
     """Kolmogorov-Smirnov on two samples of numbers; p = 1 where one is empty."""
     if not len(first) or not len(second):
         return Comparison(0.0, 1.0)

@@ -1,7 +1,7 @@
-"""A first diagnosis of a decline: what else changed when the recall fell, with the tests behind it.
+"""The diagnosis of a decline: what else changed when the recall fell, with the tests behind it.
 
-Order of suspicion: a broken feed, then another scanner or site, then another mix of patients; what fits none of them is
-`concept` when the images' descriptions are known to have stayed the same, else `unknown`.
+Order of suspicion: a broken feed (by its headers' doubts, then by the images), then another scanner or protocol (by the
+descriptions), then what images, labels and answers say together (`services.evaluation.change`).
 """
 
 from collections import Counter
@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-import numpy as np
-from scipy.stats import chi2_contingency, fisher_exact
+from scipy.stats import fisher_exact
 
+from models import two_sample
+from models.facets import NUMERIC, unit_of
 from models.findings import is_doubt
 from schemas.vocabulary import Diagnosis
+from services.evaluation.cause import Cause as Cause  # noqa: PLC0414 - part of what this module offers
+from services.evaluation.change import Side, alike, fault_seen, joined, kind_of_change
+from services.evaluation.pictures import Pictures
 from services.evaluation.stream import StreamCase
 from services.evaluation.verdict import Fall
+from services.runtime.signatures import Images
 
 RISK: Final = 0.01
 """Chance of naming a cause where nothing changed, over all facets or findings together."""
@@ -24,6 +29,12 @@ FEED_RISE: Final = 0.30
 FEED_SHARE: Final = 0.50
 """With no stable part to compare with, a finding in this share of cases is a fault of the feed."""
 FACET_RISE: Final = 0.30
+MOST_FACETS: Final = 3
+"""Facets that a root-cause line names."""
+STABLE: Final = 100
+"""Cases of the stream before a change from which the stream is what the change is seen against; else the baseline is."""
+RECENT: Final = 200
+"""Newest cases that are looked at for a change where nothing fell."""
 NO_DOUBTS: Final = frozenset({"", "none"})
 
 Findings = Sequence[Collection[str]]
@@ -31,31 +42,64 @@ Findings = Sequence[Collection[str]]
 
 
 @dataclass(frozen=True)
-class Cause:
-    """What kind of change it was, in words for the root-cause line, and the p-value of the test behind it."""
+class Context:
+    """What a stream is seen against: the model's classes, its baseline's findings, and what is known of the images.
 
-    kind: Diagnosis
-    what: str = ""
-    p_value: float | None = None
+    `findings` are those of the test set's cases, as far as they were kept: what the model was built with is no break.
+    """
+
+    classes: Sequence[str] = ()
+    findings: Findings = ()
+    pictures: Pictures | None = None
+    seed: int = 0
 
 
 NOTHING: Final = Cause(Diagnosis.NONE)
 
 
-def diagnose(stream: Sequence[StreamCase], fall: Fall | None, *, alarmed: bool, mix_moved: bool, baseline: Findings = ()) -> Cause:
-    """Explain a stream. Without a fall the only finding is a moved class mix, and only where it matters (`mix_moved`).
-
-    `baseline` are the findings of the test set's cases, as far as they were kept: what the model was built with is no break.
-    """
+def diagnose(
+    stream: Sequence[StreamCase], fall: Fall | None, *, alarmed: bool, mix_moved: bool, context: Context | None = None
+) -> Cause:
+    """Explain a stream. Without a fall the only finding is a moved class mix, and only where it matters (`mix_moved`)."""
     if fall is None:
         return _prevalence(stream, mix_moved)
+    known = context or Context()
     before = [case for case in stream if case.batch < fall.start]
     after = [case for case in stream if case.batch >= fall.start]
     return (
-        feed_doubt([case.findings for case in before], baseline, [case.findings for case in after])
-        or _covariate(before, after, fall)
+        feed_fault(before, after, known)
+        or _described(before, after, fall.label)
+        or _shown(before, after, known, fallen=alarmed)
         or (_remainder(before, after) if alarmed else Cause(Diagnosis.UNKNOWN))
     )
+
+
+def recent_change(stream: Sequence[StreamCase], context: Context) -> Cause:
+    """What has changed lately whether anything fell or not: the newest 200 cases against those before or the baseline."""
+    batches = sorted({case.batch for case in stream}, reverse=True)
+    counts = Counter(case.batch for case in stream)
+    first, total = 0, 0
+    for first in batches:
+        total += counts[first]
+        if total >= RECENT:
+            break
+    before = [case for case in stream if case.batch < first]
+    after = [case for case in stream if case.batch >= first]
+    found = feed_fault(before, after, context)
+    if found is None and len(before) >= STABLE:
+        found = _described(before, after, "")
+    return found or _shown(before, after, context, fallen=False) or NOTHING
+
+
+def feed_fault(before: Sequence[StreamCase], after: Sequence[StreamCase], context: Context) -> Cause | None:
+    """A broken feed, as headers and files say it, or as the images themselves do."""
+    doubt = feed_doubt([case.findings for case in before], context.findings, [case.findings for case in after])
+    if doubt is not None or context.pictures is None:
+        return doubt
+    pictures = context.pictures
+    seen, now = pictures.known(before), pictures.known(after)
+    usual = pictures.of(seen) if len(seen) >= STABLE else pictures.reference
+    return fault_seen(pictures.likenesses(usual, pictures.of(now)))
 
 
 def root_cause(cause: Cause, fall: Fall | None, since: datetime | None) -> str:
@@ -68,7 +112,7 @@ def root_cause(cause: Cause, fall: Fall | None, since: datetime | None) -> str:
 
 def mix_shift(baseline: Sequence[str], recent: Sequence[str]) -> float:
     """P-value that recent cases have the class mix of the baseline (chi-square; 1 where either is empty or of one class)."""
-    return _chi_square(baseline, recent)
+    return two_sample.words(baseline, recent).p_value
 
 
 def _prevalence(stream: Sequence[StreamCase], mix_moved: bool) -> Cause:
@@ -100,25 +144,81 @@ def feed_doubt(before: Findings, baseline: Findings, after: Findings) -> Cause |
     return None
 
 
-def _covariate(before: Sequence[StreamCase], after: Sequence[StreamCase], fall: Fall) -> Cause | None:
-    """The facet whose values changed most clearly together with the fall; without a stable part, the one that errors follow."""
-    names = sorted({name for case in (*before, *after) for name in case.facets})
-    found: list[tuple[float, str, str]] = []
-    for name in names:
-        now = _values(after, name)
-        then = _values(before, name)
-        if not before:
-            wrong = [case for case in after if case.truth == fall.label]
-            now = _values((case for case in wrong if case.predicted != case.truth), name)
-            then = _values((case for case in wrong if case.predicted == case.truth), name)
-        value, rise = _risen(then, now)
-        p_value = _chi_square(then, now)
-        if rise >= FACET_RISE and p_value < RISK / len(names):
-            found.append((p_value, name, value))
-    if not found:
+def _shown(before: Sequence[StreamCase], after: Sequence[StreamCase], context: Context, *, fallen: bool) -> Cause | None:
+    """What images, labels and answers say together; None where the images are not known or nothing shows."""
+    pictures = context.pictures
+    if pictures is None:
         return None
-    p_value, name, value = min(found)
-    return Cause(Diagnosis.COVARIATE, f"{name} {value or 'missing'}", p_value)
+    usual, now = _usual(before, context, pictures), _side(after, pictures)
+    if usual.images is None or now.images is None:
+        return None
+    found = kind_of_change(
+        usual, now, pictures.likenesses(usual.images, now.images), context.classes, fallen=fallen, seed=context.seed
+    )
+    return None if found.kind in {Diagnosis.UNKNOWN, Diagnosis.NONE} else found
+
+
+def _usual(before: Sequence[StreamCase], context: Context, pictures: Pictures) -> Side:
+    """The stream before the change, with the baseline where their images are alike; the baseline where the stream is short."""
+    known = _side(before, pictures)
+    places = [place for place, key in enumerate(pictures.reference.keys) if key in pictures.answers]
+    answers = [pictures.answers[pictures.reference.keys[place]] for place in places]
+    tested = Side([truth for truth, _ in answers], [predicted for _, predicted in answers], pictures.reference.take(places))
+    if len(known.truth) < STABLE:
+        return tested
+    return joined(known, tested) if alike(known, tested, context.seed) else known
+
+
+def _side(cases: Sequence[StreamCase], pictures: Pictures) -> Side:
+    known = pictures.known(cases)
+    images: Images | None = pictures.of(known) if known else None
+    return Side([case.truth or "" for case in known], [case.predicted for case in known], images)
+
+
+def _described(before: Sequence[StreamCase], after: Sequence[StreamCase], label: str) -> Cause | None:
+    """The facets whose values changed together with the fall; without a stable part, those that errors of `label` follow."""
+    names = sorted({name for case in (*before, *after) for name in case.facets})
+    if not before:
+        wrong = [case for case in after if case.truth == label]
+        before = [case for case in wrong if case.predicted == case.truth]
+        after = [case for case in wrong if case.predicted != case.truth]
+    moved: list[tuple[float, str]] = []
+    for name in names:
+        then, now = _values(before, name), _values(after, name)
+        p_value, words = _facet_moved(name, then, now)
+        if words and p_value < RISK / len(names):
+            moved.append((p_value, words))
+    if not moved:
+        return None
+    named = sorted(moved)[:MOST_FACETS]
+    return Cause(Diagnosis.COVARIATE, ", ".join(words for _, words in named), named[0][0])
+
+
+def _facet_moved(name: str, then: Sequence[str], now: Sequence[str]) -> tuple[float, str]:
+    """P-value that a facet is as it was, and how it has changed in words; empty where it moved too little to matter."""
+    value, rise = _risen(then, now)
+    if name in NUMERIC:
+        old, new = ([float(each) for each in values if _is_number(each)] for values in (then, now))
+        found = two_sample.numbers(old, new)
+        if old and new and found.statistic >= FACET_RISE:
+            return found.p_value, f"{name} {_middle(new)}{unit_of(name)} instead of {_middle(old)}{unit_of(name)}"
+    if rise < FACET_RISE:
+        return 1.0, ""
+    return two_sample.words(then, now).p_value, f"{name} {value or 'missing'}"
+
+
+def _middle(values: Sequence[float]) -> str:
+    """The commonest value; where none is common, the median."""
+    value, number = Counter(values).most_common(1)[0]
+    return f"{value if number >= len(values) / 4 else sorted(values)[len(values) // 2]:g}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _remainder(before: Sequence[StreamCase], after: Sequence[StreamCase]) -> Cause:
@@ -137,17 +237,3 @@ def _risen(then: Sequence[str], now: Sequence[str]) -> tuple[str, float]:
     old, new = Counter(then), Counter(now)
     rises = {value: new[value] / len(now) - (old[value] / len(then) if then else 0.0) for value in new}
     return max(rises.items(), key=lambda item: (item[1], item[0]), default=("", 0.0))
-
-
-def _chi_square(first: Sequence[str], second: Sequence[str]) -> float:
-    """P-value of equal distributions; rare values are pooled, so that the test's approximation holds."""
-    total = Counter([*first, *second])
-    place = {value: number for number, (value, _) in enumerate(total.most_common(8))}
-    rows = [np.bincount([place.get(value, 8) for value in values], minlength=9) for values in (first, second)]
-    table = np.array(rows)
-    table = table[:, table.sum(0) > 0]
-    if table.shape[1] < 2 or not table.sum(1).all():
-        return 1.0
-    if table.shape[1] == 2:
-        return float(fisher_exact(table).pvalue)
-    return float(chi2_contingency(table).pvalue)

@@ -9,8 +9,9 @@ from schemas.vocabulary import Diagnosis, Status
 from services.evaluation.cases import Cases, LabelledRow, foreign
 from services.evaluation.cusum import chart
 from services.evaluation.detector import Thresholds
-from services.evaluation.diagnosis import Cause, Findings, diagnose, feed_doubt, mix_shift, root_cause
+from services.evaluation.diagnosis import Cause, Context, diagnose, feed_doubt, feed_fault, mix_shift, recent_change, root_cause
 from services.evaluation.metrics import MetricSet, confusion, measure
+from services.evaluation.pictures import Pictures
 from services.evaluation.reclaim_rule import LIMIT, RuleVerdict, apply_rule
 from services.evaluation.stream import StreamCase, count, one_per_patient
 from services.evaluation.subgroups import judge
@@ -41,6 +42,7 @@ class Material:
     taught: frozenset[str] = frozenset()
     subgroup_risk: float = 0.05
     run_length: float = 1040.0
+    pictures: Pictures | None = None
 
     @property
     def evidence(self) -> list[StreamCase]:
@@ -132,26 +134,36 @@ def _explain(material: Material, stream: Sequence[StreamCase], assessment: Asses
     recent = [case.truth or "" for case in stream if case.batch == material.batch]
     moved = rule.declined and mix_shift([row.truth or "" for row in material.baseline], recent) < MIX_RISK
     fall = assessment.fall if assessment else None
-    known = _baseline_findings(material)
+    context = _context(material)
     if assessment and assessment.alarm and fall:
         # A feed that was broken when the alarm rose stays the cause while the alarm stands, also once it is repaired.
+        before = [case for case in stream if case.batch < fall.start]
         for end in range(max(assessment.alarm, fall.start), stream[-1].batch):
-            seen = [case for case in stream if case.batch <= end]
-            cause = diagnose(seen, fall, alarmed=True, mix_moved=moved, baseline=known)
-            if cause.kind is Diagnosis.PIPELINE:
-                return cause
-    return diagnose(stream, fall, alarmed=bool(assessment and assessment.alarm), mix_moved=moved, baseline=known)
+            broken = feed_fault(before, [case for case in stream if fall.start <= case.batch <= end], context)
+            if broken is not None:
+                return broken
+    return diagnose(stream, fall, alarmed=bool(assessment and assessment.alarm), mix_moved=moved, context=context)
 
 
-def _baseline_findings(material: Material) -> Findings:
-    return [row.findings for row in material.baseline if row.findings is not None]
+def _context(material: Material) -> Context:
+    findings = [row.findings for row in material.baseline if row.findings is not None]
+    return Context(material.classes, findings, material.pictures, material.seed)
+
+
+def _change_evidence(material: Material, stream: Sequence[StreamCase]) -> Evidence:
+    """What has changed in the newest cases whether anything fell or not, as far as their images are known."""
+    if material.pictures is None:
+        return {}
+    found = recent_change(stream, _context(material))
+    said: Evidence = {"change": str(found.kind), "change_what": found.what or None, "change_p_value": found.p_value}
+    return {} if found.kind is Diagnosis.NONE else said
 
 
 def _feed_evidence(material: Material, stream: Sequence[StreamCase]) -> Evidence:
     """A doubt that is far commoner in this batch than before it, whether the recall fell or not."""
     before = [case.findings for case in stream if case.batch < material.batch]
     recent = [case.findings for case in stream if case.batch == material.batch]
-    doubt = feed_doubt(before, _baseline_findings(material), recent)
+    doubt = feed_doubt(before, _context(material).findings, recent)
     return {"feed_doubt": doubt.what, "feed_doubt_p_value": doubt.p_value} if doubt else {}
 
 
@@ -191,6 +203,8 @@ def _evidence(
     if assessment and assessment.fall:
         found |= _fall_evidence(assessment.fall, since)
     found |= {"root_cause": line or None, "cause_p_value": cause.p_value} | _feed_evidence(material, independent)
+    found |= {f"cause_test_{name.replace(' ', '_')}": value for name, value in cause.tests.items()}
+    found |= _change_evidence(material, independent)
     if assessment:
         found |= _detector_evidence(assessment)
     found |= {"rule_metric": rule.metric, "rule_change": rule.change, "independent_cases": len(independent), "seed": material.seed}

@@ -14,6 +14,7 @@ from services.evaluation import repository
 from services.evaluation.calibration import bound, calibrate, fingerprint
 from services.evaluation.detector import Thresholds
 from services.evaluation.evaluate import Material, Outcome, evaluate
+from services.evaluation.picture_repository import pictures
 from services.evaluation.stream import StreamCase, count, one_per_patient
 from services.runtime import registry
 from services.runtime.consumer import Batch as Polled
@@ -77,6 +78,7 @@ class Evaluate(BatchConsumer[Prepared]):
             classes = repository.classes(session, found.model) or _classes_in(stream)
             taught = repository.taught(session, found.model)
             task = repository.task_of(session, found.batch_id)
+            seen = pictures(session, found.model, found.version, stream)
             mark, kept = self._kept_thresholds(session, found, baseline, classes)
         thresholds = kept or self._calibrate(mark, baseline, classes)
         material = Material(
@@ -90,6 +92,7 @@ class Evaluate(BatchConsumer[Prepared]):
             draws=self.settings.bootstrap_draws,
             seed=self.settings.seed,
             taught=taught,
+            pictures=seen,
             subgroup_risk=self.settings.subgroup_false_alarms_per_year,
             run_length=self.settings.cusum_run_length,
         )

@@ -57,14 +57,16 @@ def stream(session: Session, model: str, version: int, up_to: int) -> list[Strea
     """All batched cases of a version, batches 1 to `up_to` in order, within a batch by acquisition."""
     columns = (Case.patient_key, Case.truth, Case.predicted, Case.probabilities)
     query = (
-        select(Batch.number, *columns, Case.acquired_at, Case.facets, Case.findings, Study.calling_ae)  # type: ignore[call-overload]
+        select(Batch.number, *columns, Case.acquired_at, Case.facets, Case.findings, Study.calling_ae, Case.study_key)  # type: ignore[call-overload]
         .join(Case, col(Case.batch_id) == col(Batch.batch_id))
         .join(Study, col(Study.study_key) == col(Case.study_key), isouter=True)
         .where(Batch.model == model, Batch.version == version, Batch.number <= up_to)
         .order_by(col(Batch.number), col(Case.acquired_at), col(Case.study_key))
     )
     rows = session.execute(query)
-    return [StreamCase._make((*known, with_site(facets, title), findings)) for (*known, facets, findings, title) in rows]
+    return [
+        StreamCase._make((*known, with_site(facets, title), findings, study)) for (*known, facets, findings, title, study) in rows
+    ]
 
 
 def taught(session: Session, model: str) -> frozenset[str]:

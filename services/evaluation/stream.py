@@ -21,6 +21,7 @@ class StreamCase(NamedTuple):
     acquired_at: datetime
     facets: dict[str, str]
     findings: Sequence[str]
+    study_key: str = ""
 
 
 Row = TypeVar("Row", bound=LabelledRow)

@@ -39,6 +39,14 @@ class Images:
         keys = tuple(self.keys[place] for place in chosen)
         return Images(keys, self.quality[chosen], self.layout[chosen], self.embedding[chosen], facets)
 
+    def joined(self, other: "Images") -> "Images":
+        """Both, one after the other; facets only where both have them."""
+        facets = (*self.facets, *other.facets) if self.facets and other.facets else ()
+        quality = np.concatenate([self.quality, other.quality])
+        layout = np.concatenate([self.layout, other.layout])
+        embedding = np.concatenate([self.embedding, other.embedding])
+        return Images((*self.keys, *other.keys), quality, layout, embedding, facets)
+
 
 def packed(signature: Signature, embedding: Floats | None) -> dict[str, Any]:
     """The columns of a signature's row."""
@@ -109,20 +117,21 @@ def faults(session: Session, model: str, version: int) -> tuple[Images, dict[str
     has = select(func.max(ReferenceSignature.version)).where(
         ReferenceSignature.model == model, ReferenceSignature.version <= version, ReferenceSignature.fault != AS_IT_IS
     )
-    owner = session.exec(has).one()
+    owner: int | None = session.exec(has).one()
     if owner is None:
         return reference(session, model, version), {}
     named = (
         select(ReferenceSignature.fault).where(ReferenceSignature.model == model, ReferenceSignature.version == owner).distinct()
     )
     names = sorted(name for name in session.exec(named) if name != AS_IT_IS)
-    return _read(session, model, int(owner), AS_IT_IS), {name: _read(session, model, int(owner), name) for name in names}
+    return _read(session, model, owner, AS_IT_IS), {name: _read(session, model, owner, name) for name in names}
 
 
 def _read(session: Session, model: str, version: int, fault: str) -> Images:
     table = ReferenceSignature
-    query = select(table.case_key, table.quality, table.layout, table.embedding, table.facets).where(
+    columns = (table.case_key, table.quality, table.layout, table.embedding, table.facets)
+    query = select(*columns).where(  # type: ignore[call-overload]
         table.model == model, table.version == version, table.fault == fault, table.form == FORM
     )
-    rows = list(session.exec(query.order_by(table.case_key)))
+    rows = list(session.execute(query.order_by(table.case_key)))
     return unpacked([(row[0], row[1], row[2], row[3]) for row in rows], [row[4] for row in rows])

@@ -60,6 +60,24 @@ def test_another_scanner_is_a_covariate_shift_and_is_named():
     assert root_cause(cause, FALL, START) == "since 12 March 2026, StationName CT2; recall of glioma 0.71, was 0.90"
 
 
+def test_numbers_are_compared_by_value_and_every_facet_that_moved_is_named():
+    thin = {"facets": {"StationName": "CT2", "SliceThickness": "1.25"}}
+    cases = [one._replace(facets={"StationName": "CT1", "SliceThickness": "5"}) for one in stream(lambda _: {}, after=0)]
+    cases += [one for one in stream(lambda _: thin) if one.batch >= 4]
+    cause = found(cases)
+    assert cause.kind is Diagnosis.COVARIATE
+    assert set(cause.what.split(", ")) == {"StationName CT2", "SliceThickness 1.25 mm instead of 5 mm"}
+    assert root_cause(cause, FALL, START).startswith("since 12 March 2026, ")
+
+
+def test_a_number_that_drifts_has_moved_although_no_value_is_common():
+    generator = np.random.default_rng(3)
+    cases = [one._replace(facets={"EchoTime": f"{generator.normal(80, 3):.4g}"}) for one in stream(lambda _: {}, after=0)]
+    later = [one for one in stream(lambda _: {}) if one.batch >= 4]
+    cases += [one._replace(facets={"EchoTime": f"{generator.normal(95, 3):.4g}"}) for one in later]
+    assert " ms instead of " in found(cases).what
+
+
 def test_one_odd_study_is_no_cause():
     odd = {"facets": {"StationName": "CT9", "Manufacturer": "A"}}
     assert found(stream(lambda number: odd if number == 0 else {})).kind is Diagnosis.CONCEPT
