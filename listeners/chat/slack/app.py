@@ -36,12 +36,16 @@ def bolt_app(context: Context) -> AsyncApp:
     quiet = logging.getLogger(f"{__name__}.bolt")
     quiet.setLevel(logging.ERROR)  # below, it logs whole requests
     myself = _Myself(web_client(context.settings), slack.bot_token.get_secret_value())
+
+    async def authorize(enterprise_id: str | None, team_id: str | None) -> AuthorizeResult:
+        return await myself.authorize(enterprise_id, team_id)  # Bolt hands parameters over by name, a method's `self` too
+
     app = AsyncApp(
         name="reclaim",
         logger=quiet,
         client=web_client(context.settings, token=False),
         signing_secret=slack.signing_secret.get_secret_value() or None,
-        authorize=myself.authorize,
+        authorize=authorize,
         process_before_response=True,
         request_verification_enabled=bool(slack.signing_secret.get_secret_value()),
     )

@@ -7,19 +7,18 @@ source: "Authenticate requests from the Bot Connector service to your bot". Outg
 import asyncio
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import jwt
 
 from schemas.chat_settings import TeamsSettings
 
-os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")  # the SDK would read a .env of the working folder into our environment
-
-from microsoft_teams.api.auth.cloud_environment import PUBLIC, with_overrides
-from microsoft_teams.apps.auth import TokenValidator
+if TYPE_CHECKING:
+    from microsoft_teams.apps.auth import TokenValidator
 
 MAX_WAITING: Final = 20
 EARLY_S: Final = 300.0
@@ -37,9 +36,8 @@ class BotConnector:
     """Says whether a request is the Bot Connector's. Two threads: fetching keys blocks, and must hold up nobody else."""
 
     def __init__(self, settings: TeamsSettings) -> None:
-        cloud = with_overrides(PUBLIC, openid_metadata_url=settings.openid_url, token_issuer=settings.issuer)
-        self._app_id, self._issuer = settings.app_id, settings.issuer
-        self._validator = TokenValidator.for_service(settings.app_id, cloud=cloud)
+        self._issuer = settings.issuer
+        self._validator = _validator(settings)
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="teams-keys")
         self._waiting = 0
 
@@ -79,6 +77,17 @@ class BotConnector:
             raise KeysAway(type(error).__name__) from None
         except jwt.PyJWTError as error:
             raise Unproven(type(error).__name__) from None
+
+
+def _validator(settings: TeamsSettings) -> "TokenValidator":
+    """The SDK's validator for our bot. Imported here, because the import would read a .env of the working folder."""
+    os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # previews that we do not use
+        from microsoft_teams.api.auth.cloud_environment import PUBLIC, with_overrides  # noqa: PLC0415
+        from microsoft_teams.apps.auth import TokenValidator  # noqa: PLC0415
+    cloud = with_overrides(PUBLIC, openid_metadata_url=settings.openid_url, token_issuer=settings.issuer)
+    return TokenValidator.for_service(settings.app_id, cloud=cloud)
 
 
 class SignInRefused(Exception):  # noqa: N818 - named for what happened
