@@ -6,17 +6,38 @@ from typing import Final
 
 from schemas.vocabulary import Diagnosis, Remedy
 
-EXECUTABLE: Final = (Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.FULL)
-"""Rungs that the remediation service can carry out."""
+EXECUTABLE: Final = (
+    Remedy.RETHRESHOLD,
+    Remedy.RECALIBRATE,
+    Remedy.ADAPT_STATISTICS,
+    Remedy.HEAD_ONLY,
+    Remedy.PARTIAL,
+    Remedy.PARAMETER_EFFICIENT,
+    Remedy.GRADUAL,
+    Remedy.FULL,
+)
+"""Rungs that the remediation service can carry out, cheapest first."""
+
+WEIGHTS: Final = (Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL)
+CLIMB: Final[dict[Diagnosis, tuple[Remedy, ...]]] = {
+    Diagnosis.PREVALENCE: (Remedy.RETHRESHOLD, Remedy.RECALIBRATE),
+    Diagnosis.COVARIATE: (Remedy.ADAPT_STATISTICS, *WEIGHTS),
+    Diagnosis.CONCEPT: WEIGHTS,
+    Diagnosis.UNKNOWN: WEIGHTS,
+    Diagnosis.NONE: WEIGHTS,
+    Diagnosis.PIPELINE: (),
+}
+"""What the agents order by themselves for a diagnosis, one after the other as the gate turns them down.
+
+Another mix of patients needs no new weights. Images of another scanner may need none either: statistics come first. Gradual
+unfreezing is `full` in another order of layers; people may order it, the ladder does not spend a judgement of the gate on it.
+"""
 
 FEW: Final = 1.25
 GROWN: Final = 1.5
 """With this many times the labelled cases that a repair was turned down with, its verdict is out of date: it may be tried again."""
-ADVICE: Final[dict[Diagnosis, Remedy]] = {
-    Diagnosis.PIPELINE: Remedy.FIX_FEED,
-    Diagnosis.PREVALENCE: Remedy.RETHRESHOLD,
-}
-"""Diagnoses that new weights would not cure: the report tells a person what would."""
+ADVICE: Final[dict[Diagnosis, Remedy]] = {Diagnosis.PIPELINE: Remedy.FIX_FEED}
+"""Diagnoses that no change of the model would cure: the report tells a person what would."""
 
 
 def cases_for_another_round(used: int, present: int) -> int:
@@ -29,13 +50,17 @@ def above(remedy: Remedy | None, other: Remedy | None) -> bool:
     return remedy in EXECUTABLE and other in EXECUTABLE and EXECUTABLE.index(remedy) > EXECUTABLE.index(other)
 
 
-def next_rung(tune_cases: int, min_tune_cases: int, rejected: Collection[Remedy]) -> Remedy | None:
+def next_rung(
+    tune_cases: int, min_tune_cases: int, rejected: Collection[Remedy], diagnosis: Diagnosis = Diagnosis.UNKNOWN
+) -> Remedy | None:
     """The rung to try next, None when the ladder is used up and only more labels or a person help.
 
-    `rejected` are the remedies of this decline that the gate turned down; the next is the one above the highest of them.
-    Close to the least number of tune cases (`FEW` times it) only the last layer is trained: fewer weights, less to overfit.
+    `rejected` are the remedies of this decline that the gate turned down; the next is the first of the diagnosis above the
+    highest of them. Close to the least number of tune cases (`FEW` times it) only the last layer is trained before more is:
+    fewer weights, less to overfit.
     """
-    climbed = [EXECUTABLE.index(remedy) for remedy in rejected if remedy in EXECUTABLE]
-    if climbed:
-        return EXECUTABLE[max(climbed) + 1] if max(climbed) + 1 < len(EXECUTABLE) else None
-    return Remedy.HEAD_ONLY if tune_cases < FEW * min_tune_cases else Remedy.PARTIAL
+    highest = max((EXECUTABLE.index(remedy) for remedy in rejected if remedy in EXECUTABLE), default=-1)
+    left = [rung for rung in CLIMB[diagnosis] if EXECUTABLE.index(rung) > highest]
+    if tune_cases >= FEW * min_tune_cases and Remedy.HEAD_ONLY in left:
+        left.remove(Remedy.HEAD_ONLY)
+    return left[0] if left else None

@@ -225,7 +225,8 @@ def facts(
     last = _last_remedy(session, model)
     tune, gate = (labelled(session, model, row.champion, role, since) for role in (CaseRole.TUNE, CaseRole.GATE))
     rejected = turned_down(session, model, row.champion, tune + gate)
-    used_up = next_rung(tune, 1, [each.remedy for each in rejected if each.remedy]) is None
+    diagnosis = Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE
+    used_up = next_rung(tune, 1, [each.remedy for each in rejected if each.remedy], diagnosis) is None
     return Facts(
         now=now,
         models=known,
@@ -235,7 +236,7 @@ def facts(
         served=tuple(registry.served_versions(session, model)),
         serving=row.serving,
         status=Status(newest.status) if newest else None,
-        diagnosis=Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE,
+        diagnosis=diagnosis,
         situation=situation(session.get(Evaluation, evaluation_id) if evaluation_id else newest),
         reported=reported,
         reported_at=reported_at,

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from schemas.chat_settings import ChatSettings, SlackSettings, TeamsSettings
 from schemas.drift_settings import DriftSettings
 from schemas.group import Group
+from schemas.report_settings import ReportSettings
 
 
 class DatabaseSettings(Group):
@@ -187,6 +188,9 @@ class EvaluationSettings(Group):
     """Statistics."""
 
     false_alarms_per_year: float = Field(0.05, gt=0, lt=1)
+    label_wait_days: float = Field(
+        90.0, ge=0, description="A prediction without a label is waited for so long after its acquisition; 0 where only a sample is"
+    )
     bootstrap_draws: int = Field(1000, ge=100)
     subgroup_false_alarms_per_year: float = Field(
         0.05, gt=0, lt=1, description="Chance a year that any group is called worse than the others while none is"
@@ -207,6 +211,11 @@ class RemediationSettings(Group):
     head_learning_rate: float = Field(1e-3, gt=0)
     body_learning_rate: float = Field(1e-4, gt=0)
     rehearsal_share: float = Field(0.5, ge=0, lt=1, description="Share of each training batch drawn from old cases")
+    rank: int = Field(8, ge=1, le=256, description="Rank of the matrices that the remedy parameter_efficient adds")
+    search: bool = Field(
+        True,
+        description="A training remedy tries penalties against forgetting and interpolations, and keeps what held-out cases favour",
+    )
     min_tune_cases: int = Field(40, ge=1)
     min_gate_cases: int = Field(30, ge=1)
     max_cases: int = Field(2000, ge=1, description="Newest cases of either role, and old cases for rehearsal, that a repair uses")
@@ -290,6 +299,7 @@ class Settings(BaseSettings):
     evaluation: EvaluationSettings = EvaluationSettings()
     drift: DriftSettings = DriftSettings()
     remediation: RemediationSettings = RemediationSettings()
+    reports: ReportSettings = ReportSettings()
     policy: PolicySettings = PolicySettings()
     results: ResultsSettings = ResultsSettings()
     llm: LlmSettings = LlmSettings()

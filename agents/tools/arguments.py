@@ -71,11 +71,24 @@ class ReportArguments(OrderArguments):
 
 
 class RemedyArguments(OrderArguments):
-    """A fine-tuning run. What is left out is taken from the site's settings."""
+    """A repair of the version in service. What is left out is taken from the site's settings."""
 
     remedy: Annotated[
-        Literal[Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.FULL],
-        Field(description="head_only: last layer; partial: rear part of the network; full: all of it"),
+        Literal[
+            Remedy.RETHRESHOLD,
+            Remedy.RECALIBRATE,
+            Remedy.ADAPT_STATISTICS,
+            Remedy.HEAD_ONLY,
+            Remedy.PARTIAL,
+            Remedy.PARAMETER_EFFICIENT,
+            Remedy.GRADUAL,
+            Remedy.FULL,
+        ],
+        Field(
+            description="rethreshold: decision thresholds; recalibrate: probabilities, for another mix of patients; "
+            "adapt_statistics: BatchNorm statistics from images; head_only: last layer; partial: rear part of the network; "
+            "parameter_efficient: small added matrices; gradual: all layers, one after the other; full: all layers"
+        ),
     ]
     epochs: Annotated[int | None, Field(ge=1, le=200)] = None
     batch_size: Annotated[int | None, Field(ge=1, le=512)] = None

@@ -31,7 +31,7 @@ def order_report(desk: Desk, args: ReportArguments) -> Answer:
 
 
 def order_remedy(desk: Desk, args: RemedyArguments) -> Answer:
-    """Propose to fine-tune the version in service; the gate decides later whether the result may serve."""
+    """Propose to repair the version in service; the gate decides later whether the result may serve."""
     settings: dict[str, Setting] = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
     return _propose(desk, OrderKind.REMEDY, args, settings, args.remedy)
 

@@ -26,7 +26,7 @@ from agents.tools.answers import (
 from agents.tools.arguments import CompareArguments, HistoryArguments, ListArguments, NoArguments, OneModel, OrdersArguments
 from agents.tools.desk import Desk, evaluation_facts, resolve
 from schemas.tables import ModelVersion, Order, RegisteredModel
-from schemas.vocabulary import CaseRole, OrderKind, OrderState
+from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState
 from services.remediation.plan import labels_for
 from services.runtime import registry
 
@@ -222,13 +222,14 @@ def _options(session: Session, row: RegisteredModel, desk: Desk) -> RemedyOption
     tune, gate, since = _cases(session, row, desk)
     turned = repository.turned_down(session, row.name, champion, tune + gate)
     rejected = [each.remedy for each in turned if each.remedy]
-    rung, join = next_rung(tune, limits.min_tune_cases, rejected), desk.settings.join
+    diagnosis = Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE
+    rung, join = next_rung(tune, limits.min_tune_cases, rejected, diagnosis), desk.settings.join
     missing = max((cases_for_another_round(each.cases, tune + gate) for each in turned), default=0)
     return RemedyOptions(
         model=row.name,
         champion=row.champion,
         status=newest.status if newest else "not evaluated yet",
-        diagnosis=newest.diagnosis if newest else "none",
+        diagnosis=diagnosis,
         tune_cases=tune,
         gate_cases=gate,
         min_tune_cases=limits.min_tune_cases,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,11 @@ def load(
     patients, keys = tuple(study.patient for study in studies), tuple(study.key for study in studies)
     findings = {key: each.codes for key, each in zip(keys, prepared, strict=True) if each.findings}
     return TensorSet(tuple(each.tensor for each in prepared), labels, patients, keys, findings, seen_of(keys, prepared))
+
+
+def without_labels(studies: Sequence[LabelledStudy], spec: ModelSpec) -> list[LabelledStudy]:
+    """The studies for uses that read no label: all have that of the first class."""
+    return [replace(study, label=spec.classes[0]) for study in studies]
 
 
 def combine(first: TensorSet, second: TensorSet) -> TensorSet:

@@ -1,7 +1,8 @@
 """The gate: may the challenger serve? Pure statistics over cases that neither raised the alarm nor trained the repair.
 
 Better on the gate's cases: exact one-sided McNemar test (McNemar 1947), on patients: each patient counts once, for the
-version that has more of that patient's studies right. Not worse on the gate's cases nor on the baseline: upper confidence
+version that has more of that patient's studies right. A repair of the probabilities, which need not change any decision, is
+judged by their Brier score instead. Not worse on the gate's cases nor on the baseline: upper confidence
 bound of the loss of recall within the margin, class by class. Not worse calibrated, not slower. Every number goes into
 the verdict, and so does the name of every class that could not be checked.
 """
@@ -9,13 +10,14 @@ the verdict, and so does the name of every class that could not be checked.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, norm
 
 from schemas.vocabulary import Verdict
-from services.remediation import resampling
+from services.remediation import betting, resampling
 from services.remediation.resampling import Floats
 from services.runtime.conventions import POWER
 
@@ -39,7 +41,7 @@ class Rules:
     """Acceptance criteria, fixed before the run.
 
     `looks` counts the earlier judgements on cases of the same patients. `alpha` is what all of them may spend together on
-    the test for better.
+    the test for better. `endpoint` says what has to be better: the decisions, or the probabilities.
     """
 
     alpha: float = 0.05
@@ -49,6 +51,7 @@ class Rules:
     seed: int = 0
     max_latency_ratio: float = 2.0
     looks: int = 0
+    endpoint: Literal["decisions", "probabilities"] = "decisions"
 
     @property
     def level(self) -> float:
@@ -89,6 +92,9 @@ class _Arrays:
         self.present = sorted(set(self.truth.tolist()))
         self.old, self.old_confidence = _answers([case.champion for case in cases], classes, self.truth)
         self.new, self.new_confidence = _answers([case.challenger for case in cases], classes, self.truth)
+        self.brier_gain = _brier([case.champion for case in cases], classes, self.truth) - _brier(
+            [case.challenger for case in cases], classes, self.truth
+        )
         self.draws = resampling.counts(self.patients, rules.draws, rules.seed)
         self.once = np.ones((1, len(cases)))
 
@@ -96,6 +102,12 @@ class _Arrays:
 def _answers(rows: Sequence[Mapping[str, float]], classes: Sequence[str], truth: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
     scores = np.array([[row[name] for name in classes] for row in rows], dtype=np.float64)
     return (scores.argmax(axis=1) == truth).astype(np.float64), scores.max(axis=1)
+
+
+def _brier(rows: Sequence[Mapping[str, float]], classes: Sequence[str], truth: npt.NDArray[np.int64]) -> Floats:
+    """Half of Brier's score of each case, in [0, 1]."""
+    scores = np.array([[row[name] for name in classes] for row in rows], dtype=np.float64)
+    return np.asarray(np.square(scores - np.eye(len(classes))[truth]).sum(axis=1) / 2)
 
 
 def judge(
@@ -112,10 +124,10 @@ def judge(
     if len(gate) < rules.min_cases:
         return _too_few(len(gate), rules)
     found, new, old = _Findings(), _Arrays(gate, classes, rules), _Arrays(baseline, classes, rules)
-    better, needed = _gain(new, rules, found)
+    better, needed = (_gain if rules.endpoint == "decisions" else _sounder)(new, rules, found)
     _compare(new, found)
     _calibration(new, rules, found)
-    _spared(new, classes, rules, found)
+    _spared(new, old, classes, rules, found)
     _memory(old, classes, rules, found)
     _latency(latency_ratio, rules, found)
     return _verdict(found, better=better, needed=needed, cases=len(gate))
@@ -159,6 +171,32 @@ def _gain(cases: _Arrays, rules: Rules, found: _Findings) -> tuple[bool, int]:
     found.support.append(f"Not shown to be better: {counted} (exact McNemar test, {limit}).")
     # More labels are followed by one more judgement on these patients, at half this level.
     return False, cases_needed(wins, losses, len(cases.truth), rules.level / 2)
+
+
+def _sounder(cases: _Arrays, rules: Rules, found: _Findings) -> tuple[bool, int]:
+    """The same for the probabilities: mean gain in Brier's score, each patient once, by betting."""
+    sums: dict[str, list[float]] = {}
+    for patient, gain in zip(cases.patients, cases.brier_gain.tolist(), strict=True):
+        sums.setdefault(patient, []).append(gain)
+    gains = [sum(each) / len(each) for each in sums.values()]
+    evidence = betting.evidence_of_gain(gains, rules.seed)
+    p_value = min(1.0, 1 / evidence) if evidence > 0 else 1.0
+    found.numbers |= {
+        "gate_cases": float(len(cases.truth)),
+        "gate_patients": float(len(gains)),
+        "brier_gain": float(np.mean(gains)),
+        "brier_evidence": evidence,
+        "brier_p": p_value,
+        "gate_judgement": float(rules.looks + 1),
+        "gate_level": rules.level,
+    }
+    seen = f"mean gain in Brier's score {np.mean(gains):.4f} over {len(gains)} patients"
+    limit = f"test by betting, p = {p_value:.3g}; judgement {rules.looks + 1} on these patients, so at most {rules.level:.3g}"
+    if p_value <= rules.level:
+        found.support.append(f"More trustworthy probabilities on the gate's cases: {seen} ({limit}).")
+        return True, 0
+    found.support.append(f"Not shown to give more trustworthy probabilities: {seen} ({limit}).")
+    return False, betting.cases_for(evidence, len(cases.truth), rules.level / 2)
 
 
 def _discordant(cases: _Arrays) -> tuple[int, int]:
@@ -210,9 +248,13 @@ def _calibration(cases: _Arrays, rules: Rules, found: _Findings) -> None:
         found.objections.append(f"Its probabilities are less trustworthy: calibration error higher by at least {worse:.3f}.")
 
 
-def _spared(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings) -> None:
-    """No class pays on the gate's cases for the gain of the others."""
-    small, fine = _class_losses(cases, classes, rules, found, "gate")
+def _spared(cases: _Arrays, old: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings) -> None:
+    """No class pays on the gate's cases for the gain of the others.
+
+    The recall that a class must keep is the champion's on these cases, or that on its baseline where it is lower: a champion
+    that calls nearly everything one class finds all of it, which no repair could keep.
+    """
+    small, fine = _class_losses(cases, classes, rules, found, "gate", old)
     if fine:
         found.support.append(f"No class that the gate's cases show loses more recall than the tolerated {rules.margin:.1%}.")
     _unchecked(cases, classes, rules, found, "gate", small)
@@ -231,22 +273,41 @@ def _memory(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findin
     _unchecked(cases, classes, rules, found, "baseline", small)
 
 
-def _class_losses(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings, where: str) -> tuple[list[str], bool]:
+def _class_losses(
+    cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings, where: str, reference: _Arrays | None = None
+) -> tuple[list[str], bool]:
     """Test each class's loss of recall; returns the classes too small for a bound, and whether all losses are tolerated.
 
     A class with fewer than 3 / margin cases could not show non-inferiority even without any change (rule of three; Hanley &
     Lippman-Hand 1983): there the loss itself must stay within the margin.
     """
-    loss, small, fine = cases.old - cases.new, [], True
+    small, fine = list[str](), True
     for label in cases.present:
         own = cases.truth == label
         number = int(own.sum())
         enough = number >= 3 / rules.margin
         small += [] if enough else [f"{classes[label]} ({number})"]
-        bound = resampling.upper(resampling.means(loss[own], cases.draws[:, own]), rules.bound_level)
-        name, lost = classes[label], float(loss[own].mean())
+        name = classes[label]
+        lost, bound = _lost(cases, own, reference, label, rules)
         fine &= _tolerated(where, f"class {name}", f"recall:{name}", lost, bound, rules, found, bounded=enough)
     return small, fine
+
+
+def _lost(cases: _Arrays, own: npt.NDArray[np.bool_], reference: _Arrays | None, label: int, rules: Rules) -> tuple[float, float]:
+    """Loss of a class's recall and its upper bound: against the champion on the same cases, or on `reference` where it has less.
+
+    The second comparison is not paired, so its bound is wider; the smaller bound counts.
+    """
+    loss = cases.old[own] - cases.new[own]
+    paired = float(loss.mean()), resampling.upper(resampling.means(loss, cases.draws[:, own]), rules.bound_level)
+    kept = reference.old[reference.truth == label] if reference is not None else loss[:0]
+    if reference is None or not len(kept) or kept.mean() >= cases.old[own].mean():
+        return paired
+    usual = resampling.means(kept, reference.draws[:, reference.truth == label])
+    draws = usual - resampling.means(cases.new[own], cases.draws[:, own])
+    return min(
+        paired, (float(kept.mean() - cases.new[own].mean()), resampling.upper(draws, rules.bound_level)), key=lambda each: each[1]
+    )
 
 
 def _tolerated(

@@ -10,7 +10,7 @@ from schemas.topics import ORDER, PROMOTION, Topic
 from schemas.vocabulary import OrderKind, OrderState, Verdict
 from services.remediation import repository
 from services.remediation.ids import natural_id
-from services.remediation.options import options_of, strategy_of
+from services.remediation.options import options_of, require_executable
 from services.runtime import registry
 from services.runtime.consumer import Batch, BatchConsumer
 from services.runtime.errors import InvalidInput
@@ -62,7 +62,7 @@ class Remediation(BatchConsumer[None]):
 
     def _enqueue(self, tx: Transaction, event: Received[MaintenanceOrder]) -> None:
         order = event.data
-        strategy_of(order.remedy)
+        require_executable(order.remedy)
         options_of(self._settings, order.settings)
         _require_champion(tx, order)
         row = repository.order_row(tx, order)

@@ -11,12 +11,23 @@ from sqlmodel import Session
 
 from models.bundle import LoadedModel, load_bundle
 from models.data import LabelledStudy
+from models.remedies import UNLABELLED
 from models.spec import SelectionRule
 from schemas.settings import RemediationSettings
 from schemas.tables import Job, ModelVersion, Order, RegisteredModel
 from schemas.vocabulary import CaseRole
 from services.remediation import data, jobs, options, repository
-from services.remediation.plan import Plan, TooFew, choose, from_json, looks, require_disjoint, start_of_decline, to_json
+from services.remediation.plan import (
+    Plan,
+    TooFew,
+    choose,
+    from_json,
+    looks,
+    require_disjoint,
+    start_of_decline,
+    to_json,
+    with_recent,
+)
 from services.remediation.provenance import data_digest
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
@@ -30,6 +41,7 @@ LOOKS = "looks"
 class Material:
     """Everything a run starts from. `old` are the studies of the development manifest.
 
+    `recent` are studies whose labels are not used, where the remedy learns from images alone.
     `returning` counts patients of the development data who came back and raise alarms, `looks` the earlier judgements on the
     gate's patients; it is known once the plan is frozen. `data_sha256` covers the new and the development data.
     """
@@ -42,6 +54,7 @@ class Material:
     old: Sequence[LabelledStudy]
     tune: Sequence[LabelledStudy]
     gate: Sequence[LabelledStudy]
+    recent: Sequence[LabelledStudy]
     returning: int
     data_sha256: str
     looks: int = 0
@@ -71,6 +84,7 @@ def prepare(context: Context, claim: jobs.Claim) -> Material | TooFew:
             old=old,
             tune=data.archived(session, archive, plan.tune),
             gate=data.archived(session, archive, plan.gate),
+            recent=data.without_labels(data.archived(session, archive, plan.recent), champion.spec),
             returning=len(trigger & taken),
             data_sha256=data_digest(plan.digest, Path(version.dataset), old),
         )
@@ -112,7 +126,7 @@ def _plan(
     tune, gate = (
         repository.labelled_cases(session, version.model, version.version, role) for role in (CaseRole.TUNE, CaseRole.GATE)
     )
-    return choose(
+    plan = choose(
         version.version,
         tune,
         gate,
@@ -123,10 +137,14 @@ def _plan(
         min_gate=limits.min_gate_cases,
         most=limits.max_cases,
     )
+    if isinstance(plan, TooFew) or job.remedy not in UNLABELLED:
+        return plan
+    recent = repository.recent_cases(session, version.model, version.version, CaseRole.TUNE)
+    return with_recent(plan, recent, taken, limits.max_cases)
 
 
 def _require_disjoint(plan: Plan, baseline: set[str], trigger: set[str]) -> None:
     """No judge may know the pupil. A development patient who returns with a trigger role touches neither and is only counted."""
-    tune, gate = ({case.patient_key for case in cases} for cases in (plan.tune, plan.gate))
+    tune, gate = ({case.patient_key for case in cases} for cases in ((*plan.tune, *plan.recent), plan.gate))
     require_disjoint({"trigger": trigger, "tune": tune, "gate": gate})
     require_disjoint({"tune": tune, "gate": gate, "baseline": baseline})

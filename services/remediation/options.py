@@ -5,13 +5,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.freezing import Strategy
-from models.training import TrainingSettings
+from models.remedies import EXECUTABLE, RepairSettings
+from models.training_settings import TrainingSettings
 from schemas.settings import Settings
 from schemas.vocabulary import Remedy
 from services.runtime.errors import InvalidInput
 
-STRATEGIES: dict[Remedy, Strategy] = {Remedy.HEAD_ONLY: "head_only", Remedy.PARTIAL: "partial", Remedy.FULL: "full"}
 PLAN = "plan"
 """Where a job keeps its frozen plan among its settings; no order may set it."""
 
@@ -26,15 +25,17 @@ class RunOptions(BaseModel):
     head_learning_rate: float = Field(gt=0, le=1)
     body_learning_rate: float = Field(gt=0, le=1)
     rehearsal_share: float = Field(ge=0, lt=1)
+    rank: int = Field(ge=1, le=256)
+    search: bool
     seed: int = Field(ge=0, lt=2**31)
 
 
-def strategy_of(remedy: Remedy | None) -> Strategy:
-    """How a remedy trains; InvalidInput names what can be done for one that this service does not carry out."""
-    if remedy is None or remedy not in STRATEGIES:
-        possible = ", ".join(STRATEGIES)
+def require_executable(remedy: Remedy | None) -> Remedy:
+    """The remedy; InvalidInput names what can be done for one that this service does not carry out."""
+    if remedy is None or remedy not in EXECUTABLE:
+        possible = ", ".join(EXECUTABLE)
         raise InvalidInput(f"the remedy {remedy or 'none'} cannot be carried out by this service; possible are {possible}")
-    return STRATEGIES[remedy]
+    return remedy
 
 
 def options_of(settings: Settings, ordered: Mapping[str, Any]) -> RunOptions:
@@ -48,6 +49,9 @@ def options_of(settings: Settings, ordered: Mapping[str, Any]) -> RunOptions:
         raise InvalidInput(f"the order's settings cannot be used ({faults})") from None
 
 
-def training_settings(options: RunOptions, device: str) -> TrainingSettings:
-    """The training loop's settings."""
-    return TrainingSettings(**options.model_dump(), device=device, patience=max(3, options.epochs // 2), precision="float32")
+def repair_settings(options: RunOptions, device: str, reservoir: int) -> RepairSettings:
+    """The settings of the repair; `reservoir` bounds the old cases for rehearsal."""
+    training = TrainingSettings(
+        **options.model_dump(exclude={"search"}), device=device, patience=max(3, options.epochs // 2), precision="float32"
+    )
+    return RepairSettings(training=training, search=options.search, reservoir=reservoir)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from typing import Any
@@ -34,6 +34,8 @@ class Plan:
     since: datetime | None
     foreign: int = 0
     """Cases left out because their label is no class of the model."""
+    recent: tuple[LabelledCase, ...] = ()
+    """Cases of the patients who may teach, with or without a label, for remedies that learn from images alone."""
 
     @property
     def digest(self) -> str:
@@ -91,6 +93,11 @@ def choose(
     return Plan(champion, chosen_tune, chosen_gate, since, foreign)
 
 
+def with_recent(plan: Plan, recent: Iterable[LabelledCase], taken: Collection[str], most: int) -> Plan:
+    """The plan with the newest `most` cases whose labels are not used, by the same rules."""
+    return replace(plan, recent=_newest([case for case in recent if _fits(case, taken, plan.since)], most))
+
+
 def _fits(case: LabelledCase, taken: Collection[str], since: datetime | None) -> bool:
     return case.patient_key not in taken and (since is None or case.acquired_at >= since)
 
@@ -141,7 +148,7 @@ def labels_for(missing: int, share: float) -> int:
 
 def to_json(plan: Plan) -> dict[str, Any]:
     """The plan as a JSON document."""
-    cases = {name: [asdict(case) | {"acquired_at": case.acquired_at.isoformat()} for case in getattr(plan, name)] for name in ROLES}
+    cases = {name: [asdict(case) | {"acquired_at": case.acquired_at.isoformat()} for case in getattr(plan, name)] for name in SETS}
     since = plan.since.isoformat() if plan.since else None
     return cases | {"champion": plan.champion, "since": since, "foreign": plan.foreign}
 
@@ -150,7 +157,8 @@ def from_json(document: Mapping[str, Any]) -> Plan:
     """The plan that `to_json` wrote."""
     since = datetime.fromisoformat(document["since"]) if document["since"] else None
     foreign = int(document.get("foreign", 0))
-    return Plan(int(document["champion"]), _cases(document["tune"]), _cases(document["gate"]), since, foreign)
+    tune, gate, recent = (_cases(document.get(name, ())) for name in SETS)
+    return Plan(int(document["champion"]), tune, gate, since, foreign, recent)
 
 
 def _cases(rows: Sequence[Mapping[str, Any]]) -> tuple[LabelledCase, ...]:
@@ -159,4 +167,4 @@ def _cases(rows: Sequence[Mapping[str, Any]]) -> tuple[LabelledCase, ...]:
     )
 
 
-ROLES = ("tune", "gate")
+SETS = ("tune", "gate", "recent")

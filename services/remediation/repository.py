@@ -104,15 +104,26 @@ def labelled_cases(session: Session, model: str, version: int, role: CaseRole) -
     return [LabelledCase(*row) for row in session.exec(query)]
 
 
+def recent_cases(session: Session, model: str, version: int, role: CaseRole) -> list[LabelledCase]:
+    """A version's cases of one role, labelled or not, whose images are still in the archive; without their truth."""
+    query = select(Case.study_key, Case.patient_key, Case.acquired_at).where(
+        Case.model == model, Case.version == version, Case.role == role, ~_is_purged()
+    )
+    return [LabelledCase(study, patient, "", at) for study, patient, at in session.exec(query)]
+
+
 def _is_purged() -> ColumnElement[bool]:
     gone = (col(Instance.study_uid) == col(Study.study_uid), col(Instance.purged_at).is_not(None))
     return exists().where(col(Study.study_key) == col(Case.study_key), col(Study.purged_at).is_not(None), *gone)
 
 
 def gates_before(session: Session, model: str, job_id: str, champion: int) -> list[set[str]]:
-    """Patients of the gates of this champion's other runs that have judged or are under way; a run that failed judged nothing."""
-    query = select(Job.settings).where(Job.model == model, Job.job_id != job_id, Job.state != JobState.FAILED)
-    plans = [settings[PLAN] for settings in session.exec(query) if PLAN in settings]
+    """Patients of the gates of this champion's other runs that have judged or are under way.
+
+    A run that failed judged nothing, and one whose repair left the champion as it is could not have passed whatever the cases.
+    """
+    query = select(Job.settings, Job.result).where(Job.model == model, Job.job_id != job_id, Job.state != JobState.FAILED)
+    plans = [settings[PLAN] for settings, result in session.exec(query) if PLAN in settings and not result.get("unchanged")]
     return [{case["patient_key"] for case in plan["gate"]} for plan in plans if plan["champion"] == champion]
 
 

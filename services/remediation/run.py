@@ -13,11 +13,12 @@ import torch
 
 from models.bundle import BundleInfo, LoadedModel, load_bundle, save_bundle
 from models.data import LabelledStudy, TensorSet, split_by_patient
-from models.finetuning import FineTuned, finetune
 from models.predictor import Predictor
+from models.remedies import STRATEGIES, Hooks, RepairData, Repaired, repair
 from models.scoring import ScoredCase, score
 from models.spec import SelectionRule
-from models.training import EpochRecord
+from models.training_settings import EpochRecord
+from schemas.vocabulary import Remedy
 from services.remediation import data, jobs, options
 from services.remediation.gate import Judgement, PairedCase, Rules, judge
 from services.remediation.ids import natural_id
@@ -28,6 +29,10 @@ from services.runtime.service import Context
 TRAIN, VALID, TEST = "train", "valid", "test"
 VALID_SHARE = 0.2
 TIMED = 16
+OLD_VALID = 200
+"""Held-out old cases that a repair's choices are made on."""
+CHOICE = 2
+"""Old cases that are read for each one that may be rehearsed."""
 REPEATS = 9
 
 
@@ -38,27 +43,29 @@ class Outcome:
     bundle: BundleInfo
     judgement: Judgement
     gate_cases: Sequence[ScoredCase]
-    tuned: FineTuned
+    repaired: Repaired
 
 
 def execute(context: Context, claim: jobs.Claim, material: Material, keeper: jobs.LeaseKeeper) -> Outcome:
-    """Fine-tune, save, score, judge. Raises JobStopped, OrderWithdrawn, ModelError."""
-    tuned = _tune(context, claim, material, keeper)
+    """Repair, save, score, judge. Raises JobStopped, OrderWithdrawn, ModelError."""
+    repaired = _repair(context, claim, material, keeper)
     keeper.check()
-    bundle = _save(context, claim, material, tuned)
+    bundle = _save(context, claim, material, repaired)
     challenger = load_bundle(bundle.folder)
     gate, gate_cases, ratio = _compare(context, material, challenger, material.gate, material.rule, keeper)
     baseline, _, _ = _compare(context, material, challenger, data.split_of(material.old, TEST), None, keeper)
-    judgement = judge(gate, baseline, material.champion.spec.classes, rules_of(context, material), ratio)
-    return Outcome(bundle, judgement, gate_cases, tuned)
+    rules = rules_of(context, material, claim.remedy)
+    judgement = judge(gate, baseline, material.champion.spec.classes, rules, ratio)
+    return Outcome(bundle, judgement, gate_cases, repaired)
 
 
-def rules_of(context: Context, material: Material) -> Rules:
-    """The gate's criteria as the settings state them."""
+def rules_of(context: Context, material: Material, remedy: Remedy) -> Rules:
+    """The gate's criteria by the settings; a recalibration has to show better probabilities, all else better decisions."""
     limits = context.settings.remediation
     draws = context.settings.evaluation.bootstrap_draws
     seed = material.options.seed
-    return Rules(limits.gate_alpha, limits.gate_margin, limits.min_gate_cases, draws, seed, looks=material.looks)
+    endpoint = "probabilities" if remedy == Remedy.RECALIBRATE else "decisions"
+    return Rules(limits.gate_alpha, limits.gate_margin, limits.min_gate_cases, draws, seed, looks=material.looks, endpoint=endpoint)
 
 
 def checkpoints(context: Context, claim: jobs.Claim) -> Path:
@@ -78,28 +85,40 @@ def _prefix(claim: jobs.Claim) -> str:
     return f"run-{natural_id('bundle', claim.job_id)[:12]}-"
 
 
-def _tune(context: Context, claim: jobs.Claim, material: Material, keeper: jobs.LeaseKeeper) -> FineTuned:
-    spec, chosen = material.champion.spec, material.options
+def _repair(context: Context, claim: jobs.Claim, material: Material, keeper: jobs.LeaseKeeper) -> Repaired:
+    chosen, limits = material.options, context.settings.remediation
+    hooks = Hooks(
+        on_epoch=lambda record: _report_epoch(context, claim, record, chosen.epochs),
+        say=lambda words: _report_step(context, claim, words),
+        check=keeper.check,
+        should_stop=keeper.must_end,
+        checkpoint_dir=checkpoints(context, claim),
+    )
+    ties = options.repair_settings(chosen, context.settings.inference.device, limits.max_cases)
+    return repair(claim.remedy, material.champion, _sets(claim, material, limits.max_cases, keeper), ties, hooks)
+
+
+def _sets(claim: jobs.Claim, material: Material, most: int, keeper: jobs.LeaseKeeper) -> RepairData:
+    """The studies that the remedy uses, as tensors; what it does not use is not read."""
+    spec, seed = material.champion.spec, material.options.seed
     new = data.load(material.tune, spec, material.rule, keeper.check)
-    train_part, valid_part = split_by_patient(new.patients, new.labels, (1 - VALID_SHARE, VALID_SHARE), chosen.seed)
+    train_part, valid_part = split_by_patient(new.patients, new.labels, (1 - VALID_SHARE, VALID_SHARE), seed)
     if not train_part or not valid_part:
         raise InvalidInput("the cases to learn from come from too few patients to set some aside for validation")
-    most = context.settings.remediation.max_cases
-    rehearsal = data.load(data.bounded(data.split_of(material.old, TRAIN), most, chosen.seed), spec, None, keeper.check)
-    # As many old as new validation cases: the chosen epoch shall serve both.
-    old_valid = data.bounded(data.split_of(material.old, VALID), len(valid_part), chosen.seed)
-    valid = data.combine(new.subset(valid_part), data.load(old_valid, spec, None, keeper.check))
-    return finetune(
-        material.champion,
-        new.subset(train_part),
-        valid,
-        options.training_settings(chosen, context.settings.inference.device),
-        options.strategy_of(claim.remedy),
-        rehearsal=rehearsal if len(rehearsal) else None,
-        on_epoch=lambda record: _report_epoch(context, claim, record, chosen.epochs),
-        checkpoint_dir=checkpoints(context, claim),
-        should_stop=keeper.must_end,
+    rehearsed = data.split_of(material.old, TRAIN) if claim.remedy in STRATEGIES else []
+    held_out = data.bounded(data.split_of(material.old, VALID), max(OLD_VALID, len(valid_part)), seed)
+    return RepairData(
+        new=new.subset(train_part),
+        new_valid=new.subset(valid_part),
+        old=data.load(data.bounded(rehearsed, CHOICE * most, seed), spec, None, keeper.check),
+        old_valid=data.load(held_out, spec, None, keeper.check),
+        recent=data.load(material.recent, spec, material.rule, keeper.check),
     )
+
+
+def _report_step(context: Context, claim: jobs.Claim, words: str) -> None:
+    with context.database.transaction() as tx:
+        jobs.report(tx, claim, words)
 
 
 def _report_epoch(context: Context, claim: jobs.Claim, record: EpochRecord, epochs: int) -> None:
@@ -109,7 +128,7 @@ def _report_epoch(context: Context, claim: jobs.Claim, record: EpochRecord, epoc
         jobs.report(tx, claim, f"epoch {record.epoch} of {epochs}", epoch=record.epoch, epochs=epochs, metrics=metrics)
 
 
-def _save(context: Context, claim: jobs.Claim, material: Material, tuned: FineTuned) -> BundleInfo:
+def _save(context: Context, claim: jobs.Claim, material: Material, repaired: Repaired) -> BundleInfo:
     """Each attempt has its own folder; what an attempt that was killed has left is never served."""
     name = f"{_prefix(claim)}{natural_id(claim.owner, str(claim.attempt))[:8]}"
     training = {
@@ -118,11 +137,12 @@ def _save(context: Context, claim: jobs.Claim, material: Material, tuned: FineTu
         "run": claim.job_id,
         "data_sha256": material.data_sha256,
         "options": material.options.model_dump(),
-        "best_epoch": tuned.result.best_epoch,
-        "history": [record.model_dump(exclude={"seconds"}) for record in tuned.result.history],
+        "best_epoch": repaired.best_epoch,
+        "choices": repaired.record,
+        "history": [record.model_dump(exclude={"seconds"}) for record in repaired.history],
     }
     folder = context.settings.models_dir / claim.model / name
-    return save_bundle(folder, material.champion.spec, tuned.module, training, now=context.clock.now())
+    return save_bundle(folder, repaired.spec, repaired.module, training, now=context.clock.now())
 
 
 def _compare(

@@ -25,10 +25,13 @@ METRICS: Final[dict[str, str]] = {
 }
 TO_DO: Final[dict[Remedy, str]] = {
     Remedy.FIX_FEED: "fix the image feed",
-    Remedy.RETHRESHOLD: "set the decision thresholds anew, or recalibrate, for the new mix of patients",
-    Remedy.RECALIBRATE: "recalibrate the probabilities",
+    Remedy.RETHRESHOLD: "set the decision thresholds anew",
+    Remedy.RECALIBRATE: "recalibrate the probabilities for the new mix of patients",
+    Remedy.ADAPT_STATISTICS: "adapt the network to the look of the new images",
     Remedy.HEAD_ONLY: "fine-tune the last layer only",
     Remedy.PARTIAL: "fine-tune the rear part of the network",
+    Remedy.PARAMETER_EFFICIENT: "fine-tune small added layers",
+    Remedy.GRADUAL: "fine-tune the whole network, one layer after the other",
     Remedy.FULL: "fine-tune the whole network",
 }
 """A remedy as what somebody has to do."""
@@ -41,6 +44,7 @@ DONE: Final[dict[Remedy, str]] = {
     Remedy.HEAD_ONLY: "fine-tuning of the last layer",
     Remedy.PARTIAL: "fine-tuning of the rear part of the network",
     Remedy.PARAMETER_EFFICIENT: "fine-tuning of small added layers",
+    Remedy.GRADUAL: "fine-tuning of the whole network, one layer after the other",
     Remedy.FULL: "fine-tuning of the whole network",
 }
 """A remedy as what has been done."""

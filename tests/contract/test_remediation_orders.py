@@ -110,7 +110,7 @@ def test_a_rollback_without_an_earlier_champion_fails_with_its_reason(chest: Con
     [
         (order(OrderKind.ROLLBACK, version=1), "does not serve any more"),
         (remedy(version=1), "does not serve any more"),
-        (remedy(remedy=Remedy.RECALIBRATE), "possible are head_only, partial, full"),
+        (remedy(remedy=Remedy.FIX_FEED), "possible are rethreshold, recalibrate"),
         (remedy(settings={"epoch": 3}), "epoch"),
         (remedy(model="brain"), "registered: chest"),
         (order(OrderKind.STOP_SERVING, model="brain"), "registered: chest"),

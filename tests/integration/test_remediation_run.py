@@ -49,7 +49,14 @@ SPEC = ModelSpec(
     seed=3,
 )
 LIMITS = RemediationSettings(
-    lease_s=2, epochs=6, batch_size=16, head_learning_rate=5e-3, body_learning_rate=3e-3, min_tune_cases=30, min_gate_cases=30
+    lease_s=2,
+    epochs=6,
+    batch_size=16,
+    head_learning_rate=5e-3,
+    body_learning_rate=3e-3,
+    min_tune_cases=30,
+    min_gate_cases=30,
+    search=False,
 )
 WORK = """
 import sys
@@ -191,7 +198,7 @@ def test_a_decayed_model_is_repaired_judged_promoted_and_can_be_rolled_back(stri
     stripes = stripes_anywhere
     for role, count in ((CaseRole.TUNE, 60), (CaseRole.GATE, 60), (CaseRole.TRIGGER, 5)):
         stream(stripes, role, count)
-    give(stripes, OrderKind.REMEDY, "repair", version=1, remedy=Remedy.FULL)
+    give(stripes, OrderKind.REMEDY, "repair", version=1, remedy=Remedy.FULL, settings={"search": True})
     assert JobWorker(stripes).run_one()
     job = stored(stripes, Job, "repair")
     assert (job.state, job.result.get("verdict")) == (JobState.SUCCEEDED, Verdict.PROMOTE), (job.error, job.result)
@@ -235,6 +242,53 @@ def _check_patients(context: Context, job: Job) -> None:
     groups = [{case["patient_key"] for case in job.settings["plan"][role]} for role in ("tune", "gate")] + [baseline]
     assert [len(group) for group in groups] == [60, 60, 140]
     assert len(set.union(*groups)) == 260
+
+
+def relabel(context: Context, role: CaseRole) -> None:
+    """Take the labels of a role's cases away: images are left."""
+    with context.database.transaction() as tx:
+        for case in tx.session.exec(select(Case).where(Case.role == role).order_by(col(Case.acquired_at)).offset(40)):
+            case.truth = None
+            tx.session.add(case)
+
+
+@pytest.mark.parametrize(
+    "remedy", [Remedy.RETHRESHOLD, Remedy.RECALIBRATE, Remedy.ADAPT_STATISTICS, Remedy.PARAMETER_EFFICIENT, Remedy.GRADUAL]
+)
+def test_every_rung_goes_from_order_to_verdict(stripes: Context, remedy: Remedy) -> None:
+    """Which of them cures this scanner is not the question: each is carried out, recorded, judged and saved as it was judged."""
+    stream(stripes, CaseRole.TUNE, 70)
+    stream(stripes, CaseRole.GATE, 60)
+    relabel(stripes, CaseRole.TUNE)
+    give(stripes, OrderKind.REMEDY, "rung", remedy=remedy, settings={"epochs": 3})
+    assert JobWorker(stripes).run_one()
+    job = stored(stripes, Job, "rung")
+    assert job.state == JobState.SUCCEEDED, job.error
+    assert len(job.settings["plan"]["tune"]) == 40
+    assert len(job.settings["plan"]["recent"]) == (70 if remedy in {Remedy.RECALIBRATE, Remedy.ADAPT_STATISTICS} else 0)
+    assert job.result["choices"]
+    assert (remedy == Remedy.RECALIBRATE) == ("brier_p" in job.result["numbers"])
+    row = stored(stripes, ModelVersion, ("stripes", 2))
+    loaded, first = (
+        load_bundle(stripes.settings.models_dir / each)
+        for each in (row.bundle, stored(stripes, ModelVersion, ("stripes", 1)).bundle)
+    )
+    assert loaded.training["choices"] == job.result["choices"]
+    assert list(loaded.module.state_dict()) == list(first.module.state_dict())
+    if remedy in {Remedy.RETHRESHOLD, Remedy.RECALIBRATE}:
+        assert loaded.info.sha256 == first.info.sha256, "the weights are the champion's"
+        assert job.result["unchanged"] or loaded.spec.calibration != first.spec.calibration
+
+
+def test_a_repair_that_changes_nothing_spends_no_level_of_the_gate(stripes: Context) -> None:
+    for role in (CaseRole.TUNE, CaseRole.GATE):
+        stream(stripes, role, 40, shifted=False)
+    for name, remedy in (("first", Remedy.RETHRESHOLD), ("second", Remedy.HEAD_ONLY)):
+        give(stripes, OrderKind.REMEDY, name, remedy=remedy, settings={"epochs": 1})
+        assert JobWorker(stripes).run_one()
+    first, second = (stored(stripes, Job, name) for name in ("first", "second"))
+    assert first.result["verdict"] == Verdict.REJECT
+    assert second.result["numbers"]["gate_judgement"] == (1 if first.result["unchanged"] else 2)
 
 
 def test_too_few_cases_become_a_label_request(stripes: Context) -> None:

@@ -250,7 +250,7 @@ def test_an_unknown_model_is_answered_with_the_nearest():
     assert "did you mean brain" in verdict.reason
 
 
-@pytest.mark.parametrize("remedy", [Remedy.RETHRESHOLD, Remedy.RECALIBRATE, Remedy.PARAMETER_EFFICIENT, None])
+@pytest.mark.parametrize("remedy", [Remedy.NONE, Remedy.FIX_FEED, None])
 def test_rungs_that_cannot_be_carried_out_are_refused(remedy):
     assert isinstance(check(REMEDY.model_copy(update={"remedy": remedy}), OWNER, READY, LIMITS), Refused)
 
@@ -296,10 +296,31 @@ def test_who_may_approve(role, kind, may):
         (40, (), Remedy.HEAD_ONLY),
         (50, (), Remedy.PARTIAL),
         (50, (Remedy.HEAD_ONLY,), Remedy.PARTIAL),
-        (40, (Remedy.HEAD_ONLY, Remedy.PARTIAL), Remedy.FULL),
-        (50, (Remedy.PARTIAL,), Remedy.FULL),
+        (40, (Remedy.HEAD_ONLY, Remedy.PARTIAL), Remedy.PARAMETER_EFFICIENT),
+        (50, (Remedy.PARTIAL,), Remedy.PARAMETER_EFFICIENT),
+        (50, (Remedy.PARAMETER_EFFICIENT,), Remedy.FULL),
+        (50, (Remedy.GRADUAL,), Remedy.FULL),
         (50, (Remedy.FULL, Remedy.HEAD_ONLY), None),
     ],
 )
 def test_the_ladder_is_climbed_rung_by_rung(cases, rejected, rung):
     assert next_rung(cases, 40, rejected) == rung
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "rungs"),
+    [
+        (Diagnosis.PIPELINE, []),
+        (Diagnosis.PREVALENCE, [Remedy.RETHRESHOLD, Remedy.RECALIBRATE]),
+        (Diagnosis.COVARIATE, [Remedy.ADAPT_STATISTICS, Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL]),
+        (Diagnosis.CONCEPT, [Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL]),
+        (Diagnosis.UNKNOWN, [Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL]),
+    ],
+)
+def test_the_diagnosis_names_the_first_rung(diagnosis, rungs):
+    climbed = []
+    while (rung := next_rung(80, 40, climbed, diagnosis)) is not None:
+        climbed.append(rung)
+    assert climbed == rungs
+    few = next_rung(41, 40, [Remedy.ADAPT_STATISTICS], diagnosis)
+    assert few in (None, Remedy.HEAD_ONLY)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from schemas.vocabulary import Verdict
-from services.remediation import resampling
+from services.remediation import betting, resampling
 from services.remediation.gate import PairedCase, Rules, cases_needed, judge
 
 CLASSES = ("a", "b", "c")
@@ -274,3 +274,106 @@ def test_the_gate_is_quick_enough_to_simulate() -> None:
     started = datetime.now(UTC)
     judge(simulated(500, 0.6, 0.8, 1), cases([True] * 900, [True] * 900), CLASSES, Rules())
     assert datetime.now(UTC) - started < timedelta(seconds=5)
+
+
+DEGENERATE = (
+    outcome("a", True, True, 56)
+    + outcome("a", True, False, 4)
+    + outcome("b", False, True, 25)
+    + outcome("b", False, False, 5)
+    + outcome("c", False, True, 24)
+    + outcome("c", True, True, 6)
+)
+"""A champion that calls nearly everything a, and a repair that finds a as often as the champion once did."""
+
+
+def test_a_champion_that_calls_everything_one_class_does_not_stand_in_the_way_of_its_repair() -> None:
+    once = cases(
+        [index % 3 != 0 or index % 30 != 0 for index in range(300)], [index % 3 != 0 or index % 30 != 0 for index in range(300)]
+    )
+    verdict = judge(DEGENERATE, once, CLASSES, RULES)
+    assert verdict.verdict == Verdict.PROMOTE, verdict.reasons
+    assert verdict.numbers["gate_loss:recall:a"] < RULES.margin
+    strict = judge(DEGENERATE, STEADY, CLASSES, RULES)
+    assert strict.verdict == Verdict.REJECT, "where the champion once found every case of a, the repair has to as well"
+
+
+def degenerate(
+    seed: int, repaired: tuple[float, float, float], champion: tuple[float, float, float] = (0.99, 0.3, 0.3)
+) -> list[PairedCase]:
+    random = np.random.default_rng(seed)
+    old, new = ([bool(random.random() < rates[index % 3]) for index in range(150)] for rates in (champion, repaired))
+    return cases(old, new)
+
+
+def test_the_lower_reference_promotes_nothing_that_is_not_better() -> None:
+    """Challengers that trade the classes of a degenerate champion for one another, with the same accuracy in truth."""
+    once = simulated(300, 0.88, 0.88, 7, agreement=1.0)
+    promoted = sum(
+        judge(degenerate(seed, (0.85, 0.37, 0.37)), once, CLASSES, Rules(draws=100)).verdict == Verdict.PROMOTE
+        for seed in range(200)
+    )
+    assert promoted <= 200 * RULES.alpha
+    cured = sum(
+        judge(degenerate(seed, (0.9, 0.85, 0.85)), once, CLASSES, Rules(draws=100)).verdict == Verdict.PROMOTE for seed in range(40)
+    )
+    assert cured > 20, cured
+
+
+def graded(count: int, accuracy: float, sides: tuple[float, float], seed: int) -> list[PairedCase]:
+    """Both sides decide alike; they say so with different confidence."""
+    random = np.random.default_rng(seed)
+    found = []
+    for index in range(count):
+        truth = CLASSES[index % 3]
+        answer = truth if random.random() < accuracy else wrong(truth)
+        rows = [probabilities(answer, confidence) for confidence in sides]
+        found.append(PairedCase(f"case{index}", f"patient{index}", truth, *rows))
+    return found
+
+
+PROBABILITIES = Rules(draws=100, endpoint="probabilities")
+
+
+def test_better_probabilities_pass_where_they_are_what_the_repair_is_for() -> None:
+    gate, old = graded(200, 0.7, (0.99, 0.7), 1), graded(300, 0.7, (0.99, 0.7), 2)
+    assert judge(gate, old, CLASSES, PROBABILITIES).verdict == Verdict.PROMOTE
+    assert judge(gate, old, CLASSES, Rules(draws=100)).verdict == Verdict.REJECT
+    assert judge(graded(200, 0.7, (0.7, 0.99), 1), old, CLASSES, PROBABILITIES).verdict == Verdict.REJECT
+    assert judge(graded(200, 0.7, (0.7, 0.7), 1), old, CLASSES, PROBABILITIES).verdict == Verdict.REJECT
+
+
+@pytest.mark.parametrize(("count", "accuracy"), [(30, 0.97), (80, 0.9), (150, 0.75)])
+def test_probabilities_that_are_no_better_are_promoted_no_more_often_than_stated(count: int, accuracy: float) -> None:
+    """Too sharp by as much as the champion is too mild: equal in Brier's score, gaining in most cases and losing much in few."""
+    mild = accuracy - 0.12
+    sharp = 2 * accuracy - mild
+    assert sharp <= 1.1
+    sharp = min(sharp, 1.0)
+    old = graded(300, accuracy, (mild, sharp), 3)
+    promoted = sum(
+        judge(graded(count, accuracy, (mild, sharp), seed), old, CLASSES, PROBABILITIES).verdict == Verdict.PROMOTE
+        for seed in range(200)
+    )
+    assert promoted <= 200 * RULES.alpha, promoted
+
+
+@given(st.lists(st.floats(-1, 1), max_size=40), st.integers(0, 3))
+def test_evidence_is_a_number_above_zero_and_none_for_no_change(differences: list[float], seed: int) -> None:
+    evidence = betting.evidence_of_gain(differences, seed)
+    assert 0 < evidence < math.inf
+    assert betting.evidence_of_gain([0.0] * len(differences), seed) == 1.0
+
+
+def test_betting_keeps_its_level_where_a_rare_loss_is_hidden_and_has_power() -> None:
+    random = np.random.default_rng(0)
+    skewed = [np.where(random.random(40) < 0.05, -0.95, 0.05) for _ in range(1000)]
+    assert np.mean([betting.evidence_of_gain(each.tolist(), 0) >= 20 for each in skewed]) <= 0.05
+    useful = [random.normal(0.06, 0.15, 150).clip(-1, 1) for _ in range(100)]
+    assert np.mean([betting.evidence_of_gain(each.tolist(), 0) >= 40 for each in useful]) > 0.8
+
+
+def test_the_number_of_cases_grows_with_what_is_missing() -> None:
+    assert betting.cases_for(0.5, 60, 0.01) == 0
+    assert betting.cases_for(10.0, 60, 0.011) == 118
+    assert betting.cases_for(1000.0, 60, 0.01) == 61

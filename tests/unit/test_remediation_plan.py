@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from models.data import LabelledStudy
 from models.errors import InvalidDataset
+from models.remedies import EXECUTABLE
 from models.spec import ModelSpec, PreprocessingSpec
 from schemas.settings import Settings
 from schemas.vocabulary import JobState, Remedy
 from services.remediation import data
 from services.remediation.gate import Rules
-from services.remediation.options import PLAN, options_of, strategy_of, training_settings
+from services.remediation.options import PLAN, options_of, repair_settings, require_executable
 from services.remediation.plan import (
     LabelledCase,
     Plan,
@@ -162,17 +163,25 @@ def test_an_order_may_set_numbers_within_reason(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path)
     made = options_of(settings, {"epochs": 3, "head_learning_rate": 0.01, PLAN: {}})
     assert (made.epochs, made.head_learning_rate, made.batch_size) == (3, 0.01, settings.remediation.batch_size)
-    assert training_settings(made, "cpu").epochs == 3
+    ready = repair_settings(made, "cpu", 50)
+    assert (ready.training.epochs, ready.reservoir, ready.search) == (3, 50, True)
+    assert not repair_settings(options_of(settings, {"search": False}), "cpu", 50).search
     with pytest.raises(InvalidInput, match="epoch_count"):
         options_of(settings, {"epoch_count": 3})
     with pytest.raises(InvalidInput, match="epochs"):
         options_of(settings, {"epochs": 0})
 
 
-@pytest.mark.parametrize("remedy", [remedy for remedy in Remedy if remedy not in {"head_only", "partial", "full"}] + [None])
+@pytest.mark.parametrize("remedy", [remedy for remedy in Remedy if remedy not in EXECUTABLE] + [None])
 def test_what_cannot_be_carried_out_is_refused_with_what_can(remedy: Remedy | None) -> None:
-    with pytest.raises(InvalidInput, match="possible are head_only, partial, full"):
-        strategy_of(remedy)
+    with pytest.raises(InvalidInput, match="possible are rethreshold, recalibrate, adapt_statistics, head_only, partial"):
+        require_executable(remedy)
+
+
+def test_all_rungs_but_the_feed_can_be_carried_out_and_stand_in_the_ladders_order() -> None:
+    assert set(Remedy) - set(EXECUTABLE) == {Remedy.NONE, Remedy.FIX_FEED}
+    assert [remedy for remedy in Remedy if remedy in EXECUTABLE] == list(EXECUTABLE)
+    assert [require_executable(remedy) for remedy in EXECUTABLE] == list(EXECUTABLE)
 
 
 @given(st.sampled_from(JobState), st.sampled_from(JobEvent))

@@ -8,7 +8,7 @@ from sqlmodel import select
 
 from schemas.tables import Audit, Inbox, ModelVersion, RegisteredModel
 from schemas.topics import ORDER
-from schemas.vocabulary import Diagnosis, OrderKind, OrderState, Remedy, Status, UserRole
+from schemas.vocabulary import Diagnosis, OrderKind, OrderState, Remedy, Status, UserRole, Verdict
 from services.runtime.consumer import process
 from services.runtime.errors import Transient
 
@@ -35,7 +35,7 @@ def test_a_degraded_model_gets_a_report_and_a_remedy(database, make_hospital):
     run = hospital.handle(record)
     assert kinds(hospital) == [("remedy", "accepted"), ("report", "accepted")]
     remedy = next(order for order in hospital.sent() if order.kind == OrderKind.REMEDY)
-    assert (remedy.model, remedy.version, remedy.remedy, remedy.evaluation_id) == ("brain_mri", 1, Remedy.PARTIAL, "ev-1")
+    assert (remedy.model, remedy.version, remedy.remedy, remedy.evaluation_id) == ("brain_mri", 1, Remedy.ADAPT_STATISTICS, "ev-1")
     assert remedy.actor == "agent:orchestrator"
     assert sorted(run.order_ids) == sorted(order.order_id for order in hospital.sent())
     assert [step["act"] for step in run.steps if "act" in step][-2:] == ["remedy_options", "order_remedy"]
@@ -59,14 +59,22 @@ def test_the_same_evaluation_again_changes_nothing(database, make_hospital):
     assert len(hospital.sent()) == 2
 
 
-@pytest.mark.parametrize("diagnosis", [Diagnosis.PIPELINE, Diagnosis.PREVALENCE])
-def test_new_weights_are_not_ordered_where_they_would_not_help(hospital, diagnosis):
+def test_new_weights_are_not_ordered_where_they_would_not_help(hospital):
     hospital.cases(tune=60, gate=40)
-    hospital.handle(hospital.evaluation(diagnosis=diagnosis))
+    hospital.handle(hospital.evaluation(diagnosis=Diagnosis.PIPELINE))
     (order,) = hospital.sent()
-    assert order.kind == OrderKind.REPORT
-    assert order.remedy == (Remedy.FIX_FEED if diagnosis == Diagnosis.PIPELINE else Remedy.RETHRESHOLD)
+    assert (order.kind, order.remedy) == (OrderKind.REPORT, Remedy.FIX_FEED)
     assert "do not fine-tune" in order.reason
+
+
+def test_another_mix_of_patients_gets_thresholds_and_then_calibration_never_new_weights(hospital):
+    hospital.cases(tune=60, gate=40)
+    hospital.handle(hospital.evaluation(diagnosis=Diagnosis.PREVALENCE))
+    hospital.handle(hospital.verdict(Verdict.REJECT))
+    hospital.handle(hospital.verdict(Verdict.REJECT))
+    ordered = [order.remedy for order in hospital.sent() if order.kind == OrderKind.REMEDY]
+    assert ordered == [Remedy.RETHRESHOLD, Remedy.RECALIBRATE]
+    assert hospital.sent()[-1].kind == OrderKind.LABEL_REQUEST
 
 
 def test_too_few_cases_become_one_label_request(hospital):

@@ -1,5 +1,7 @@
 """One decline from its discovery to the last rung: reports without noise, the ladder, true counts, the story told."""
 
+from itertools import pairwise
+
 import pytest
 from sqlmodel import select
 
@@ -18,6 +20,10 @@ FALL = {
     "root_cause": "since 2 March, StationName CT2; recall of b_left 0.07, was 0.91",
 }
 JARGON = ("scope", "drop low", "statistic", "threshold", "e value", "McNemar", "p =", "covariate", "[", "{")
+
+RUNGS = [Remedy.ADAPT_STATISTICS, Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL]
+"""What the agents order for images of another scanner where there are few cases."""
+MANY = PolicySettings(max_remedies_per_day=9)
 
 
 def sent(hospital, kind):
@@ -74,26 +80,26 @@ def test_the_site_sets_the_interval(sqlite_database, make_hospital):
 
 
 def test_the_gates_no_leads_rung_by_rung_to_labels_and_a_person(database, make_hospital):
-    hospital = make_hospital(database)
+    hospital = make_hospital(database, policy=MANY)
     hospital.cases(tune=45, gate=40)
     hospital.handle(hospital.evaluation())
-    for tried, following in ((Remedy.HEAD_ONLY, Remedy.PARTIAL), (Remedy.PARTIAL, Remedy.FULL)):
+    for tried, following in pairwise(RUNGS):
         assert remedies(hospital)[-1] == tried
         record = hospital.verdict(Verdict.REJECT)
         hospital.handle(record)
         assert remedies(hospital)[-1] == following
     run = hospital.handle(hospital.verdict(Verdict.REJECT))
-    assert remedies(hospital) == [Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.FULL]
+    assert remedies(hospital) == RUNGS
     (request,) = sent(hospital, OrderKind.LABEL_REQUEST)
-    assert "the gate turned down 3 repairs" in request.reason
+    assert "the gate turned down 5 repairs" in request.reason
     assert "a person has to decide" in run.reply
 
 
 def test_when_the_ladder_is_used_up_it_is_said_once_until_something_changes(database, make_hospital):
-    hospital = make_hospital(database)
+    hospital = make_hospital(database, policy=MANY)
     hospital.cases(tune=45, gate=40)
     hospital.handle(hospital.evaluation())
-    for _ in range(3):
+    for _ in RUNGS:
         hospital.handle(hospital.verdict(Verdict.REJECT, gate_cases=40.0))
     (request,) = sent(hospital, OrderKind.LABEL_REQUEST)
     for choice in ("label about 72 more studies", "bring an earlier version back", "another version", "other settings", "stop"):
@@ -106,20 +112,21 @@ def test_when_the_ladder_is_used_up_it_is_said_once_until_something_changes(data
     assert f"told already ({request.order_id})" in run.reply
     hospital.cases(tune=30, gate=13, patients="1")
     hospital.handle(hospital.evaluation())
-    assert remedies(hospital)[3:] == [Remedy.PARTIAL], "half as many cases again: the ladder begins anew"
+    assert remedies(hospital)[5:] == [Remedy.ADAPT_STATISTICS], "half as many cases again: the ladder begins anew"
 
 
-def test_a_persons_repair_that_fails_too_is_news(hospital):
+def test_a_persons_repair_that_fails_too_is_news(sqlite_database, make_hospital):
+    hospital = make_hospital(sqlite_database, policy=MANY)
     hospital.cases(tune=45, gate=40)
     hospital.handle(hospital.evaluation())
-    for _ in range(3):
+    for _ in RUNGS:
         hospital.handle(hospital.verdict(Verdict.REJECT, gate_cases=40.0))
     hospital.clock.advance(8 * 86_400)
     hospital.say("fine-tune brain fully")
-    assert len(remedies(hospital)) == 4
+    assert len(remedies(hospital)) == 6
     hospital.handle(hospital.verdict(Verdict.REJECT, gate_cases=40.0))
     assert len(sent(hospital, OrderKind.LABEL_REQUEST)) == 2
-    assert "turned down 4 repairs" in sent(hospital, OrderKind.LABEL_REQUEST)[-1].reason
+    assert "turned down 6 repairs" in sent(hospital, OrderKind.LABEL_REQUEST)[-1].reason
 
 
 def test_labels_are_not_asked_for_where_they_would_decide_nothing(hospital):
@@ -143,7 +150,7 @@ def test_a_verdict_delivered_again_orders_nothing_more(database, make_hospital):
         tx.session.delete(tx.session.get(Inbox, ("agents", record.event_id)))
     hospital.handle(record)
     hospital.handle(hospital.evaluation())
-    assert remedies(hospital) == [Remedy.HEAD_ONLY, Remedy.PARTIAL]
+    assert remedies(hospital) == [Remedy.ADAPT_STATISTICS, Remedy.HEAD_ONLY]
     assert [order.order_id for order in hospital.orders() if order.order_id in before] == before
 
 
@@ -153,7 +160,7 @@ def test_the_budget_of_the_day_ends_the_climb(sqlite_database, make_hospital):
     hospital.handle(hospital.evaluation())
     hospital.handle(hospital.verdict(Verdict.REJECT))
     run = hospital.handle(hospital.verdict(Verdict.REJECT))
-    assert remedies(hospital) == [Remedy.HEAD_ONLY, Remedy.PARTIAL]
+    assert remedies(hospital) == [Remedy.ADAPT_STATISTICS, Remedy.HEAD_ONLY]
     assert "the limit is 2" in run.reply
 
 
@@ -181,7 +188,7 @@ def test_a_gate_without_enough_cases_asks_for_labels_once_and_no_repair_follows_
     assert len(remedies(hospital)) == len(sent(hospital, OrderKind.LABEL_REQUEST)) == 1
     hospital.cases(tune=60, gate=30, patients="1")
     hospital.handle(hospital.evaluation())
-    assert remedies(hospital) == [Remedy.PARTIAL, Remedy.PARTIAL]  # the gate has not turned it down
+    assert remedies(hospital) == [Remedy.ADAPT_STATISTICS] * 2  # the gate has not turned it down
 
 
 def test_cases_count_as_the_repair_uses_them(database, make_hospital):
@@ -228,7 +235,7 @@ def test_the_reason_is_two_sentences_in_plain_words(hospital):
     hospital.handle(hospital.evaluation(**began(hospital)))
     (order,) = sent(hospital, OrderKind.REMEDY)
     assert order.reason.endswith(
-        "; the remedy is to fine-tune the rear part of the network on 60 labelled studies made since then."
+        "; the remedy is to adapt the network to the look of the new images on 60 labelled studies made since then."
     )
     for order in hospital.sent():
         assert order.reason.count(". ") == 1
@@ -257,9 +264,10 @@ def test_what_happened_is_told_as_a_story(hospital, status, now):
         "Since 2 March 2026 brain_mri has been worse in all classes together, most clearly in b_left",
         "(found on 2 March 2026, in version 1)",
         "The likely cause is new images (scanner, protocol or patients): station name CT2.",
-        "the agents ordered to fine-tune the rear part of the network. On 40 new cases version 2 read 12 better and 2 worse",
+        "the agents ordered to adapt the network to the look of the new images. "
+        "On 40 new cases version 2 read 12 better and 2 worse",
         "the gate turned it down, because it forgets too much.",
-        "the agents ordered to fine-tune the whole network. On 40 new cases version 3 read 21 better and 1 worse",
+        "the agents ordered to fine-tune the rear part of the network. On 40 new cases version 3 read 21 better and 1 worse",
         "it passed the gate.",
         now.replace("Version 2", "Version 3"),
         "- accuracy 0.71 (between 0.62 and 0.79; on the test set 0.91); during the decline 0.71",

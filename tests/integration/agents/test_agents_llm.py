@@ -106,7 +106,7 @@ def test_an_adversarial_model_causes_just_what_the_rules_would(llm_hospital, llm
     assert "rolled everything back" not in run.reply
 
 
-@pytest.mark.parametrize("diagnosis", [Diagnosis.PIPELINE, Diagnosis.PREVALENCE])
+@pytest.mark.parametrize("diagnosis", [Diagnosis.PIPELINE])
 def test_a_remedy_against_the_diagnosis_is_refused(llm_hospital, llm_server, diagnosis):
     hospital, call = llm_hospital, llm_server.tool
     hospital.cases(tune=60, gate=40)
@@ -141,13 +141,16 @@ def test_an_endpoint_climbs_the_ladder(llm_hospital, llm_server):
         "Proposed the whole network.",
     )
     assert decided(hospital, llm_server, Verdict.REJECT, *script).planner == "scripted"
-    assert [order.remedy for order in hospital.sent() if order.kind == OrderKind.REMEDY] == [Remedy.PARTIAL, Remedy.FULL]
+    assert [order.remedy for order in hospital.sent() if order.kind == OrderKind.REMEDY] == [Remedy.ADAPT_STATISTICS, Remedy.FULL]
 
 
 def test_the_rules_climb_when_the_endpoint_leaves_it_at_the_gates_no(llm_hospital, llm_server):
     run = decided(llm_hospital, llm_server, Verdict.REJECT, "What a pity.")
     assert run.planner == "rules (after scripted)"
-    assert [order.remedy for order in llm_hospital.sent() if order.kind == OrderKind.REMEDY] == [Remedy.PARTIAL, Remedy.FULL]
+    assert [order.remedy for order in llm_hospital.sent() if order.kind == OrderKind.REMEDY] == [
+        Remedy.ADAPT_STATISTICS,
+        Remedy.PARTIAL,
+    ]
 
 
 def test_no_endpoint_orders_anything_on_a_promotion(llm_hospital, llm_server):
