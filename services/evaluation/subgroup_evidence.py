@@ -88,21 +88,32 @@ def adjusted(leaves: Sequence[Leaf], facets: int) -> Floats:
 
     At or above log(1/alpha) the group is worse at a familywise risk of alpha.
     """
-    return np.array([_least_mean(leaves, facets, {number}) for number in range(len(leaves))])
+    values = _Values.of(leaves, facets)
+    return np.array([values.least_mean(np.array([number])) for number in range(len(leaves))])
 
 
 def adjusted_facet(leaves: Sequence[Leaf], facets: int, facet: int) -> float:
     """The same of a whole facet: whether some of its groups are worse, be it unknown which."""
-    inside = {number for number, leaf in enumerate(leaves) if leaf.facet == facet}
-    return _least_mean(leaves, facets, inside) if inside else -np.inf
+    inside = np.flatnonzero([leaf.facet == facet for leaf in leaves])
+    return _Values.of(leaves, facets).least_mean(inside) if len(inside) else -np.inf
 
 
-def _least_mean(leaves: Sequence[Leaf], facets: int, inside: set[int]) -> float:
-    values = [(float(np.exp(leaf.log_evidence)), weight(facets, leaf.place)) for leaf in leaves]
-    total = sum(values[number][0] * values[number][1] for number in inside)
-    mass = sum(values[number][1] for number in inside)
-    for value, share in sorted(values[number] for number in range(len(leaves)) if number not in inside):
-        if value * mass >= total:
-            break
-        total, mass = total + value * share, mass + share
-    return float(np.log(max(total / mass, 1e-300)))
+@dataclass(frozen=True)
+class _Values:
+    """E-values [L] with their weights, and their order from the smallest."""
+
+    value: Floats
+    weight: Floats
+    order: Integers
+
+    @classmethod
+    def of(cls, leaves: Sequence[Leaf], facets: int) -> "_Values":
+        value = np.exp([leaf.log_evidence for leaf in leaves])
+        return cls(value, np.array([weight(facets, leaf.place) for leaf in leaves]), np.argsort(value, kind="stable"))
+
+    def least_mean(self, inside: Integers) -> float:
+        """Log of the least weighted mean over sets that contain `inside`: it is reached by adding the smallest others."""
+        others = self.order[~np.isin(self.order, inside)]
+        sums = np.cumsum([(self.value * self.weight)[inside].sum(), *(self.value * self.weight)[others]])
+        masses = np.cumsum([self.weight[inside].sum(), *self.weight[others]])
+        return float(np.log(max(float((sums / masses).min()), 1e-300)))

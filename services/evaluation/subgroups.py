@@ -36,8 +36,10 @@ SUBGROUP_FACETS: Final = (
     "AgeBand",
 )
 """What groups are made of; Site is the calling AE title. Together the protocol: view, sequence, kernel."""
-MOST_GROUPS: Final = 50
-"""Groups of one facet that are judged, in the order in which they appeared; a facet with more is no grouping."""
+MOST_GROUPS: Final = 100
+"""Groups of one facet that are judged, in the order in which they appeared; later ones are others to these."""
+MOST_RESULTS: Final = 200
+"""Groups that one evaluation lists: worse ones, then those too small to tell, the largest first, then the rest."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,11 @@ class _Facet:
     groups: tuple[str, ...]
     errors: Integers
     cases: Integers
+    every: tuple[Integers, Integers]
     ratios: Floats
     found: Floats
     times: Mapping[int, datetime]
     """Batch to the median time of its cases."""
-
-    @property
-    def every(self) -> tuple[Integers, Integers]:
-        """Errors and cases of all groups together."""
-        return self.errors.sum(0), self.cases.sum(0)
 
 
 def with_site(facets: Mapping[str, str], calling_ae: str | None) -> dict[str, str]:
@@ -84,7 +82,9 @@ def judge(stream: Sequence[StreamCase], classes: Sequence[str], risk: float) -> 
         for facet in judged
         for place in range(len(facet.groups))
     ]
-    return tuple(sorted(results, key=lambda each: (not each.worse, -each.log_evidence if each.worse else 0.0)))
+    ranked = sorted(results, key=lambda each: (not each.worse, each.more_cases is None, -each.cases))[:MOST_RESULTS]
+    place = {name: number for number, name in enumerate(SUBGROUP_FACETS)}
+    return tuple(sorted(ranked, key=lambda each: (not each.worse, -each.log_evidence if each.worse else 0.0, place[each.facet])))
 
 
 def _times(stream: Sequence[StreamCase]) -> dict[int, datetime]:
@@ -103,15 +103,18 @@ def _facet(
             if case.facets.get(name) and case.truth in place]  # fmt: skip
     groups = tuple(dict.fromkeys(row[0] for row in rows))[:MOST_GROUPS]
     order = {group: position for position, group in enumerate(groups)}
-    errors, cases = np.zeros((2, len(groups), batches, len(classes)), np.int64)
+    # One more for the groups that are not judged.
+    errors, cases = np.zeros((2, len(groups) + 1, batches, len(classes)), np.int64)
     for group, batch, label, wrong in rows:
-        if group in order:
-            cases[order[group], batch, label] += 1
-            errors[order[group], batch, label] += wrong
+        position = order.get(group, len(groups))
+        cases[position, batch, label] += 1
+        errors[position, batch, label] += wrong
+    every = errors.sum(0), cases.sum(0)
+    errors, cases = errors[:-1], cases[:-1]
     if len(groups) < 2:
-        return _Facet(number, groups, errors, cases, np.zeros((0, 0, 0, 0)), np.zeros((0, 0)), times)
-    ratios = streams(errors, cases, (errors.sum(0), cases.sum(0)))
-    return _Facet(number, groups, errors, cases, ratios, evidence(ratios), times)
+        return _Facet(number, groups, errors, cases, every, np.zeros((0, 0, 0, 0)), np.zeros((0, 0)), times)
+    ratios = streams(errors, cases, every)
+    return _Facet(number, groups, errors, cases, every, ratios, evidence(ratios), times)
 
 
 def _result(facet: _Facet, place: int, classes: Sequence[str], worse: bool, suspected: bool, bar: float) -> SubgroupResult:

@@ -148,6 +148,7 @@ def main() -> None:
     ]
     cases = [("Sex", 1, 0.10, None), ("Sex", 1, 0.20, 0), ("Manufacturer", 1, 0.10, None), ("Manufacturer", 1, 0.20, 0)]
     cases += [("Site", 2, 0.10, None), ("Site", 2, 0.20, None), ("Station", 3, 0.40, 0), ("Station", 6, 0.20, None)]
+    cases += [("Sex", 1, 0.05, None), ("Manufacturer", 1, 0.05, None), ("Manufacturer", 1, 0.10, 0), ("Station", 6, 0.10, None)]
     rows += [power(few, *case) for case in cases]
     targets = [
         at_most("nothing changes: chance of any call in a year", null["any call in a year"], RISK),

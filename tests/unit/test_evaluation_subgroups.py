@@ -11,7 +11,7 @@ from scipy.stats import hypergeom
 from schemas.events import SubgroupResult
 from services.evaluation.stream import StreamCase
 from services.evaluation.subgroup_evidence import ODDS_RATIOS, Leaf, adjusted, adjusted_facet, evidence, log_ratios, streams, weight
-from services.evaluation.subgroups import SUBGROUP_FACETS, judge, with_site
+from services.evaluation.subgroups import MOST_GROUPS, SUBGROUP_FACETS, judge, with_site
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 CLASSES = ("none", "glioma")
@@ -165,6 +165,21 @@ def test_the_chance_that_any_group_is_called_worse_within_a_year_is_kept():
             for end in np.flatnonzero(looks.max(0) >= np.log(20))
         )
     assert false / runs <= 0.1
+
+
+def test_a_facet_of_very_many_groups_stays_bounded_and_its_cases_are_others():
+    generator, cases = np.random.default_rng(6), []
+    for number in range(6000):
+        station = "BAD" if number % 4 == 0 else f"CT{generator.integers(0, 400)}"
+        wrong = generator.random() < (0.5 if station == "BAD" else 0.1)
+        cases.append(
+            StreamCase(1 + number // 500, f"p{number}", "none", CLASSES[int(wrong)], {}, START, {"StationName": station}, ())
+        )
+    found = judge(cases, CLASSES, 0.05)
+    assert worse(found) == [("StationName", "BAD")]
+    assert found[0].recall_others == pytest.approx(0.9, abs=0.02)
+    assert len(found) == MOST_GROUPS
+    assert sum(each.cases for each in found) < 6000
 
 
 def test_a_site_is_the_title_that_sent_the_study():
