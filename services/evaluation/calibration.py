@@ -16,44 +16,49 @@ from services.evaluation.dispersion import steadied
 
 STREAMS: Final = 1000
 CHUNK: Final = 25
+LONGEST: Final = 208
+"""Batches of a simulated span: four a week for a year."""
 SAFETY: Final = 0.9
 """Tuning meets its target only on average over test sets; aiming at 0.9 of the budget keeps the budget."""
 ALGORITHM: Final = "paired-e-detector/3"
 
 
-def fingerprint(errors: Integers, cases: Integers, batch_size: int, budget: float, seed: int) -> str:
-    """Identity of a calibration: changes with the test set, the usual batch size, the budget, the seed or the algorithm."""
-    parts = [ALGORITHM, errors.tolist(), cases.tolist(), batch_size, budget, seed, STREAMS]
+def fingerprint(errors: Integers, cases: Integers, batch_size: int, budget: float, seed: int, per_year: int = YEAR) -> str:
+    """Identity of a calibration: changes with test set, batch size, budget, seed, volume and algorithm."""
+    parts = [ALGORITHM, errors.tolist(), cases.tolist(), batch_size, budget, seed, STREAMS, per_year]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def bound(budget: float) -> Thresholds:
+def bound(budget: float, per_year: int = YEAR) -> Thresholds:
     """What theory gives without simulation: half the budget for the baseline's limits, a quarter for each statistic."""
-    level = float(np.log(YEAR / (budget / 4)))
-    return Thresholds(level, level, "bound")
+    level = float(np.log(per_year / (budget / 4)))
+    return Thresholds(level, level, "bound", per_year)
 
 
-def calibrate(errors: Integers, cases: Integers, batch_size: int, budget: float, seed: int) -> Thresholds:
-    """Thresholds for a baseline with `errors` and `cases` per class [K]: P(false alarm) in the worse of two years is `budget`.
+def calibrate(errors: Integers, cases: Integers, batch_size: int, budget: float, seed: int, per_year: int = YEAR) -> Thresholds:
+    """Thresholds for a baseline with `errors` and `cases` per class [K]: P(false alarm in a year) is at most `budget`.
 
-    Both statistics get the same chance to fire. Never above the bound, which holds without simulation.
+    A year has `per_year` batches. Two years are simulated and the worse one counts. Of a year of more than 208 batches two
+    spans of 208 are, each with its part of the budget: the union of the spans keeps the whole. Both statistics get the same
+    chance to fire. Never above the bound, which holds without simulation.
     """
+    span = min(per_year, LONGEST)
     generator = np.random.default_rng([seed, batch_size, *cases.tolist()])
-    maxima = [_yearly_maxima(errors, cases, batch_size, generator) for _ in range(STREAMS // CHUNK)]
-    tuned = balance(np.concatenate(maxima), SAFETY * budget)
-    ceiling = bound(budget)
-    return Thresholds(min(float(tuned[0]), ceiling.a), min(float(tuned[1]), ceiling.b), "simulation")
+    maxima = [_spans_maxima(errors, cases, batch_size, span, generator) for _ in range(max(STREAMS // CHUNK, 1))]
+    tuned = balance(np.concatenate(maxima), SAFETY * (1 - (1 - budget) ** (span / per_year)))
+    ceiling = bound(budget, per_year)
+    return Thresholds(min(float(tuned[0]), ceiling.a), min(float(tuned[1]), ceiling.b), "simulation", per_year)
 
 
-def _yearly_maxima(errors: Integers, cases: Integers, batch_size: int, generator: np.random.Generator) -> Floats:
-    """[CHUNK, 2 years, 2 statistics] of streams in which nothing changes."""
+def _spans_maxima(errors: Integers, cases: Integers, batch_size: int, span: int, generator: np.random.Generator) -> Floats:
+    """[CHUNK, 2 spans, 2 statistics] of streams in which nothing changes."""
     prevalence = generator.dirichlet(cases + 0.5, size=CHUNK)
     rates = generator.beta(errors + 0.5, cases - errors + 0.5, size=(CHUNK, len(cases)))
-    sizes = generator.multinomial(batch_size, prevalence[:, None], size=(CHUNK, 2 * YEAR))
+    sizes = generator.multinomial(batch_size, prevalence[:, None], size=(CHUNK, 2 * span))
     wrong = generator.binomial(sizes, rates[:, None])
     baseline = (np.broadcast_to(errors, (CHUNK, len(errors))), np.broadcast_to(cases, (CHUNK, len(cases))))
     found = statistics(steadied(Counts(*baseline, wrong, sizes)), batch_size)
-    return np.stack([found[:, :YEAR].max(1), found[:, YEAR:].max(1)], 1)
+    return np.stack([found[:, :span].max(1), found[:, span:].max(1)], 1)
 
 
 def balance(maxima: Floats, budget: float) -> Floats:

@@ -31,7 +31,7 @@ LINEAR_CAP: Final = 600.0
 Pair = tuple[Integers, Integers]
 """Errors and cases."""
 YEAR: Final = 52
-"""Batches in the year that the false-alarm budget speaks of."""
+"""Batches a year where a site's volume is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where the two statistics raise the alarm, and how the numbers came about (simulation or bound)."""
+    """Where the two statistics raise the alarm, how the numbers came about (simulation or bound), and for which year."""
 
     a: float
     b: float
     origin: str
+    per_year: int = YEAR
+    """Batches in the year over which they keep the budget."""
 
 
 def statistics(counts: Counts, reference_size: int) -> Floats:

@@ -29,10 +29,10 @@ def factors(counts: Counts) -> Floats:
     replicates, pairs = squares.shape
     found = np.ones((replicates, pairs + 1))
     total, number = np.full(replicates, PRIOR_PAIRS), np.full(replicates, PRIOR_PAIRS)
+    seen, squares = np.isfinite(squares), np.nan_to_num(squares)
     for pair in range(pairs - 1):
-        known = np.maximum(total / number, 1.0)
-        total = total + np.minimum(np.nan_to_num(squares[:, pair]), CAP * known)
-        number = number + np.isfinite(squares[:, pair])
+        total = total + np.minimum(squares[:, pair], CAP * found[:, pair + 1])
+        number = number + seen[:, pair]
         found[:, pair + 2] = np.maximum(total / number, 1.0)
     return found
 

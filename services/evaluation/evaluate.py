@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from schemas.events import ConfusionMatrix, MetricValue, RuleResult, SubgroupResult
 from schemas.vocabulary import Diagnosis, Status
@@ -10,13 +10,15 @@ from services.evaluation.cases import Cases, LabelledRow, foreign
 from services.evaluation.cusum import chart
 from services.evaluation.detector import Thresholds
 from services.evaluation.diagnosis import Cause, Context, diagnose, feed_doubt, feed_fault, mix_shift, recent_change, root_cause
+from services.evaluation.judgement import Judged, Question, judge_stream, waiting
+from services.evaluation.lateness import Pending
 from services.evaluation.metrics import MetricSet, confusion, measure
 from services.evaluation.pictures import Pictures
 from services.evaluation.reclaim_rule import LIMIT, RuleVerdict, apply_rule
 from services.evaluation.stream import StreamCase, count, one_per_patient
 from services.evaluation.subgroups import judge
 from services.evaluation.summary import Seen, summarise
-from services.evaluation.verdict import Assessment, Fall, assess
+from services.evaluation.verdict import Assessment, Fall
 
 MIX_RISK = 0.001
 """P-value below which the class mix counts as moved; only looked at where the 5 % rule fires without a fall of recall."""
@@ -42,6 +44,11 @@ class Material:
     taught: frozenset[str] = frozenset()
     subgroup_risk: float = 0.05
     run_length: float = 1040.0
+    pending: Sequence[Pending] = ()
+    """Predictions of the version that have no label yet."""
+    wait_days: float = 90.0
+    now: datetime | None = None
+    """When the stream is looked at; None: when its last case was acquired."""
     pictures: Pictures | None = None
 
     @property
@@ -76,9 +83,10 @@ def evaluate(material: Material) -> Outcome:
     before = measure(baseline, draws=1, seed=material.seed)
     rule = apply_rule(baseline.confusion(), measured.confusion(), material.classes)
     independent = one_per_patient(evidence, {row.patient_key for row in material.baseline})
-    assessment = _assess(material, independent) if baseline.count else None
-    cause = _explain(material, independent, assessment, rule)
-    since = _since(material.stream, assessment)
+    judged = _judge(material, independent) if baseline.count else None
+    assessment = judged.assessment if judged else None
+    cause = _explain(material, independent, judged, rule)
+    since = _since(judged) if judged else None
     subgroups = judge(independent, material.classes, material.subgroup_risk)
     line = root_cause(cause, assessment.fall if assessment else None, since)
     return Outcome(
@@ -87,9 +95,9 @@ def evaluate(material: Material) -> Outcome:
         cases=sum(case.batch == material.batch for case in material.stream),
         stream_cases=len(material.stream),
         metrics=_values(metrics, before),
-        evidence=_evidence(material, independent, assessment, since, cause, line, rule) | _worse(subgroups),
+        evidence=_evidence(material, independent, judged, since, cause, line, rule) | _worse(subgroups),
         reclaim_rule=rule.declined,
-        summary=summarise(material.model, _seen(material, evidence, assessment), assessment, cause, line, since, subgroups),
+        summary=summarise(material.model, _seen(material, evidence, judged), assessment, cause, line, since, subgroups),
         subgroups=subgroups,
         rules=(reclaim_result(rule), *cusum_results(material, independent)),
         confusion=confusion(measured),
@@ -118,21 +126,33 @@ def cusum_results(material: Material, independent: Sequence[StreamCase]) -> tupl
     return (RuleResult(rule="cusum", alarmed=value > found.limit, metric=name, statistic=value, limit=found.limit),)
 
 
-def _seen(material: Material, evidence: Sequence[StreamCase], assessment: Assessment | None) -> Seen:
+def _seen(material: Material, evidence: Sequence[StreamCase], judged: Judged | None) -> Seen:
     """The cases that the summary speaks of: after a recovery those since then."""
-    first = assessment.restarted_after if assessment else 0
-    return Seen(sum(case.batch > first for case in evidence), first, len(material.stream) - len(evidence))
+    first = judged.assessment.restarted_after if judged else 0
+    counted = judged.cases if judged and first else evidence
+    return Seen(sum(case.batch > first for case in counted), first, len(material.stream) - len(evidence))
 
 
-def _assess(material: Material, independent: Sequence[StreamCase]) -> Assessment:
-    last = max((case.batch for case in material.stream), default=material.batch)
-    counts = count(one_per_patient(material.baseline), independent, material.classes, last)
-    return assess(counts, material.classes, material.thresholds, material.batch_size, material.seed)
+def _judge(material: Material, independent: Sequence[StreamCase]) -> Judged:
+    left_out = material.taught | {row.patient_key for row in material.baseline}
+    pending = [row for row in material.pending if row.patient_key not in left_out]
+    times = [*(case.acquired_at for case in independent), *(row.acquired_at for row in pending)]
+    question = Question(
+        classes=material.classes,
+        baseline=material.baseline,
+        thresholds=material.thresholds,
+        size=material.batch_size,
+        seed=material.seed,
+        now=material.now or max(times, default=datetime.max.replace(tzinfo=UTC)),
+        wait_days=material.wait_days,
+    )
+    return judge_stream(question, independent, pending)
 
 
-def _explain(material: Material, stream: Sequence[StreamCase], assessment: Assessment | None, rule: RuleVerdict) -> Cause:
-    recent = [case.truth or "" for case in stream if case.batch == material.batch]
+def _explain(material: Material, independent: Sequence[StreamCase], judged: Judged | None, rule: RuleVerdict) -> Cause:
+    recent = [case.truth or "" for case in independent if case.batch == material.batch]
     moved = rule.declined and mix_shift([row.truth or "" for row in material.baseline], recent) < MIX_RISK
+    assessment, stream = (judged.assessment, judged.cases) if judged else (None, independent)
     fall = assessment.fall if assessment else None
     context = _context(material)
     if assessment and assessment.alarm and fall:
@@ -167,20 +187,16 @@ def _feed_evidence(material: Material, stream: Sequence[StreamCase]) -> Evidence
     return {"feed_doubt": doubt.what, "feed_doubt_p_value": doubt.p_value} if doubt else {}
 
 
-def _since(stream: Sequence[StreamCase], assessment: Assessment | None) -> datetime | None:
-    """When the first case of the first shifted batch was acquired, old studies with a late label aside.
+def _since(judged: Judged) -> datetime | None:
+    """When the first case of the first shifted block was acquired; blocks are in the order of acquisition.
 
-    A case older than the median of the batch before is such a study; in the first batch, one of the oldest twentieth is.
+    Studies far older than the version stand at the start of its stream: the first block's oldest twentieth is left out.
     """
-    if assessment is None or assessment.fall is None:
+    fall = judged.assessment.fall
+    if fall is None:
         return None
-    times = sorted(case.acquired_at for case in stream if case.batch == assessment.fall.start)
-    earlier = [case for case in stream if case.batch < assessment.fall.start]
-    if not earlier:
-        return times[len(times) // 20]
-    before = sorted(case.acquired_at for case in earlier if case.batch == earlier[-1].batch)
-    limit = before[len(before) // 2]
-    return next((time for time in times if time >= limit), limit)
+    times = [case.acquired_at for case in judged.cases if case.batch == fall.start]
+    return times[len(times) // 20 if fall.start == 1 else 0]
 
 
 def _values(metrics: MetricSet, baseline: MetricSet) -> tuple[MetricValue, ...]:
@@ -193,20 +209,21 @@ def _values(metrics: MetricSet, baseline: MetricSet) -> tuple[MetricValue, ...]:
 def _evidence(
     material: Material,
     independent: Sequence[StreamCase],
-    assessment: Assessment | None,
+    judged: Judged | None,
     since: datetime | None,
     cause: Cause,
     line: str,
     rule: RuleVerdict,
 ) -> Evidence:
     found: Evidence = {}
+    assessment = judged.assessment if judged else None
     if assessment and assessment.fall:
         found |= _fall_evidence(assessment.fall, since)
     found |= {"root_cause": line or None, "cause_p_value": cause.p_value} | _feed_evidence(material, independent)
     found |= {f"cause_test_{name.replace(' ', '_')}": value for name, value in cause.tests.items()}
     found |= _change_evidence(material, independent)
-    if assessment:
-        found |= _detector_evidence(assessment)
+    if judged:
+        found |= _detector_evidence(judged.assessment) | waiting(judged) | {"block_size": material.batch_size}
     found |= {"rule_metric": rule.metric, "rule_change": rule.change, "independent_cases": len(independent), "seed": material.seed}
     known = [case.patient_key for case in material.stream if case.patient_key in material.taught]
     if known:
@@ -242,6 +259,7 @@ def _detector_evidence(assessment: Assessment) -> Evidence:
         "statistic_b": assessment.b,
         "threshold_b": assessment.thresholds.b,
         "thresholds_from": assessment.thresholds.origin,
+        "blocks_per_year": assessment.thresholds.per_year,
         "smallest_fall_in_a_year": assessment.smallest_fall,
         "more_cases_needed": assessment.more_cases if assessment.status is Status.UNDECIDED else None,
         "recovered_after_batch": assessment.restarted_after or None,

@@ -14,6 +14,7 @@ from services.evaluation import repository
 from services.evaluation.calibration import bound, calibrate, fingerprint
 from services.evaluation.detector import Thresholds
 from services.evaluation.evaluate import Material, Outcome, evaluate
+from services.evaluation.pace import blocks_per_year
 from services.evaluation.picture_repository import pictures
 from services.evaluation.stream import StreamCase, count, one_per_patient
 from services.runtime import registry
@@ -37,6 +38,7 @@ class Finished:
     outcome: Outcome
     fingerprint: str
     thresholds: Thresholds
+    batch_size: int
 
 
 Prepared = dict[str, Finished]
@@ -79,8 +81,11 @@ class Evaluate(BatchConsumer[Prepared]):
             taught = repository.taught(session, found.model)
             task = repository.task_of(session, found.batch_id)
             seen = pictures(session, found.model, found.version, stream)
-            mark, kept = self._kept_thresholds(session, found, baseline, classes)
-        thresholds = kept or self._calibrate(mark, baseline, classes)
+            pending, now = repository.pending(session, found.model, found.version), repository.last_closed(session, found)
+            known = taught | {row.patient_key for row in baseline}
+            per_year = blocks_per_year((case.acquired_at for case in one_per_patient(stream, known)), self.batch_size)
+            mark, kept = self._kept_thresholds(session, found, baseline, classes, per_year)
+        thresholds = kept or self._calibrate(mark, baseline, classes, per_year)
         material = Material(
             model=found.model,
             classes=classes,
@@ -92,27 +97,31 @@ class Evaluate(BatchConsumer[Prepared]):
             draws=self.settings.bootstrap_draws,
             seed=self.settings.seed,
             taught=taught,
+            pending=pending,
+            wait_days=self.settings.label_wait_days,
+            now=now,
             pictures=seen,
             subgroup_risk=self.settings.subgroup_false_alarms_per_year,
             run_length=self.settings.cusum_run_length,
         )
-        return Finished(found, task, data.corrected, evaluate(material), mark, thresholds)
+        return Finished(found, task, data.corrected, evaluate(material), mark, thresholds, self.batch_size)
 
     def _kept_thresholds(
-        self, session: Session, batch: Batch, baseline: list[BaselineCase], classes: tuple[str, ...]
+        self, session: Session, batch: Batch, baseline: list[BaselineCase], classes: tuple[str, ...], per_year: int
     ) -> tuple[str, Thresholds | None]:
         counts = count(one_per_patient(baseline), (), classes, 1)
         budget, seed = self.settings.false_alarms_per_year, self.settings.seed
-        mark = fingerprint(counts.baseline_errors[0], counts.baseline_cases[0], self.batch_size, budget, seed)
+        mark = fingerprint(counts.baseline_errors[0], counts.baseline_cases[0], self.batch_size, budget, seed, per_year)
         return mark, repository.thresholds(session, batch.model, batch.version, mark)
 
-    def _calibrate(self, mark: str, baseline: list[BaselineCase], classes: tuple[str, ...]) -> Thresholds:
-        """Seconds of simulation, once per version; the bound where there is no test set to simulate from."""
+    def _calibrate(self, mark: str, baseline: list[BaselineCase], classes: tuple[str, ...], per_year: int) -> Thresholds:
+        """Seconds of simulation, once per version and volume; the bound where there is no test set to simulate from."""
         if mark not in self._fresh:
             budget, seed = self.settings.false_alarms_per_year, self.settings.seed
             counts = count(one_per_patient(baseline), (), classes, 1)
             errors, cases = counts.baseline_errors[0], counts.baseline_cases[0]
-            self._fresh[mark] = calibrate(errors, cases, self.batch_size, budget, seed) if baseline else bound(budget)
+            made = calibrate(errors, cases, self.batch_size, budget, seed, per_year) if baseline else bound(budget, per_year)
+            self._fresh[mark] = made
         return self._fresh[mark]
 
 
@@ -171,5 +180,7 @@ def _calibration(tx: Transaction, finished: Finished) -> DetectorCalibration:
         threshold_a=kept.a,
         threshold_b=kept.b,
         origin=kept.origin,
+        batch_size=finished.batch_size,
+        batches_per_year=kept.per_year,
         made_at=tx.clock.now(),
     )

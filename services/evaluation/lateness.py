@@ -61,7 +61,7 @@ def order(cases: Sequence[StreamCase], pending: Sequence[Pending], size: int, no
     known = {case.patient_key for case in cases}
     oldest = now - timedelta(days=wait_days)
     waiting = {row.patient_key: row for row in reversed(pending) if row.patient_key not in known and row.acquired_at > oldest}
-    weeks = np.array([_week(row.acquired_at) for row in (*cases, *waiting.values())], np.int64)
+    weeks = np.array([*map(_week_of, cases), *map(_week_of, waiting.values())], np.int64)
     labelled = np.arange(len(weeks)) < len(cases)
     done = complete(weeks, labelled)
     kept = [case for case, ready in zip(cases, done[: len(cases)], strict=True) if ready]
@@ -96,6 +96,6 @@ def _right(row: Pending) -> StreamCase:
     return StreamCase(0, row.patient_key, row.predicted, row.predicted, {}, row.acquired_at, {}, ())
 
 
-def _week(at: datetime) -> int:
-    """Number of the week, counted from the Monday of 1 January of year 1."""
-    return (at.astimezone(UTC).toordinal() - 1) // 7
+def _week_of(row: StreamCase | Pending) -> int:
+    """Number of the week of acquisition, counted from the Monday of 1 January of year 1."""
+    return (row.acquired_at.astimezone(UTC).toordinal() - 1) // 7

@@ -1,11 +1,14 @@
 """All SQL of the evaluation, and the reading functions for those who show or use evaluations."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlmodel import Session, col, func, select
 
 from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, RegisteredModel, Study, TrainingPatient
+from schemas.vocabulary import CaseRole, CaseState
 from services.evaluation.detector import Thresholds
+from services.evaluation.lateness import Pending
 from services.evaluation.stream import StreamCase
 from services.evaluation.subgroups import with_site
 
@@ -69,6 +72,23 @@ def stream(session: Session, model: str, version: int, up_to: int) -> list[Strea
     ]
 
 
+def pending(session: Session, model: str, version: int) -> list[Pending]:
+    """Predictions of the version that would raise the alarm and have no label yet, by acquisition."""
+    query = (
+        select(Case.patient_key, Case.predicted, Case.acquired_at)
+        .where(Case.model == model, Case.version == version, Case.role == CaseRole.TRIGGER)
+        .where(Case.state == CaseState.WAITING, col(Case.serving).is_(True), col(Case.truth).is_(None))
+        .order_by(col(Case.acquired_at), col(Case.study_key))
+    )
+    return [Pending(*row) for row in session.exec(query)]
+
+
+def last_closed(session: Session, batch: Batch) -> datetime:
+    """When the newest batch of this batch's version was closed."""
+    query = select(func.max(Batch.closed_at)).where(Batch.model == batch.model, Batch.version == batch.version)
+    return session.exec(query).one() or batch.closed_at
+
+
 def taught(session: Session, model: str) -> frozenset[str]:
     """Patients whom the model was trained on."""
     return frozenset(session.exec(select(TrainingPatient.patient_key).where(TrainingPatient.model == model)))
@@ -88,4 +108,4 @@ def classes(session: Session, model: str) -> tuple[str, ...]:
 def thresholds(session: Session, model: str, version: int, fingerprint: str) -> Thresholds | None:
     """Thresholds kept from an earlier calibration for exactly these conditions."""
     row = session.get(DetectorCalibration, (model, version, fingerprint))
-    return Thresholds(row.threshold_a, row.threshold_b, row.origin) if row else None
+    return Thresholds(row.threshold_a, row.threshold_b, row.origin, row.batches_per_year) if row else None

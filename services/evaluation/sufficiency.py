@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import norm
 
 from services.evaluation.cases import Floats, Integers
-from services.evaluation.detector import YEAR, Counts, Thresholds
+from services.evaluation.detector import Counts, Thresholds
 from services.runtime.conventions import LEVEL, POWER
 
 SEEN_FALL: Final = 0.20
@@ -114,7 +114,7 @@ def smallest_fall(counts: Counts, own: tuple[Integers, Integers], thresholds: Th
         return None
     errors, cases = counts.baseline_errors[0] + own[0], counts.baseline_cases[0] + own[1]
     rate = ((errors + 0.5) / (cases + 1))[usual]
-    volume = (YEAR * batch_size * share)[usual]
+    volume = (thresholds.per_year * batch_size * share)[usual]
     effective = volume * cases[usual] / (volume + cases[usual])
     price = thresholds.a + math.log(2 * (len(share) + 1) * 5)
     for points in range(1, 96):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from detector_bench.worlds import FALLS, FOLLOWED, STABLE, YEAR, World, path, per_class, streams, test_sets
+from detector_bench.worlds import FALLS, FOLLOWED, STABLE, YEAR, World, path, per_class, streams
 
 from services.evaluation.calibration import calibrate
 from services.evaluation.detector import Counts, Thresholds, statistics
@@ -26,13 +26,10 @@ class Model:
     size: int
 
 
-def models(world: World, size: int, sets: int, generator) -> list[Model]:
-    """Fresh test sets, each calibrated by itself as at registration."""
-    found = []
-    for number, confusion in enumerate(test_sets(world, sets, generator)):
-        errors, cases = per_class(confusion)
-        found.append(Model(confusion, calibrate(errors, cases, size, BUDGET, number), size))
-    return found
+def model(confusion: np.ndarray, size: int, number: int) -> Model:
+    """A model whose test set has these counts, calibrated from them alone."""
+    errors, cases = per_class(confusion)
+    return Model(confusion, calibrate(errors, cases, size, BUDGET, number), size)
 
 
 def counts(model: Model, confusion: np.ndarray) -> Counts:

@@ -11,6 +11,8 @@ from detector_bench import ours
 from detector_bench.rules import RULES
 from detector_bench.worlds import FALLS, FOLLOWED, SIZES, STABLE, WORLDS, YEAR, path, streams, test_sets
 
+from services.evaluation.detector import Thresholds
+
 SEED = 20261121
 YEARS = 3
 FROM_THE_FIRST_DAY = ("one class -10", "one class -20", "all classes -5")
@@ -18,19 +20,22 @@ FROM_THE_FIRST_DAY = ("one class -10", "one class -20", "all classes -5")
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is simulated: blocks of test sets, sets a block, stable streams a set, streams a set and fall, peers' streams."""
+    """How much is simulated: blocks of test sets, sets a block, stable streams a set, peers' streams.
+
+    Falls: in how many of the blocks, and streams a set and fall.
+    """
 
     sizes: tuple[int, ...]
     blocks: int
     sets: int
     stable: int
+    falling_blocks: int
     falling: int
     peers: int
-    stress: int
 
 
-FULL = Amount(SIZES, 6, 40, 20, 2, 1000, 6)
-QUICK = Amount((100,), 1, 12, 10, 2, 100, 1)
+FULL = Amount(SIZES, 6, 40, 20, 2, 6, 1000)
+QUICK = Amount((100,), 1, 12, 10, 1, 2, 100)
 
 
 def generator(*key) -> np.random.Generator:
@@ -39,11 +44,19 @@ def generator(*key) -> np.random.Generator:
 
 
 def own(world: str, size: int, block: int, amount: Amount) -> dict:
-    """False alarms and delays of the deployed detector over one block of fresh test sets."""
+    """False alarms of the deployed detector over one block of fresh test sets, each calibrated by itself."""
     place = WORLDS[world]
-    fleet = ours.models(place, size, amount.sets, generator("sets", world, size, block))
-    found = {"thresholds": [[model.thresholds.a, model.thresholds.b] for model in fleet]}
-    found["stable"] = ours.false_alarms(place, fleet, amount.stable, YEARS, generator("stable", world, size, block))
+    sets = test_sets(place, amount.sets, generator("sets", world, size, block))
+    fleet = [ours.model(confusion, size, number) for number, confusion in enumerate(sets)]
+    found = ours.false_alarms(place, fleet, amount.stable, YEARS, generator("stable", world, size, block))
+    return found | {"thresholds": [[model.thresholds.a, model.thresholds.b] for model in fleet]}
+
+
+def falls(world: str, size: int, block: int, amount: Amount, known: dict) -> dict:
+    """Delays of the deployed detector, with the thresholds of that block's test sets."""
+    place, found = WORLDS[world], {}
+    sets = test_sets(place, amount.sets, generator("sets", world, size, block))
+    fleet = [ours.Model(each, Thresholds(*pair, "simulation"), size) for each, pair in zip(sets, known["thresholds"], strict=True)]
     for name in FALLS:
         found[name] = ours.delays(place, fleet, name, amount.falling, generator(name, world, size, block))
     for name in FROM_THE_FIRST_DAY:
@@ -92,15 +105,21 @@ def _delays(alarmed) -> list[int]:
     return np.where(after.any(1), after.argmax(1) + 1, FOLLOWED + 1).tolist()
 
 
-Piece = tuple[str, Callable[[], dict]]
+Piece = tuple[str, Callable[[dict], dict]]
+"""Its name, and how it is computed from the pieces before it."""
 
 
 def plan(amount: Amount) -> list[Piece]:
-    """All pieces by name, those that every table needs first."""
+    """All pieces, those that every table needs first."""
     cells = [(world, size) for size in amount.sizes for world in WORLDS]
-    found: list[Piece] = [(f"peers|{w}|{n}", lambda w=w, n=n: peers(w, n, amount)) for w, n in cells]
+    found: list[Piece] = []
     for block in range(amount.blocks):
-        found += [(f"own|{w}|{n}|{block}", lambda w=w, n=n, b=block: own(w, n, b, amount)) for w, n in cells]
+        found += [(f"own|{w}|{n}|{block}", lambda _, w=w, n=n, b=block: own(w, n, b, amount)) for w, n in cells]
+        for w, n in cells if block < amount.falling_blocks else ():
+            need = f"own|{w}|{n}|{block}"
+            found.append((f"falls|{w}|{n}|{block}", lambda known, w=w, n=n, b=block, m=need: falls(w, n, b, amount, known[m])))
+        if block == 0:
+            found += [(f"peers|{w}|{n}", lambda _, w=w, n=n: peers(w, n, amount)) for w, n in cells]
     return found
 
 
@@ -117,7 +136,7 @@ class Store:
         """Compute the piece unless it is there."""
         name, compute = piece
         if name not in self.found:
-            self.found[name] = json.loads(json.dumps(compute()))
+            self.found[name] = json.loads(json.dumps(compute(self.found)))
             if self.path:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({name: self.found[name]}) + "\n")

@@ -9,7 +9,7 @@ STABLE = 13
 """Stable batches before a fall."""
 FOLLOWED = 104
 """Batches followed after it."""
-SIZES = (30, 50, 100, 200, 500)
+SIZES = (100, 30, 500, 50, 200)
 
 
 @dataclass(frozen=True)
