@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, TypeAlias
 from listeners.dicom.answers import Answer
 from listeners.dicom.commands import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, RESPONSE, Command
 from listeners.dicom.pdu import (
+    DATA_HEADER,
     RELEASE_RP,
     AbortReason,
     Control,
@@ -138,6 +139,15 @@ class Association:
             return 0
         context_id, is_command, _, left = self._reader.pdv
         return 0 if is_command or context_id != self._context_id else left
+
+    def resume(self, data: memoryview, position: int) -> int:
+        """Take in the headers of the next fragment of the data set under way, where it begins a PDU at `position`.
+
+        Returns where its bytes begin, which are then ahead; 0 for everything else: that is for `receive`.
+        """
+        if self._request is None or self._dataset is not None:
+            return 0
+        return position + DATA_HEADER if self._reader.begin_data(data, position, self._context_id) else 0
 
     def take(self, count: int) -> StoreEnded | None:
         """`count` bytes of those ahead, at least one, were received and written without passing through here."""

@@ -22,7 +22,8 @@ _OFFENDING_ELEMENT: Final = 0x0901
 _ERROR_COMMENT: Final = 0x0902
 _AFFECTED_SOP_INSTANCE_UID: Final = 0x1000
 _ELEMENT: Final = struct.Struct("<HHL")
-_SHORTS: Final = struct.Struct("<HHLH")
+_ANSWER: Final = struct.Struct("<" + 4 * "HHLH")
+_GROUP_LENGTH: Final = struct.Struct("<HHLL")
 
 
 class Command:
@@ -50,20 +51,19 @@ class Command:
 
     def response(self, status: int, comment: str = "", tag: int = 0) -> bytes:
         """The command set of the response without data set, with Error Comment and Offending Element where given."""
-        sop_class, instance = self._echoed(_AFFECTED_SOP_CLASS_UID), self._echoed(_AFFECTED_SOP_INSTANCE_UID)
-        body = b"".join(
-            (
-                sop_class,
-                _SHORTS.pack(0, _COMMAND_FIELD, 2, self.field | RESPONSE),
-                _SHORTS.pack(0, _MESSAGE_ID_RESPONDED_TO, 2, self.message_id),
-                _SHORTS.pack(0, _DATASET_TYPE, 2, NO_DATASET),
-                _SHORTS.pack(0, _STATUS, 2, status),
-                struct.pack("<HHLHH", 0, _OFFENDING_ELEMENT, 4, tag >> 16, tag & 0xFFFF) if tag else b"",
-                _encoded(_ERROR_COMMENT, comment.encode("ascii", "replace")[:64], b" ") if comment else b"",
-                instance,
-            )
+        shorts = _ANSWER.pack(
+            *(0, _COMMAND_FIELD, 2, self.field | RESPONSE),
+            *(0, _MESSAGE_ID_RESPONDED_TO, 2, self.message_id),
+            *(0, _DATASET_TYPE, 2, NO_DATASET),
+            *(0, _STATUS, 2, status),
         )
-        return struct.pack("<HHLL", 0, 0, 4, len(body)) + body
+        body = self._echoed(_AFFECTED_SOP_CLASS_UID) + shorts
+        if tag:
+            body += struct.pack("<HHLHH", 0, _OFFENDING_ELEMENT, 4, tag >> 16, tag & 0xFFFF)
+        if comment:
+            body += _encoded(_ERROR_COMMENT, comment.encode("ascii", "replace")[:64], b" ")
+        body += self._echoed(_AFFECTED_SOP_INSTANCE_UID)
+        return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
 
     def answered(self, answer: Answer) -> bytes:
         """The response that tells the sender what became of its C-STORE."""

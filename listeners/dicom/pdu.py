@@ -40,6 +40,8 @@ _PDU_HEADER: Final = struct.Struct(">BxL")
 _PDV_HEADER: Final = struct.Struct(">LBB")
 _P_DATA: Final = struct.Struct(">BxLLBB")
 _HEADER_BYTES: Final = 6
+DATA_HEADER: Final = 12
+"""Bytes before the data of a P-DATA-TF: its own header, and that of its first PDV."""
 _TYPES: Final = {int(kind): kind for kind in PduType}
 _SHORT_BYTES: Final = 4
 
@@ -94,6 +96,23 @@ class PduReader:
     def pdv(self) -> tuple[int, bool, bool, int]:
         """Context, whether it is of a command, whether it is the last of its kind, and the bytes to come: of the PDV under way."""
         return (*self._pdv, self._pdv_left)
+
+    def begin_data(self, data: memoryview, position: int, context_id: int) -> bool:
+        """Take in the twelve bytes there if they begin a P-DATA-TF of one fragment of this context's data set.
+
+        Everything else, header or not, is left to `feed`.
+        """
+        if self._pdu_left or self._header or self._control is not None or len(data) - position < DATA_HEADER:
+            return False
+        kind, length, pdv_length, context, control = _P_DATA.unpack_from(data, position)
+        left = pdv_length - 2
+        if kind != PduType.P_DATA or context != context_id or control & 1 or length != pdv_length + 4 or left <= 0:
+            return False
+        if self._max_pdu and length > self._max_pdu:
+            return False
+        self._pdv = (context, False, bool(control & 2))
+        self._pdv_left = self._pdu_left = left
+        return True
 
     def skip(self, count: int) -> None:
         """So many bytes of the PDV under way, at most all that are to come, were taken past this reader."""
@@ -181,17 +200,19 @@ def encode_abort(reason: AbortReason) -> bytes:
 
 def encode_message(context_id: int, command: bytes, dataset: bytes | None, max_pdu: int) -> bytes:
     """P-DATA-TF PDUs of one DIMSE message, none longer than the peer's maximum (0: no limit)."""
-    parts = [_fragments(context_id, 1, command, max_pdu)]
-    if dataset is not None:
-        parts.append(_fragments(context_id, 0, dataset, max_pdu))
-    return b"".join(parts)
+    parts = _fragments(context_id, 1, command, max_pdu)
+    return parts if dataset is None else parts + _fragments(context_id, 0, dataset, max_pdu)
 
 
 def _fragments(context_id: int, kind: int, data: bytes, max_pdu: int) -> bytes:
-    most = max(max_pdu - _HEADER_BYTES, 1) if max_pdu else max(len(data), 1)
-    pieces = []
-    for start in range(0, max(len(data), 1), most):
-        piece = data[start : start + most]
-        control = kind | (2 if start + most >= len(data) else 0)
-        pieces.append(_P_DATA.pack(PduType.P_DATA, len(piece) + _HEADER_BYTES, len(piece) + 2, context_id, control) + piece)
-    return b"".join(pieces)
+    if not max_pdu or len(data) + _HEADER_BYTES <= max_pdu:
+        return _fragment(context_id, kind | 2, data)
+    most = max(max_pdu - _HEADER_BYTES, 1)
+    starts = range(0, len(data), most)
+    return b"".join(
+        _fragment(context_id, kind | (2 if start + most >= len(data) else 0), data[start : start + most]) for start in starts
+    )
+
+
+def _fragment(context_id: int, control: int, data: bytes) -> bytes:
+    return _P_DATA.pack(PduType.P_DATA, len(data) + _HEADER_BYTES, len(data) + 2, context_id, control) + data

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from opentelemetry import trace
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -47,8 +47,7 @@ class Refused(Exception):  # noqa: N818 - named for what the sender hears
         self.answer = answer
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoreHead:
+class StoreHead(NamedTuple):
     """What is known of a C-STORE before its data set comes. UIDs are the command's and not to be trusted."""
 
     context_sop_class_uid: str

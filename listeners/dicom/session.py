@@ -86,7 +86,7 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is under way that would be lost."""
-        return self._association.is_idle and self._incoming is None
+        return self._incoming is None and self._association.is_idle
 
     def end(self, why: str = "") -> None:
         """Have the session end soon; for other threads."""
@@ -133,12 +133,36 @@ class Session:
             self._window_began, self._window_bytes = time.monotonic(), 0
         incoming, before, start = self._incoming, self._data_bytes, self._filled
         self._filled += size
-        self._carry_out(self._association.receive(self._buffer[start : self._filled]))
+        rest = self._buffer[start : self._filled]
+        if incoming is not None:
+            rest = rest[self._take_fragments(rest, size) :]
+        if rest:
+            self._carry_out(self._association.receive(rest))
         if not self._pieces:
             self._filled = 0
         if size:  # of an object under way nothing but its own bytes counts as progress
             self._keep_pace(self._data_bytes - before if incoming is not None and incoming is self._incoming else size)
         return size
+
+    def _take_fragments(self, received: memoryview, size: int) -> int:
+        """Take what is plainly more of the data set under way; returns where something else begins."""
+        association, position = self._association, 0
+        while position < size:
+            ahead = association.data_ahead
+            if not ahead:
+                start = association.resume(received, position)
+                if not start:
+                    break
+                position = start
+                continue
+            count = min(ahead, size - position)
+            self._keep(received[position : position + count])
+            position += count
+            ended = association.take(count)
+            if ended is not None:
+                self._perform(ended)
+                break
+        return position
 
     def _receive_data(self, ahead: int) -> int:
         """The same for bytes that are nothing but data set, past the state machine."""

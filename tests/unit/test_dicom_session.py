@@ -182,7 +182,10 @@ def test_what_is_taken_is_what_would_have_been_received(content, sizes, cuts, da
         at = start
         while at < end:
             ahead = association.data_ahead
-            if ahead and data.draw(st.booleans()):
+            left = memoryview(bytearray(stream[at:end]))
+            if not ahead and data.draw(st.booleans()) and (count := association.resume(left, 0)):
+                actions = []
+            elif ahead and data.draw(st.booleans()):
                 count = min(ahead, end - at, data.draw(st.integers(1, 500)))
                 kept += stream[at : at + count]
                 actions = [association.take(count)]
