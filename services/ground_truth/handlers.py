@@ -4,6 +4,7 @@ import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from schemas.events import BatchReady, Event, Label, Prediction
@@ -20,6 +21,7 @@ from services.ground_truth.domain import (
     newest_labels,
     newest_predictions,
     role_of,
+    time_fault,
 )
 from services.ground_truth.repository import LabelledCase, Version
 from services.ground_truth.states import CaseEvent, Effect, step, truth_event
@@ -49,6 +51,7 @@ class Join(BatchConsumer[None]):
         predictions = [event.data for event in good if isinstance(event.data, Prediction)]
         labels = [event.data for event in good if isinstance(event.data, Label)]
         studies = {item.study_key for item in predictions} | {item.study_key for item in labels}
+        repository.look_up_by_key(tx.session)
         repository.lock_studies(tx.session, studies)
         self._store(tx, newest_predictions(predictions), newest_labels(labels))
         joined = settle_all(repository.labelled_cases(tx.session, studies))
@@ -63,13 +66,11 @@ class Join(BatchConsumer[None]):
         """Without those that nobody can use: they go to the dead letters."""
         labels = [event.data for event in batch if isinstance(event.data, Label)]
         classes = repository.classes_by_task(tx.session, {label.task for label in labels}) if labels else {}
-        now, good = tx.clock.now(), []
+        check = Checks(classes, tx.clock.now())
+        good = []
         for event in batch:
             try:
-                if isinstance(event.data, Prediction):
-                    check_prediction(event.data)
-                elif isinstance(event.data, Label):
-                    check_label(event.data, classes.get(event.data.task, ()), now)
+                check(event.data)
             except InvalidInput as error:
                 tx.reject(self.name, event.record, type(error).__name__, error.reason)
                 logger.warning("rejected %s %s: %s", event.topic.name, event.event_id, error.reason)
@@ -84,6 +85,24 @@ class Join(BatchConsumer[None]):
         roles = {patient: known.get(patient) or role_of(patient, *shares) for patient in patients}
         repository.store_predictions(tx.session, predictions, roles)
         repository.store_labels(tx.session, labels, tx.clock.now())
+
+
+class Checks:
+    """What an event must hold to be of use; remembers the words of labels, which are always the same few."""
+
+    def __init__(self, classes: Mapping[str, Sequence[str]], now: datetime) -> None:
+        self._classes, self._now = classes, now
+        self._known: set[tuple[str, str, str]] = set()
+
+    def __call__(self, data: Event) -> None:
+        """Raise InvalidInput for an event that nobody can use."""
+        if isinstance(data, Prediction):
+            check_prediction(data)
+        elif isinstance(data, Label):
+            words = (data.task, data.value, data.source)
+            if words not in self._known or time_fault(data.labelled_at, self._now):
+                check_label(data, self._classes.get(data.task, ()), self._now)
+                self._known.add(words)
 
 
 Acquired = tuple[Any, str]

@@ -36,6 +36,7 @@ from services.ground_truth.statements import (
 Version = tuple[str, int]
 """(model, version)"""
 CHUNK: Final = 1000
+_WAITING: Final = CaseState.WAITING.value
 STUDY_LOCKS: Final = 512
 _CASE: Table = Case.__table__  # type: ignore[attr-defined]
 _AS_STORED: Final = TIMESTAMP(timezone=True).with_variant(VARCHAR(), "sqlite")
@@ -81,6 +82,16 @@ def known_tasks(session: Session) -> list[str]:
     return sorted(set(session.exec(select(RegisteredModel.task))))
 
 
+def look_up_by_key(session: Session) -> None:
+    """Have PostgreSQL find the rows of this transaction by index.
+
+    Its statistics lag behind a table that grows by thousands of rows a transaction; by them a scan of all rows for every
+    row looks cheap, which makes the join a hundred times slower until the next ANALYZE.
+    """
+    if not _on_sqlite(session):
+        session.execute(text("SELECT set_config('enable_seqscan', 'off', true)"))
+
+
 def lock_studies(session: Session, studies: Iterable[str]) -> None:
     """Let one transaction at a time join a study: else a prediction and its label, stored by two consumers, miss each other.
 
@@ -114,27 +125,28 @@ def roles_of(session: Session, patients: Collection[str]) -> dict[str, CaseRole]
 def store_predictions(session: Session, predictions: Sequence[Prediction], roles: Mapping[str, CaseRole]) -> None:
     """Upsert scores: a higher revision replaces the score of a case that is in no batch yet."""
     if _on_sqlite(session):
-        _store(session, STORE_CASES, CASE_COLUMNS, [_case_row(item, roles[item.patient_key], _json, _utc) for item in predictions])
+        rows = [_case_row(item, roles[item.patient_key], _json, _utc, "[]") for item in predictions]
     else:
-        _store(session, STORE_CASES, CASE_COLUMNS, [_case_row(item, roles[item.patient_key], _same, _same) for item in predictions])
+        rows = [_case_row(item, roles[item.patient_key], _same, _same, ()) for item in predictions]
+    _store(session, STORE_CASES, CASE_COLUMNS, rows)
 
 
-def _case_row(item: Prediction, role: CaseRole, document: Stored, time: Stored) -> Values:
-    """In the order of `CASE_COLUMNS`."""
+def _case_row(item: Prediction, role: str, document: Stored, time: Stored, nothing: Any) -> Values:
+    """In the order of `CASE_COLUMNS`. `nothing` is how an empty list is stored."""
     return (
         item.study_key,
         item.model,
         item.version,
         item.task,
         item.patient_key,
-        role.value,
-        CaseState.WAITING.value,
+        role,
+        _WAITING,
         item.revision,
         item.serving,
         item.predicted,
         document(item.probabilities),
         document(item.facets),
-        document(item.findings),
+        document(item.findings) if item.findings else nothing,
         time(item.acquired_at),
         time(item.scored_at),
     )
@@ -150,7 +162,7 @@ def store_labels(session: Session, labels: Sequence[Label], now: datetime) -> No
 
 def labelled_cases(session: Session, studies: Collection[str]) -> Iterator[LabelledCase]:
     """Cases of these studies for which there is a label, locked, in key order, each with the newest labels of all sources."""
-    rows = _run(session, LABELLED_CASES, (_json(sorted(studies)),))
+    rows = _run(session, LABELLED_CASES, (_json(sorted(studies)),)).cursor.fetchall()  # rows as the driver has them: plain tuples
     for _, grouped in groupby(rows, key=itemgetter(0, 1, 2)):
         group = list(grouped)
         yield LabelledCase(*group[0][:9], [StoredLabel(*row[9:]) for row in group])
@@ -159,7 +171,7 @@ def labelled_cases(session: Session, studies: Collection[str]) -> Iterator[Label
 def set_truths(session: Session, changes: Sequence[Change], now: datetime) -> None:
     """Write the decided truths with the states and batches that follow from them; the first truth sets `joined_at`."""
     joined = _utc(now) if _on_sqlite(session) else now
-    rows = [(truth, state.value, batch, joined, *key) for key, state, truth, batch in changes]
+    rows = [(truth, state, batch, joined, *key) for key, state, truth, batch in changes]
     _store(session, SET_TRUTHS, TRUTH_COLUMNS, rows)
 
 
@@ -191,7 +203,8 @@ def _same(value: Any) -> Any:
 
 def _utc(value: datetime) -> str:
     """As SQLAlchemy stores it on SQLite, so that times compare as texts."""
-    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    text = value.isoformat(" ", "microseconds")
+    return text[:26] if text[26:] == "+00:00" else value.astimezone(UTC).isoformat(" ", "microseconds")[:26]
 
 
 def count_open(session: Session, version: Version) -> int:

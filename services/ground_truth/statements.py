@@ -96,5 +96,8 @@ UPDATE "case" AS c SET truth = new.truth, state = new.state, batch_id = coalesce
     joined_at = coalesce(c.joined_at, new.joined_at)
 FROM json_to_recordset(%s) AS new (truth varchar, state varchar, batch_id varchar, joined_at timestamptz,
     study_key varchar, model varchar, version integer)
-WHERE c.study_key = new.study_key AND c.model = new.model AND c.version = new.version""",
+WHERE c.study_key = new.study_key AND c.model || '' = new.model AND c.version + 0 = new.version""",
 }
+"""The expressions keep PostgreSQL from the index that begins with model and version: by statistics that lag behind a growing
+table it looks selective, and every change is then compared with all cases of its version.
+"""

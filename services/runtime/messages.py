@@ -71,15 +71,16 @@ def decode(record: Record) -> Received[Event]:
     topic = BY_NAME.get(record.topic)
     if topic is None:
         raise InvalidInput(f"{record.topic} is not a topic of this service")
-    if not record.headers.get("ce_id"):
+    identity = record.headers.get("ce_id")
+    if not identity:
         raise InvalidInput("the CloudEvents header ce_id is missing")
-    if len(record.headers["ce_id"]) > MAX_ID:
+    if len(identity) > MAX_ID:
         raise InvalidInput(f"the CloudEvents header ce_id is longer than {MAX_ID} characters")
     try:
         data = topic.model.model_validate_json(record.body)
     except ValidationError as error:
         raise InvalidInput(_faults(error)) from None
-    return Received(record.event_id, topic, data, record, record.headers.get("traceparent", ""))
+    return Received(identity, topic, data, record, record.headers.get("traceparent", ""))
 
 
 def _faults(error: ValidationError) -> str:

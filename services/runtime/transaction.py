@@ -71,7 +71,7 @@ class Transaction:
         on_sqlite = self.session.get_bind().dialect.name == "sqlite"
         statement, ids = (_CLAIM_SQLITE, orjson.dumps(wanted).decode()) if on_sqlite else (_CLAIM_POSTGRESQL, wanted)
         values: dict[str, Any] = {"consumer": consumer, "ids": ids, "now": self.clock.now()}
-        return set(self.session.execute(statement, values).scalars())
+        return {row[0] for row in self.session.execute(statement, values).all()}
 
     def reject(self, consumer: str, record: Record, error: str, reason: str) -> None:
         """Record a message that cannot be processed and announce it on the topic's dead-letter topic."""

@@ -15,7 +15,8 @@ from schemas.topics import BY_NAME, LABEL, PREDICTION
 
 from .meter import Meter, Outcome
 
-CHECKPOINT_S = 5.0
+CHECKPOINT_S = 1.0
+"""About as often as ours commits."""
 
 
 class Seen:
@@ -59,7 +60,7 @@ def run(kind: str, truths: dict[str, str], job: dict[str, Any]) -> tuple[Meter, 
 
 
 def quixstreams(truths: dict[str, str], job: dict[str, Any]) -> tuple[Meter, Outcome]:
-    """Both topics into one keyed stream; state in RocksDB with a changelog topic, checkpoint every five seconds."""
+    """Both topics into one keyed stream; state in RocksDB with a changelog topic, a checkpoint every second."""
     from quixstreams import Application
 
     application = Application(
@@ -99,7 +100,7 @@ def _tagged(name: str) -> Callable[..., list[Any]]:
 
 
 def bytewax(truths: dict[str, str], job: dict[str, Any]) -> tuple[Meter, Outcome]:
-    """A stateful map keyed by study; recovery partitions in SQLite, an epoch every five seconds. Only a signal ends it."""
+    """A stateful map keyed by study; recovery partitions in SQLite, an epoch every second. Only a signal ends it."""
     import bytewax.operators as op
     from bytewax.connectors.kafka import KafkaSource
     from bytewax.dataflow import Dataflow
