@@ -49,6 +49,13 @@ def shared(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
 
 
+def agree_on_buffers(module: nn.Module) -> None:
+    """Give every process the first one's BatchNorm statistics; its own saw other images in the last step."""
+    if world()[1] > 1:
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, src=0)
+
+
 def share(indices: torch.Tensor) -> torch.Tensor:
     """The part of a batch that falls to the process."""
     rank, size = world()

@@ -223,8 +223,9 @@ def _one_epoch(run: _Run, epoch: int, stop: Callable[[], bool]) -> float | None:
             return None
         _set_learning_rates(run, (epoch - 1) * len(plan) + step, settings.epochs * len(plan))
         losses.append(_step(run, network, _batch(run, distributed.share(new), distributed.share(old)), changes))
-    loss = float(torch.stack(losses).mean())
-    if not math.isfinite(distributed.from_first(loss)):
+    distributed.agree_on_buffers(run.module)
+    loss = distributed.from_first(float(torch.stack(losses).mean()))
+    if not math.isfinite(loss):
         raise TrainingFailed(f"the loss of epoch {epoch} is not finite; lower the learning rates")
     return loss
 

@@ -10,7 +10,7 @@ the verdict, and so does the name of every class that could not be checked.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from services.remediation import betting, resampling
 from services.remediation.resampling import Floats
 from services.runtime.conventions import POWER
 
+Endpoint: TypeAlias = Literal["decisions", "probabilities"]
 REACHABLE = 10
 """More labels are asked for as long as at most this many times the present gate cases would show the gain that is seen."""
 
@@ -51,7 +52,7 @@ class Rules:
     seed: int = 0
     max_latency_ratio: float = 2.0
     looks: int = 0
-    endpoint: Literal["decisions", "probabilities"] = "decisions"
+    endpoint: Endpoint = "decisions"
 
     @property
     def level(self) -> float:

@@ -20,7 +20,7 @@ from models.spec import SelectionRule
 from models.training_settings import EpochRecord
 from schemas.vocabulary import Remedy
 from services.remediation import data, jobs, options
-from services.remediation.gate import Judgement, PairedCase, Rules, judge
+from services.remediation.gate import Endpoint, Judgement, PairedCase, Rules, judge
 from services.remediation.ids import natural_id
 from services.remediation.material import Material
 from services.runtime.errors import InvalidInput
@@ -64,7 +64,7 @@ def rules_of(context: Context, material: Material, remedy: Remedy) -> Rules:
     limits = context.settings.remediation
     draws = context.settings.evaluation.bootstrap_draws
     seed = material.options.seed
-    endpoint = "probabilities" if remedy == Remedy.RECALIBRATE else "decisions"
+    endpoint: Endpoint = "probabilities" if remedy == Remedy.RECALIBRATE else "decisions"
     return Rules(limits.gate_alpha, limits.gate_margin, limits.min_gate_cases, draws, seed, looks=material.looks, endpoint=endpoint)
 
 

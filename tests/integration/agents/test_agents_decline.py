@@ -264,8 +264,10 @@ def test_what_happened_is_told_as_a_story(hospital, status, now):
         "Since 2 March 2026 brain_mri has been worse in all classes together, most clearly in b_left",
         "(found on 2 March 2026, in version 1)",
         "The likely cause is new images (scanner, protocol or patients): station name CT2.",
-        "the agents ordered to adapt the network to the look of the new images. "
-        "On 40 new cases version 2 read 12 better and 2 worse",
+        (
+            "the agents ordered to adapt the network to the look of the new images. "
+            "On 40 new cases version 2 read 12 better and 2 worse"
+        ),
         "the gate turned it down, because it forgets too much.",
         "the agents ordered to fine-tune the rear part of the network. On 40 new cases version 3 read 21 better and 1 worse",
         "it passed the gate.",
