@@ -266,6 +266,10 @@ class LlmSettings(Group):
     max_retries: int = Field(2, ge=0)
     context_window: int = Field(16_384, ge=1024)
     max_tokens: int = Field(1024, ge=64)
+    input_cost: float = Field(
+        0.0, ge=0, description="Price of a million input tokens in the site's currency, for counters and records"
+    )
+    output_cost: float = Field(0.0, ge=0, description="The same for output tokens")
 
 
 class TelemetrySettings(Group):

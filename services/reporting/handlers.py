@@ -16,6 +16,8 @@ from services.runtime.transaction import Transaction
 
 SINCE = "since"
 """Setting of an order: the report looks back to this moment (ISO 8601 with a zone)."""
+KIND, ROUTINE = "kind", "routine"
+"""Setting of an order: a routine report, whatever the model's status."""
 
 
 class Reporting(BatchConsumer[dict[str, Written]]):

@@ -15,6 +15,8 @@ from services.reporting.wording import (
     STATUS,
     STATUS_MEANING,
     UNTIL,
+    counted,
+    day,
     estimate,
     fall_sentence,
     falls,
@@ -24,6 +26,7 @@ from services.reporting.wording import (
     number,
     on,
     percent,
+    sentences,
     start_of,
     two_sentences,
 )
@@ -36,13 +39,15 @@ _HEADLINES = ("macro_recall", "balanced_accuracy", "accuracy", "macro_auroc", "a
 def monitoring_page(facts: Facts, report_id: str, rules: Rules) -> Page:
     """Build the page: in short for those who read the images, then the chapters that a committee files."""
     status = facts.latest.status if facts.latest is not None else "undecided"
+    routine = is_routine(facts)
+    week = f", to {day(facts.cause.as_of)}" if routine else ""
     return Page(
         report_id=report_id,
-        kind="monitoring" if facts.cause.evaluation_id or status in ("degraded", "watch") else "routine",
+        kind="monitoring" if not routine and (facts.cause.evaluation_id or status in UNWELL) else "routine",
         status=status,
         status_word=STATUS[status],
-        title=f"{facts.cause.model}, version {facts.version}: {STATUS[status].lower()}",
-        summary=_summary(facts),
+        title=f"{facts.cause.model}, version {facts.version}{week}: {STATUS[status].lower()}",
+        summary=_routine_summary(facts) if routine else _summary(facts),
         model=facts.cause.model,
         task=facts.task,
         version=facts.version,
@@ -56,6 +61,22 @@ def monitoring_page(facts: Facts, report_id: str, rules: Rules) -> Page:
         ],
         data=common.data_of(facts),
     )
+
+
+def is_routine(facts: Facts) -> bool:
+    """Whether the report was asked for by the calendar or over a period, and not because of something that happened."""
+    return facts.cause.settings.get("kind") == "routine"
+
+
+def _routine_summary(facts: Facts) -> str:
+    """What came in, then how the model is."""
+    seen, period = facts.activity, facts.period
+    since = f" since {day(period.since)}" if period is not None and period.since is not None else ""
+    came = "One study was scored" if seen.predictions == 1 else f"{number(seen.predictions)} studies were scored"
+    first = f"{came} by {facts.cause.model}{since}, and {counted(seen.labels, 'label')} came in."
+    if facts.latest is None:
+        return f"{first} No batch of version {facts.version} has been evaluated yet."
+    return f"{first} {sentences(facts.latest.summary)[0]}"
 
 
 def _in_short(facts: Facts, rules: Rules) -> tuple[Section, ...]:

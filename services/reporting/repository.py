@@ -284,6 +284,18 @@ def _label_counts(session: Session, cause: Cause, version: int) -> LabelCounts:
     )
 
 
+def covered(session: Session, model: str) -> datetime | None:
+    """To where the newest routine report of a model goes, whether it is written yet or only ordered."""
+    query = (
+        select(Order.settings)
+        .where(Order.model == model, Order.kind == OrderKind.REPORT, col(Order.idempotency_key).startswith("routine|"))
+        .order_by(col(Order.created_at).desc())
+        .limit(1)
+    )
+    found = session.exec(query).first()
+    return datetime.fromisoformat(found["until"]) if found is not None else None
+
+
 def store(tx: Transaction, report: Report) -> bool:
     """Enter the finished report; False when it is there already."""
     return bool(tx.insert_new(Report, [report], returning="report_id"))

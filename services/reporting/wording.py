@@ -230,6 +230,16 @@ def on(at: datetime) -> str:
     return f"{at.day} {at:%B %Y, %H:%M} UTC"
 
 
+def day(at: datetime) -> str:
+    """2 March 2026."""
+    return f"{at.day} {at:%B %Y}"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """1 label, 2 labels, no labels."""
+    return f"{number(count) if count else 'no'} {one if count == 1 else many or one + 's'}"
+
+
 def duration(span: timedelta) -> str:
     """A span of time in the unit that reads best."""
     hours = span.total_seconds() / 3600
