@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -177,11 +178,8 @@ def test_models_that_do_not_serve_yet_are_left_out(context, clock):
 
 
 def test_it_can_be_turned_off(serving_sqlite):
-    made, off = serving_sqlite, {"reports": ReportSettings(weekly=False)}
-    assert (
-        build(type(serving_sqlite)(settings, serving_sqlite.database, serving_sqlite.clock, serving_sqlite.pseudonyms)).tickers
-        == ()
-    )
+    settings = serving_sqlite.settings.model_copy(update={"reports": ReportSettings(weekly=False)})
+    assert build(replace(serving_sqlite, settings=settings)).tickers == ()
 
 
 KILLED = """
