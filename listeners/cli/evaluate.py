@@ -15,7 +15,8 @@ from schemas.settings import Settings
 from services.evaluation import repository
 from services.evaluation.calibration import bound, calibrate, fingerprint
 from services.evaluation.detector import Thresholds
-from services.evaluation.replay import SHOWN, Period, Record, Rule, Step, counts_of, replay
+from services.evaluation.pace import blocks_per_year
+from services.evaluation.replay import SHOWN, Period, Record, Rule, Step, counts_of, independent_of, replay
 from services.evaluation.stream import StreamCase
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
@@ -85,7 +86,18 @@ def _replayed(
     batches = len({case.batch for case in kept})
     # A subgroup's batches are smaller, and the detector's thresholds hold for the usual size.
     size = max(1, round(len(kept) / batches)) if period.facets else settings.join.batch_size
-    record = Record(classes, baseline, kept, size, settings.evaluation.seed)
+    # Predictions without a label tell no facets here, so a group's weeks count as complete without them.
+    waiting = [] if period.facets else repository.pending(session, model, version)
+    record = Record(
+        classes=classes,
+        baseline=baseline,
+        stream=kept,
+        batch_size=size,
+        closed={row.number: row.closed_at for row in repository.batches(session, model) if row.version == version},
+        pending=[row for row in waiting if row.patient_key not in taught and period.covers(row.acquired_at)],
+        wait_days=settings.evaluation.label_wait_days,
+        seed=settings.evaluation.seed,
+    )
     limits = _thresholds(session, settings, model, version, record) if rule is Rule.PAIRED and not threshold else bound(0.05)
     steps = replay(record, rule, threshold=threshold, thresholds=limits, run_length=settings.evaluation.cusum_run_length)
     alarms = [step.batch for step in steps if step.alarmed]
@@ -96,12 +108,12 @@ def _replayed(
 def _thresholds(session: Session, settings: Settings, model: str, version: int, record: Record) -> Thresholds:
     """Those that are kept; otherwise made now and not stored."""
     counts, chosen = counts_of(record), settings.evaluation
-    errors, cases = counts.baseline_errors[0], counts.baseline_cases[0]
-    mark = fingerprint(errors, cases, record.batch_size, chosen.false_alarms_per_year, chosen.seed)
-    kept = repository.thresholds(session, model, version, mark)
+    per_year = blocks_per_year((case.acquired_at for case in independent_of(record)), record.batch_size)
+    conditions = (counts.baseline_errors[0], counts.baseline_cases[0], record.batch_size, chosen.false_alarms_per_year)
+    kept = repository.thresholds(session, model, version, fingerprint(*conditions, chosen.seed, per_year))
     if kept is None:
         typer.echo("calibrating the detector for these batches; this takes some seconds …", err=True)
-    return kept or calibrate(errors, cases, record.batch_size, chosen.false_alarms_per_year, chosen.seed)
+    return kept or calibrate(*conditions, chosen.seed, per_year)
 
 
 def _rule(name: str) -> Rule:

@@ -87,7 +87,7 @@ def evaluate(material: Material) -> Outcome:
     assessment = judged.assessment if judged else None
     cause = _explain(material, independent, judged, rule)
     since = _since(judged) if judged else None
-    subgroups = judge(independent, material.classes, material.subgroup_risk)
+    subgroups = judge(independent, material.classes, material.subgroup_risk, material.thresholds.per_year)
     line = root_cause(cause, assessment.fall if assessment else None, since)
     return Outcome(
         status=assessment.status if assessment else Status.UNDECIDED,

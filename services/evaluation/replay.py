@@ -1,7 +1,7 @@
 """What a rule would have said, batch by batch, of the cases that are stored. Pure; nothing is written or ordered."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
@@ -10,9 +10,11 @@ from schemas.vocabulary import Status
 from services.evaluation.cases import Cases, LabelledRow
 from services.evaluation.cusum import chart
 from services.evaluation.detector import Counts, Thresholds
+from services.evaluation.judgement import Question, judge_stream
+from services.evaluation.lateness import Pending
 from services.evaluation.reclaim_rule import LIMIT, apply_rule
 from services.evaluation.stream import StreamCase, count, one_per_patient
-from services.evaluation.verdict import Assessment, assess
+from services.evaluation.verdict import Assessment
 
 
 class Rule(StrEnum):
@@ -33,19 +35,28 @@ class Period:
 
     def holds(self, case: StreamCase) -> bool:
         """Whether a case is one of them."""
-        early = self.since is not None and case.acquired_at < self.since
-        late = self.until is not None and case.acquired_at >= self.until
-        return not (early or late) and all(case.facets.get(name) == value for name, value in (self.facets or {}).items())
+        return self.covers(case.acquired_at) and all(case.facets.get(name) == value for name, value in (self.facets or {}).items())
+
+    def covers(self, time: datetime) -> bool:
+        """Whether a case acquired then is one of them, its facets aside."""
+        return not ((self.since is not None and time < self.since) or (self.until is not None and time >= self.until))
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is stored of one version. `stream` holds the cases of the period in order, without the patients it was trained on."""
+    """What is stored of one version. `stream` holds the cases of the period in order, without the patients it was trained on.
+
+    `closed` is when each batch was closed, `pending` the predictions of the period that still have no label; the detector waits
+    `wait_days` for a label.
+    """
 
     classes: tuple[str, ...]
     baseline: Sequence[LabelledRow]
     stream: Sequence[StreamCase]
     batch_size: int
+    closed: Mapping[int, datetime]
+    pending: Sequence[Pending]
+    wait_days: float
     seed: int = 0
 
     @property
@@ -91,17 +102,25 @@ def _step(record: Record, number: int, statistic: float, limit: float, alarmed: 
 def counts_of(record: Record) -> Counts:
     """One case per patient, its batches numbered anew from 1 without gaps."""
     place = {number: position for position, number in enumerate(record.numbers, 1)}
-    known = {row.patient_key for row in record.baseline}
-    cases = [case._replace(batch=place[case.batch]) for case in one_per_patient(record.stream, known)]
+    cases = [case._replace(batch=place[case.batch]) for case in independent_of(record)]
     return count(one_per_patient(record.baseline), cases, record.classes, len(place))
 
 
+def independent_of(record: Record) -> list[StreamCase]:
+    """One case per patient, none of a patient of the test set."""
+    return one_per_patient(record.stream, {row.patient_key for row in record.baseline})
+
+
 def _paired(record: Record, thresholds: Thresholds) -> list[tuple[float, float, bool, str]]:
-    counts = counts_of(record)
+    """After each batch, what had a label is known and what had been acquired without one is awaited."""
+    independent = independent_of(record)
     found = []
-    for end in range(1, counts.errors.shape[1] + 1):
-        seen = replace(counts, errors=counts.errors[:, :end], cases=counts.cases[:, :end])
-        verdict = assess(seen, record.classes, thresholds, record.batch_size, record.seed)
+    for number in record.numbers:
+        now = record.closed[number]
+        question = Question(record.classes, record.baseline, thresholds, record.batch_size, record.seed, now, record.wait_days)
+        later = [Pending(case.patient_key, case.predicted, case.acquired_at) for case in independent if case.batch > number]
+        awaited = [row for row in (*later, *record.pending) if row.acquired_at <= now]
+        verdict = judge_stream(question, [case for case in independent if case.batch <= number], awaited).assessment
         shown = max(((verdict.a, thresholds.a), (verdict.b, thresholds.b)), key=lambda pair: pair[0] - pair[1])
         found.append((*shown, verdict.status is Status.DEGRADED, _told(verdict)))
     return found

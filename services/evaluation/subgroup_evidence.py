@@ -3,10 +3,10 @@
 In each batch and true class the errors of a group, given all errors, are hypergeometric where the group is read like the
 others, whatever the error rate is and however it moves: a decline of everybody, or another mix of classes in the group, is no
 evidence. The likelihood ratio of Fisher's noncentral hypergeometric law at an odds ratio above 1 has mean 1 then, so products
-over batches are a martingale. A start in each batch has weight 1/52: after one year the sum is an e-process, which exceeds
-1/alpha with probability alpha at most (Ville 1939), after N years with N alpha. Mixtures over classes, odds ratios and groups
-keep that; single groups follow by closed testing with weighted means of e-values (Vovk and Wang 2021), which holds under any
-dependence between facets.
+over batches are a martingale. A start in each batch has as weight one over the batches of a year: after one year the sum is an
+e-process, which exceeds 1/alpha with probability alpha at most (Ville 1939), after N years with N alpha. Mixtures over classes,
+odds ratios and groups keep that; single groups follow by closed testing with weighted means of e-values (Vovk and Wang 2021),
+which holds under any dependence between facets.
 """
 
 from collections.abc import Sequence
@@ -67,11 +67,11 @@ def streams(errors: Integers, cases: Integers, every: tuple[Integers, Integers])
     return np.concatenate([each, each.sum(2, keepdims=True)], 2)
 
 
-def evidence(ratios: Floats) -> Floats:
-    """[G, T] log of the e-process of each group after each batch, from `streams`."""
+def evidence(ratios: Floats, per_year: int = YEAR) -> Floats:
+    """[G, T] log of the e-process of each group after each batch, from `streams`; a year has `per_year` batches."""
     value = np.full(ratios[:, 0].shape, -np.inf)
     found = np.empty(ratios.shape[:2])
-    start = -np.log(YEAR)
+    start = -np.log(per_year)
     for batch in range(ratios.shape[1]):
         value = np.minimum(np.logaddexp(value, start) + ratios[:, batch], LOG_CAP)
         found[:, batch] = logsumexp(value, axis=(-2, -1)) - np.log(value[0].size)

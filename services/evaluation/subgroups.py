@@ -55,6 +55,7 @@ class _Facet:
     found: Floats
     times: Mapping[int, datetime]
     """Batch to the median time of its cases."""
+    per_year: int
 
 
 def with_site(facets: Mapping[str, str], calling_ae: str | None) -> dict[str, str]:
@@ -63,15 +64,15 @@ def with_site(facets: Mapping[str, str], calling_ae: str | None) -> dict[str, st
     return {**facets, "Site": title} if title else dict(facets)
 
 
-def judge(stream: Sequence[StreamCase], classes: Sequence[str], risk: float) -> tuple[SubgroupResult, ...]:
+def judge(stream: Sequence[StreamCase], classes: Sequence[str], risk: float, per_year: int = YEAR) -> tuple[SubgroupResult, ...]:
     """Every group of every facet, after the stream's last batch; `stream` holds one case per patient.
 
-    `risk` is the chance a year that any group is called worse while all are read alike. Facets with a single group give
-    nothing to compare. Worse groups come first, then by facet.
+    `risk` is the chance in a year of `per_year` batches that any group is called worse while all are read alike. Facets with
+    a single group give nothing to compare. Worse groups come first, then by facet.
     """
     last = max((case.batch for case in stream), default=0)
     times = _times(stream)
-    facets = [_facet(number, stream, classes, last, times) for number in range(len(SUBGROUP_FACETS))]
+    facets = [_facet(number, stream, classes, (last, per_year), times) for number in range(len(SUBGROUP_FACETS))]
     judged = [facet for facet in facets if len(facet.groups) > 1]
     leaves = [Leaf(facet.number, place, float(facet.found[place, -1])) for facet in judged for place in range(len(facet.groups))]
     bar, many = math.log(1 / risk), len(SUBGROUP_FACETS)
@@ -95,8 +96,9 @@ def _times(stream: Sequence[StreamCase]) -> dict[int, datetime]:
 
 
 def _facet(
-    number: int, stream: Sequence[StreamCase], classes: Sequence[str], batches: int, times: Mapping[int, datetime]
+    number: int, stream: Sequence[StreamCase], classes: Sequence[str], span: tuple[int, int], times: Mapping[int, datetime]
 ) -> _Facet:
+    """`span`: batches of the stream, and of a year."""
     name = SUBGROUP_FACETS[number]
     place = {label: column for column, label in enumerate(classes)}
     rows = [(case.facets[name], case.batch - 1, place[case.truth], case.predicted != case.truth) for case in stream
@@ -104,7 +106,7 @@ def _facet(
     groups = tuple(dict.fromkeys(row[0] for row in rows))[:MOST_GROUPS]
     order = {group: position for position, group in enumerate(groups)}
     # One more for the groups that are not judged.
-    errors, cases = np.zeros((2, len(groups) + 1, batches, len(classes)), np.int64)
+    errors, cases = np.zeros((2, len(groups) + 1, span[0], len(classes)), np.int64)
     for group, batch, label, wrong in rows:
         position = order.get(group, len(groups))
         cases[position, batch, label] += 1
@@ -112,9 +114,9 @@ def _facet(
     every = errors.sum(0), cases.sum(0)
     errors, cases = errors[:-1], cases[:-1]
     if len(groups) < 2:
-        return _Facet(number, groups, errors, cases, every, np.zeros((0, 0, 0, 0)), np.zeros((0, 0)), times)
+        return _Facet(number, groups, errors, cases, every, np.zeros((0, 0, 0, 0)), np.zeros((0, 0)), times, span[1])
     ratios = streams(errors, cases, every)
-    return _Facet(number, groups, errors, cases, every, ratios, evidence(ratios), times)
+    return _Facet(number, groups, errors, cases, every, ratios, evidence(ratios, span[1]), times, span[1])
 
 
 def _result(facet: _Facet, place: int, classes: Sequence[str], worse: bool, suspected: bool, bar: float) -> SubgroupResult:
@@ -183,7 +185,7 @@ def _more_cases(facet: _Facet, place: int, bar: float) -> int | None:
     odds = np.log(worse / rate), np.log((1 - worse) / (1 - rate))
     gain = worse * odds[0] + (1 - worse) * odds[1]
     sd = np.sqrt(worse * (1 - worse)) * (odds[0] - odds[1])
-    streams_of_group = (len(share) + 1) * len(ODDS_RATIOS) * YEAR
+    streams_of_group = (len(share) + 1) * len(ODDS_RATIOS) * facet.per_year
     price = bar + math.log(streams_of_group / weight(len(SUBGROUP_FACETS), place))
     z = float(norm.ppf(POWER))
     root = (z * sd + np.sqrt((z * sd) ** 2 + 4 * gain * price)) / (2 * gain)

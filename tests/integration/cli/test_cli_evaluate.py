@@ -203,3 +203,8 @@ def test_an_evaluation_shows_its_groups_and_the_classical_rules(history, reclaim
     assert "AgeBand 80+" in text
     assert "too few to tell" in text
     assert "rule cusum (orders nothing): alarm" in text
+    # The replay of the detector ends where the evaluation stands, with the thresholds that it kept.
+    last = rows(reclaim("evaluate", "--model", "tumour", "--json"))["batches"][-1]
+    assert last["alarmed"] == (stored.status == "degraded")
+    assert last["statistic"] in (stored.evidence["statistic_a"], stored.evidence["statistic_b"])
+    assert last["limit"] in (stored.evidence["threshold_a"], stored.evidence["threshold_b"])
