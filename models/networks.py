@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from models.errors import BrokenBundle, UnknownNetwork
+from models.pretrained import read_weights
 from models.small_network import SmallNetwork
 
 Options = Mapping[str, int | float | str | bool]
@@ -77,15 +77,12 @@ def body_blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def load_pretrained(module: nn.Module, path: Path) -> tuple[str, ...]:
-    """Take body weights from a local safetensors file; gives the names that were taken.
+    """Take body weights from a local safetensors file or state dict; gives the names that were taken.
 
     A first convolution for three channels is summed over them for a grey network, which equals repeating the grey image.
     Raises BrokenBundle where the file does not fit the network.
     """
-    try:
-        given = load_file(path)
-    except Exception as error:
-        raise BrokenBundle(f"{path.name} is not a readable safetensors file ({type(error).__name__})") from error
+    given = read_weights(path)
     own = module.state_dict()
     prefix = _architecture_of(module).head + "."
     fitted = {
