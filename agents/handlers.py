@@ -12,7 +12,7 @@ from agents.planner.commands import PASSED_ON
 from agents.proposals import Cause, reply_event_id
 from agents.runner import Past, Run, Runner
 from agents.settlement import Settlement, settle
-from agents.telemetry import under
+from agents.telemetry import settlement_span, under
 from schemas.agent_runs import AgentRun
 from schemas.events import AgentCommand, AgentReply, EvaluationCompleted, MaintenancePromotion
 from schemas.settings import Settings
@@ -71,8 +71,9 @@ class AgentsConsumer(BatchConsumer[list[Handled]]):
     def apply(self, tx: Transaction, batch: Batch, prepared: list[Handled]) -> None:
         """Settle each run and record it."""
         for event, handled in zip(batch, prepared, strict=True):
-            with under(event.traceparent):
+            with under(event.traceparent), settlement_span(handled.run.traceparent) as span:
                 settlement = settle(tx, handled.run, self._settings, handled.past)
+                span.set_attribute("reclaim.orders", settlement.order_ids)
                 reply = _reply(handled.run, settlement)
                 _record(tx, event, handled.run, settlement, reply)
                 if isinstance(event.data, AgentCommand):
@@ -108,6 +109,7 @@ def _record(tx: Transaction, event: Received[Any], run: Run, settlement: Settlem
         reply=reply,
         steps=[*([head] if head else []), *run.steps],
         order_ids=settlement.order_ids,
+        usage=run.usage | {"trace_id": run.traceparent[3:35]},
         created_at=tx.clock.now(),
     )
     tx.insert_new(AgentRun, [row], returning="run_id")

@@ -312,3 +312,27 @@ def talk_of(session: Session, thread: str, limit: int = 6) -> Sequence[AgentRun]
     """The newest runs of a thread, oldest first."""
     query = select(AgentRun).where(AgentRun.thread == thread).order_by(col(AgentRun.created_at).desc()).limit(limit)
     return list(reversed(session.exec(query).all()))
+
+
+def runs(session: Session, limit: int, thread: str = "") -> Sequence[AgentRun]:
+    """The newest runs, newest first; of one thread where it is named."""
+    query = select(AgentRun)
+    if thread:
+        query = query.where(AgentRun.thread == thread)
+    return session.exec(query.order_by(col(AgentRun.created_at).desc(), col(AgentRun.run_id)).limit(limit)).all()
+
+
+def run_like(session: Session, name: str) -> Sequence[AgentRun]:
+    """Runs whose id starts with `name` (with or without `run-`), or that this event caused."""
+    start = name if name.startswith("run-") else f"run-{name}"
+    like = col(AgentRun.run_id).startswith(start, autoescape=True)
+    return session.exec(select(AgentRun).where(or_(like, col(AgentRun.cause) == name)).limit(5)).all()
+
+
+def run_of_order(session: Session, order_id: str) -> AgentRun | None:
+    """The run that made an order: the first that names it, among those since it was made."""
+    order = session.get(Order, order_id)
+    if order is None:
+        return None
+    query = select(AgentRun).where(col(AgentRun.created_at) >= order.created_at).order_by(col(AgentRun.created_at)).limit(50)
+    return next((row for row in session.exec(query) if order_id in row.order_ids), None)

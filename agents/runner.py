@@ -20,7 +20,7 @@ from agents.guardrails import AGENT_KINDS
 from agents.ladder import ADVICE
 from agents.proposals import Cause, Decision, Ledger
 from agents.redaction import without_uids
-from agents.telemetry import run_span, under
+from agents.telemetry import count_run, note_proposals, planner_span, run_span, run_traceparent
 from agents.tools.catalogue import BY_NAME
 from agents.tools.desk import Desk
 from agents.workflow import MAX_ITERATIONS, build_workflow, endpoint, memory_for, rule_planner
@@ -45,14 +45,18 @@ class Undelivered(Exception):  # noqa: N818 - named for what happened to the ans
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind. `planner` is `rules`, the LLM's name, `rules (after NAME)`, or `button`."""
+    """What a run left behind, with its own trace and what it used.
+
+    `planner` is `rules`, the LLM's name, `rules (after NAME)`, or `button`.
+    """
 
     cause: Cause
     planner: str
     reply: str
     ledger: Ledger
     steps: tuple[dict[str, Any], ...] = ()
-    known_models: tuple[str, ...] = field(default=())
+    traceparent: str = ""
+    usage: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,23 @@ class Runner:
 
         A pressed button says by itself what is wanted: no planner reads it.
         """
+        with run_span(cause, content=self.settings.telemetry.content) as meter:
+            begun = self.clock.monotonic()
+            run = self._run(cause, past)
+            note_proposals(trace.get_current_span(), cause, [(each.kind, each.model) for each in run.ledger.proposals])
+            count_run(run.planner, cause.kind, meter, self.settings.llm)
+            usage = {"seconds": round(self.clock.monotonic() - begun, 3), "llm_calls": meter.calls}
+            if meter.calls:
+                usage |= {"input_tokens": meter.input_tokens, "output_tokens": meter.output_tokens}
+                usage |= {"cost": round(meter.cost(self.settings.llm), 6)}
+            return replace(run, traceparent=run_traceparent(), usage=usage)
+
+    def _run(self, cause: Cause, past: Past) -> Run:
         if cause.pressed is not None:
             return _pressed(cause, cause.pressed)
-        with under(cause.traceparent):
-            if self.make_llm is None:
-                return self._attempt(cause, past, rule_planner(), RULES, RULES_TIMEOUT_S)
-            return self._with_fallback(cause, past, self.make_llm)
+        if self.make_llm is None:
+            return self._attempt(cause, past, rule_planner(), RULES, RULES_TIMEOUT_S)
+        return self._with_fallback(cause, past, self.make_llm)
 
     def _with_fallback(self, cause: Cause, past: Past, make_llm: Callable[[], FunctionCallingLLM]) -> Run:
         name = (self.settings.llm.model or "llm")[:40]
@@ -100,7 +115,7 @@ class Runner:
     def _attempt(self, cause: Cause, past: Past, llm: FunctionCallingLLM, planner: str, timeout_s: float) -> Run:
         desk = Desk(self.database, self.clock, self.settings, cause)
         steps: list[dict[str, Any]] = []
-        with run_span(planner, cause.event_id):
+        with planner_span(planner, cause, content=self.settings.telemetry.content):
             try:
                 reply = _in_own_loop(lambda: _converse(desk, past, llm, timeout_s, steps))
             except Exception:

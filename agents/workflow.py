@@ -95,10 +95,9 @@ def rule_planner() -> FunctionCallingLLM:
 
 def endpoint(settings: LlmSettings) -> FunctionCallingLLM:
     """Any OpenAI-compatible endpoint. Both flags must be set, or LlamaIndex refuses to give the model tools."""
-    # half a second of import that a site without an LLM need not spend
-    from llama_index.llms.openai_like import OpenAILike  # type: ignore[import-untyped]  # noqa: PLC0415
+    from agents.endpoint import MeteredEndpoint  # noqa: PLC0415 - half a second of import that a site without an LLM need not spend
 
-    llm: FunctionCallingLLM = OpenAILike(
+    llm: FunctionCallingLLM = MeteredEndpoint(
         model=settings.model or "default",
         api_base=settings.base_url,
         api_key=settings.api_key.get_secret_value() or "none",

@@ -45,6 +45,7 @@ class SlackServer:
     sockets: list[web.WebSocketResponse] = field(default_factory=list)
     acknowledged: list[dict[str, Any]] = field(default_factory=list)
     number: int = 0
+    scopes: str = "chat:write,app_mentions:read,commands,files:write,im:history,im:write,channels:history"
     server: TestServer | None = None
 
     async def start(self) -> None:
@@ -94,7 +95,7 @@ class SlackServer:
         if fault is not None and fault.breaks:
             assert request.transport is not None
             request.transport.close()
-        return web.json_response(answer)
+        return web.json_response(answer, headers={"X-OAuth-Scopes": self.scopes})
 
     async def _fields(self, request: web.Request, raw: str) -> dict[str, Any]:
         if request.content_type == "application/json":

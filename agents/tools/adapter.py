@@ -6,6 +6,7 @@ from typing import Any
 from llama_index.core.tools import FunctionTool
 from pydantic import ValidationError
 
+from agents.telemetry import tool_span
 from agents.tools.answers import Answer, Problem
 from agents.tools.catalogue import CATALOGUE, ToolSpec
 from agents.tools.desk import Desk
@@ -24,7 +25,8 @@ def _tool(spec: ToolSpec, desk: Desk) -> FunctionTool:
 
 def _bound(spec: ToolSpec, desk: Desk) -> Callable[..., Awaitable[str]]:
     async def call(**kwargs: Any) -> str:
-        return use(spec, desk, kwargs).model_dump_json()
+        with tool_span(spec.name, kwargs):
+            return use(spec, desk, kwargs).model_dump_json()
 
     return call
 

@@ -13,7 +13,7 @@ from typing import Final
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 
-from listeners.cli import site_checks
+from listeners.cli import chat_checks, site_checks
 from listeners.cli.findings import Finding
 from schemas.settings import Settings
 from schemas.tables import ModelVersion
@@ -45,6 +45,8 @@ def examine(settings: Settings) -> list[Finding]:
         site_checks.unscored,
         site_checks.images,
         _llm,
+        chat_checks.chat,
+        chat_checks.messages,
     )
     findings: list[Finding] = []
     for check in checks:
@@ -216,5 +218,6 @@ NEEDS: Final = {
     site_checks.feed: {"state folder", "database"},
     site_checks.unscored: {"state folder", "database"},
     site_checks.images: {"state folder", "database"},
+    chat_checks.messages: {"state folder", "database"},
 }
 """What must be well before a check can look at anything."""

@@ -36,6 +36,9 @@ CounterName: TypeAlias = Literal[
     "reclaim.outbox.published",  # events the relay has sent
     "reclaim.jobs.finished",  # long jobs that ended, by state
     "reclaim.gate.verdicts",  # challengers judged, by verdict
+    "reclaim.agents.runs",  # agent runs, by planner (rules, llm, fallback, button) and kind of cause
+    "reclaim.agents.tokens",  # tokens of the language model, by type
+    "reclaim.agents.cost.millionths",  # cost by the site's prices, in millionths of its currency
     "reclaim.chat.messages",  # messages that reached Slack or Teams or were given up, by channel and outcome
     "reclaim.results.finished",  # results that reached the PACS or were given up, by outcome
 ]
@@ -43,6 +46,7 @@ HistogramName: TypeAlias = Literal[
     "reclaim.dicom.store.seconds",  # last byte of a data set to the response sent
     "reclaim.batch.seconds",  # time to handle one polled batch
     "reclaim.outbox.lag.seconds",  # age of an event when the relay sends it
+    "reclaim.agents.run.seconds",  # time of one agent run, by kind of cause
     "reclaim.job.seconds",  # time of one job attempt
 ]
 COUNTERS: Final[tuple[str, ...]] = get_args(CounterName)
