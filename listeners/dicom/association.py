@@ -135,10 +135,7 @@ class Association:
     @property
     def data_ahead(self) -> int:
         """So many bytes come next that are nothing but data set of the C-STORE under way: `receive` them, or `take` them."""
-        if self._request is None or self._dataset is not None or self.is_closed:
-            return 0
-        context_id, is_command, _, left = self._reader.pdv
-        return 0 if is_command or context_id != self._context_id else left
+        return 0 if self._request is None or self._dataset is not None else self._reader.data_left(self._context_id)
 
     def resume(self, data: memoryview, position: int) -> int:
         """Take in the headers of the next fragment of the data set under way, where it begins a PDU at `position`.
@@ -152,10 +149,7 @@ class Association:
     def take(self, count: int) -> StoreEnded | None:
         """`count` bytes of those ahead, at least one, were received and written without passing through here."""
         request = self._request
-        assert request is not None
-        self._reader.skip(count)
-        *_, is_last, left = self._reader.pdv
-        if left or not is_last:
+        if not self._reader.skip(count) or request is None:
             return None
         self._request = None
         return StoreEnded(request)
@@ -191,7 +185,8 @@ class Association:
 
     def store_response(self, request: Request, answer: Answer) -> bytes:
         """The C-STORE-RSP to send."""
-        return self.message_response(request, request.command.answered(answer), None)
+        command = request.command.response(answer.status, answer.comment, answer.tag)
+        return encode_message(request.context.context_id, command, None, self._peer_max_pdu)
 
     def message_response(self, request: Request, command: bytes, dataset: bytes | None) -> bytes:
         """Any encoded response to send."""

@@ -1,9 +1,9 @@
 """Command sets (PS3.7 §6.3 and Annex E) of the messages that come by the thousand, parsed and built by `struct`."""
 
 import struct
+from collections.abc import Mapping
 from typing import Final
 
-from listeners.dicom.answers import Answer
 from listeners.dicom.pdu import AbortReason, ProtocolError
 
 C_STORE_RQ: Final = 0x0001
@@ -34,10 +34,10 @@ class Command:
     def __init__(self, encoded: bytes) -> None:
         """Parse; raises ProtocolError for what cannot even be answered."""
         self.encoded = encoded
-        self._elements = _elements(encoded)
-        self.field = self._number(_COMMAND_FIELD)
-        self.message_id = 0 if self.field == C_CANCEL_RQ or self.field & RESPONSE else self._number(_MESSAGE_ID)
-        self.has_dataset = self._number(_DATASET_TYPE) != NO_DATASET
+        self._elements = found = _elements(encoded)
+        self.field = field = _number(found, _COMMAND_FIELD)
+        self.message_id = 0 if field == C_CANCEL_RQ or field & RESPONSE else _number(found, _MESSAGE_ID)
+        self.has_dataset = _number(found, _DATASET_TYPE) != NO_DATASET
 
     @property
     def sop_class_uid(self) -> str:
@@ -65,22 +65,19 @@ class Command:
         body += self._echoed(_AFFECTED_SOP_INSTANCE_UID)
         return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
 
-    def answered(self, answer: Answer) -> bytes:
-        """The response that tells the sender what became of its C-STORE."""
-        return self.response(answer.status, answer.comment, answer.tag)
-
     def _echoed(self, element: int) -> bytes:
         value = self._elements.get(element)
         return b"" if value is None else _encoded(element, value[:64], b"\x00")
 
-    def _number(self, element: int) -> int:
-        value = self._elements.get(element, b"")
-        if len(value) != 2:
-            raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, f"a command without (0000,{element:04X})")
-        return int.from_bytes(value, "little")
-
     def _text(self, element: int) -> str:
         return self._elements.get(element, b"").rstrip(b"\x00 ").decode("ascii", "replace")
+
+
+def _number(elements: Mapping[int, bytes], element: int) -> int:
+    value = elements.get(element, b"")
+    if len(value) != 2:
+        raise ProtocolError(AbortReason.UNEXPECTED_PARAMETER, f"a command without (0000,{element:04X})")
+    return value[0] | value[1] << 8
 
 
 def _elements(encoded: bytes) -> dict[int, bytes]:

@@ -1,6 +1,7 @@
 """DICOM File Meta Information (PS3.10 §7.1) for data sets that are stored as sent."""
 
 import struct
+from functools import lru_cache
 from typing import Final
 
 from services.runtime import implementation
@@ -8,22 +9,28 @@ from services.runtime import implementation
 IMPLEMENTATION_CLASS_UID: Final = implementation.IMPLEMENTATION_CLASS_UID
 IMPLEMENTATION_VERSION_NAME: Final = implementation.IMPLEMENTATION_VERSION_NAME
 _PREAMBLE: Final = b"\x00" * 128 + b"DICM"
+_GROUP_LENGTH: Final = struct.Struct("<HH2sHL")
 
 
 def encode_file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae: str) -> bytes:
     """Preamble, prefix and file meta group, to be followed by the data set. All UIDs are valid ones."""
-    elements = b"".join(
-        (
-            struct.pack("<HH2s2xLH", 2, 0x0001, b"OB", 2, 0x0100),
-            _text(0x0002, b"UI", sop_class_uid),
-            _text(0x0003, b"UI", sop_instance_uid),
-            _text(0x0010, b"UI", transfer_syntax_uid),
-            _text(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
-            _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
-            _text(0x0016, b"AE", source_ae),
-        )
+    before, after = _around_instance(sop_class_uid, transfer_syntax_uid, source_ae)
+    instance = _text(0x0003, b"UI", sop_instance_uid)
+    length = len(before) + len(instance) + len(after)
+    return b"".join((_PREAMBLE, _GROUP_LENGTH.pack(2, 0x0000, b"UL", 4, length), before, instance, after))
+
+
+@lru_cache(256)
+def _around_instance(sop_class_uid: str, transfer_syntax_uid: str, source_ae: str) -> tuple[bytes, bytes]:
+    """The elements before and after the SOP Instance UID."""
+    before = struct.pack("<HH2s2xLH", 2, 0x0001, b"OB", 2, 0x0100) + _text(0x0002, b"UI", sop_class_uid)
+    after = (
+        _text(0x0010, b"UI", transfer_syntax_uid),
+        _text(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+        _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
+        _text(0x0016, b"AE", source_ae),
     )
-    return _PREAMBLE + struct.pack("<HH2sHL", 2, 0x0000, b"UL", 4, len(elements)) + elements
+    return before, b"".join(after)
 
 
 def _text(element: int, vr: bytes, value: str) -> bytes:

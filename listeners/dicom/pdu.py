@@ -92,10 +92,10 @@ class PduReader:
         """Whether nothing of a PDU has arrived that is not whole yet."""
         return not (self._header or self._pdu_left or self._control is not None)
 
-    @property
-    def pdv(self) -> tuple[int, bool, bool, int]:
-        """Context, whether it is of a command, whether it is the last of its kind, and the bytes to come: of the PDV under way."""
-        return (*self._pdv, self._pdv_left)
+    def data_left(self, context_id: int) -> int:
+        """Bytes to come of the PDV under way, if it is one of this context's data set."""
+        context, is_command, _ = self._pdv
+        return 0 if is_command or context != context_id else self._pdv_left
 
     def begin_data(self, data: memoryview, position: int, context_id: int) -> bool:
         """Take in the twelve bytes there if they begin a P-DATA-TF of one fragment of this context's data set.
@@ -114,10 +114,11 @@ class PduReader:
         self._pdv_left = self._pdu_left = left
         return True
 
-    def skip(self, count: int) -> None:
-        """So many bytes of the PDV under way, at most all that are to come, were taken past this reader."""
+    def skip(self, count: int) -> bool:
+        """So many bytes of the PDV under way, at most all, were taken past this reader; whether they end the last PDV."""
         self._pdv_left -= count
         self._pdu_left -= count
+        return not self._pdv_left and self._pdv[2]
 
     def feed(self, data: memoryview) -> Iterable[Item]:
         """Items that these bytes complete or carry on, in order, as they are asked for; raises ProtocolError."""

@@ -6,9 +6,11 @@ derived from it: an `IndexWriter` enters it a moment later, or, without one, it 
 
 import errno
 import logging
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -36,6 +38,8 @@ MOST_OBJECT_BYTES: Final = 1 << 31
 HEAD_BYTES: Final = 1 << 14
 """Kept in memory while an instance comes: its header, usually."""
 ROOM_WAIT_S: Final = 5.0
+SPACE_KNOWN_S: Final = 0.02
+"""So long the disk's free space is taken for what it was: a system call less for nearly every instance under load."""
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -92,6 +96,7 @@ class Reception:
         self.max_object_bytes = max_object_bytes
         self._min_free_bytes = min_free_bytes
         self._classes_of_ae = classes_of_ae or {}
+        self._space_until = 0.0
 
     def receive(self, request: StoreRequest) -> Answer:
         """Deal with one whole request inside its own span; never raises."""
@@ -123,8 +128,13 @@ class Reception:
         return Incoming(self, head, memory)
 
     def has_space(self) -> bool:
-        """Whether the disk has more room than the limit; raises OSError."""
-        return self.files.free_bytes() >= self._min_free_bytes
+        """Whether the disk has more room than the limit, or had it a moment ago; raises OSError."""
+        now = time.monotonic()
+        if now < self._space_until:
+            return True
+        has_space = self.files.free_bytes() >= self._min_free_bytes
+        self._space_until = now + SPACE_KNOWN_S if has_space else 0.0
+        return has_space
 
     def check_head(self, head: StoreHead) -> None:
         """Raise Refused for a request that cannot be stored whatever its data set."""
@@ -319,6 +329,7 @@ def _beginning(pieces: Sequence[bytes | memoryview], most: int) -> bytes:
     return found
 
 
+@lru_cache(256)
 def printable(ae_title: str) -> str:
     """An AE title as it may stand in a log line."""
     return "".join(character if " " < character <= "~" else "?" for character in ae_title.strip())[:16]

@@ -77,7 +77,7 @@ class Session:
         self._window_began, self._window_bytes = 0.0, 0
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._filled = 0
-        self._pieces: list[memoryview] = []
+        self._pieces: list[memoryview] = []  # of the data set, to be written before their place in the buffer is used again
         self._data_bytes = 0
         self._memory = Memory()
         self._tally = Tally()
@@ -156,7 +156,8 @@ class Session:
                 position = start
                 continue
             count = min(ahead, size - position)
-            self._keep(received[position : position + count])
+            self._pieces.append(received[position : position + count])
+            self._data_bytes += count
             position += count
             ended = association.take(count)
             if ended is not None:
@@ -170,7 +171,8 @@ class Session:
         size = self._connection.receive(room[:ahead], whole=True)
         if size:
             self._filled += size
-            self._keep(room[:size])
+            self._data_bytes += size
+            self._pieces.append(room[:size])
             ended = self._association.take(size)
             if ended is not None:
                 self._perform(ended)
@@ -184,16 +186,12 @@ class Session:
             self._flush()
         return self._buffer[self._filled :]
 
-    def _keep(self, piece: memoryview) -> None:
-        """Remember a part of the data set; it is written before its place in the buffer is used again."""
-        self._pieces.append(piece)
-        self._data_bytes += len(piece)
-
     def _carry_out(self, actions: Iterator[Action]) -> None:
         """Do everything that one piece of input asks for."""
         for action in actions:
             if isinstance(action, memoryview):
-                self._keep(action)
+                self._pieces.append(action)
+                self._data_bytes += len(action)
             else:
                 self._perform(action)
 

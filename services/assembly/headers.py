@@ -3,11 +3,10 @@
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cached_property, lru_cache
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydicom import config
 from pydicom.dataset import Dataset
@@ -46,6 +45,8 @@ _WANTED: Final = frozenset(TAGS.values())
 _INSTANCE: Final = TAGS["SOPInstanceUID"]
 _NO_CODE: Final = re.compile(r"[^A-Z0-9_ ]")
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
+_UID_VALUE: Final = re.compile(rb"([0-9]+(?:\.[0-9]+)*)\x00?")
+LONGEST_UID: Final = 64
 
 
 class UnreadableHeader(Exception):  # noqa: N818 - named for what the data set is
@@ -65,8 +66,7 @@ class MissingElement(Exception):  # noqa: N818 - named for what the data set lac
         self.tag = int(Tag(keyword))
 
 
-@dataclass(frozen=True)
-class InstanceFacts:
+class InstanceFacts(NamedTuple):
     """What the index knows of an instance. Holds identity: never log it."""
 
     sop_class_uid: str
@@ -84,7 +84,7 @@ class InstanceFacts:
 
 def is_valid_uid(value: str) -> bool:
     """Digits and dots, 1 to 64 characters, no empty component (PS3.5 §9.1); leading zeros in components are let pass."""
-    return 0 < len(value) <= 64 and _UID.fullmatch(value) is not None
+    return 0 < len(value) <= LONGEST_UID and _UID.fullmatch(value) is not None
 
 
 class Memory:
@@ -97,11 +97,13 @@ class Memory:
 
     def facts_of(self, values: dict[int, bytes]) -> InstanceFacts:
         """The facts that these values mean; raises MissingElement."""
-        instance = {_INSTANCE: values.pop(_INSTANCE, b"")}
-        if self._facts is None or values != self._values:
-            self._values, self._facts = values, facts_of(_Header(values | instance))
-            return self._facts
-        return replace(self._facts, sop_instance_uid=_uid(_Header(instance), "SOPInstanceUID"))
+        instance = values.pop(_INSTANCE, b"")
+        plain = _UID_VALUE.fullmatch(instance) if len(instance) <= LONGEST_UID else None
+        if self._facts is not None and plain is not None and values == self._values:
+            return self._facts._replace(sop_instance_uid=plain[1].decode())
+        facts = facts_of(_Header({**values, _INSTANCE: instance}))
+        self._values, self._facts = values, facts
+        return facts
 
 
 def read_facts(source: Source, transfer_syntax_uid: str, memory: Memory | None = None) -> InstanceFacts:

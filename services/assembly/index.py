@@ -1,10 +1,9 @@
 """Enters stored files into the index: which rows a file means, and the transaction that makes them durable."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from schemas.announcements import SetAside
 from schemas.tables import Instance
@@ -21,8 +20,7 @@ ATTEMPTS: Final = 3
 _TOLERATED_FUTURE: Final = timedelta(days=1)
 
 
-@dataclass(frozen=True)
-class StoredFile:
+class StoredFile(NamedTuple):
     """A whole file under its final name, or about to get it. `size` and `sha256` are of the data set without file meta.
 
     `sha256` is empty where nobody has read the whole file for it.

@@ -21,6 +21,7 @@ LONG_VRS: Final = "OB OD OF OL OV OW SQ SV UC UN UR UT UV"
 _HEADERS: Final = {vr.encode(): 8 for vr in SHORT_VRS.split()} | {vr.encode(): 12 for vr in LONG_VRS.split()}
 _UNDEFINED: Final = 0xFFFFFFFF
 _FIRST_GROUP, _PIXEL_GROUP = 0x0008, 0x7FE0
+_PIXELS: Final = (b"\xe0\x7f\x10\x00OW\x00\x00", b"\xe0\x7f\x10\x00OB\x00\x00")
 _KEY: Final = 6
 _LONG: Final = 12
 _TAG: Final = struct.Struct("<HH")
@@ -66,8 +67,11 @@ class Outlines:
         self._outlines: list[_Outline] = []
         self._misses = 0
 
-    def recall(self, head: bytes, walk: Walk) -> Recalled | None:
-        """What an outline says of a data set that begins with `head`; None where none fits. Raises what `walk` raises."""
+    def recall(self, head: bytes, walk: Walk | None = None) -> Recalled | None:
+        """What an outline says of a data set that begins with `head`; None where none fits. Raises what `walk` raises.
+
+        Without `walk`, outlines with elements of undefined length fit nothing.
+        """
         for outline in self._outlines:
             recalled = outline.compare(head, walk, self._wanted)
             if recalled is not None:
@@ -128,8 +132,8 @@ class _Outline:
             position += element.header + element.extent
         self._runs = (*runs, _run(head[start:position], mask, values, None))
 
-    def compare(self, head: bytes, walk: Walk, wanted: Set[int]) -> Recalled | None:
-        """Whether a data set begins as this outline says."""
+    def compare(self, head: bytes, walk: Walk | None, wanted: Set[int]) -> Recalled | None:
+        """Whether a data set begins as this outline says; None also where somebody would have to walk, and cannot."""
         position, found = 0, dict[int, bytes]()
         for size, mask, expected, values, changing in self._runs:
             end = position + size
@@ -140,23 +144,41 @@ class _Outline:
                 found[tag] = head[start : start + length]
             if changing is None:
                 return Recalled(end, found, self._highest)
+            position = _behind(changing, head, end, walk)
+            if not end < position <= len(head):
+                return None
             value = end + changing.header
-            if head[end : end + _KEY] != changing.key or value > len(head):
-                return None
-            length = _LENGTH[changing.header].unpack_from(head, end)[0]
-            if (length == _UNDEFINED and changing.header == _LONG) != changing.is_undefined:
-                return None
-            position = walk(value, changing.tag, changing.key[4:]) if changing.is_undefined else value + length
-            if changing.tag in wanted and length <= LONGEST_VALUE:
+            if changing.tag in wanted and position - value <= LONGEST_VALUE:
                 found[changing.tag] = head[value:position]
-            if position > len(head):
-                return None
         return None
+
+
+def _behind(changing: Element, head: bytes, position: int, walk: Walk | None) -> int:
+    """Where the element ends that should stand there; -1 where another one does, or somebody would have to walk and cannot."""
+    value = position + changing.header
+    if head[position : position + _KEY] != changing.key or value > len(head):
+        return -1
+    length = int(_LENGTH[changing.header].unpack_from(head, position)[0])
+    if (length == _UNDEFINED) != changing.is_undefined:
+        return -1
+    if not changing.is_undefined:
+        return value + length
+    return -1 if walk is None else walk(value, changing.tag, changing.key[4:])
 
 
 def _run(data: bytes, mask: bytearray, values: Sequence[tuple[int, int, int]], changing: Element | None) -> _Run:
     number = int.from_bytes(mask, "little")
     return _Run(len(data), number, int.from_bytes(data, "little") & number, tuple(values), changing)
+
+
+def pixels_end(head: bytes, position: int) -> int:
+    """Where native pixel data end that begin there; `position` itself when the head ends there, -1 for anything else."""
+    if position == len(head):
+        return position
+    if head[position : position + _KEY + 2] not in _PIXELS or position + _LONG > len(head):
+        return -1
+    length = _LENGTH[_LONG].unpack_from(head, position)[0]
+    return -1 if length == _UNDEFINED else position + _LONG + int(length)
 
 
 def _elements(head: bytes, walk: Walk) -> Iterator[Element]:

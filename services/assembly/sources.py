@@ -53,14 +53,14 @@ class FileSource:
     def __init__(self, descriptor: int, offset: int, size: int, head: bytes = b"") -> None:
         self._descriptor = descriptor
         self._offset = offset
-        self._head = head
+        self.head = head
         self.size = size
 
     def read(self, position: int, count: int) -> bytes:
         """See `Source`; raises OSError."""
         end = min(position + count, self.size)
-        if end <= len(self._head):
-            return self._head[position:end]
+        if end <= len(self.head):
+            return self.head[position:end]
         return os.pread(self._descriptor, end - position, self._offset + position) if position < end else b""
 
 

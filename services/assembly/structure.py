@@ -9,7 +9,7 @@ import struct
 from collections.abc import Set
 from typing import Final, Literal
 
-from services.assembly.outlines import LONG_VRS, LONGEST_VALUE, SHORT_VRS, Outlines
+from services.assembly.outlines import LONG_VRS, LONGEST_VALUE, SHORT_VRS, Outlines, Recalled, pixels_end
 from services.assembly.sources import BrokenStructureError, BytesSource, InflatedSource, Source
 
 __all__ = ["BrokenStructureError", "check_structure", "plain_source"]
@@ -70,13 +70,18 @@ def check_structure(
     there once and only in ascending order (PS3.5 §7.1): readers disagree about which of two values counts, and stop early.
     `outlines`, of the same tags, save steps of the walk, and learn from it.
     """
-    walker = _Walker(BytesSource(source) if isinstance(source, bytes) else source, transfer_syntax_uid, wanted, last_group)
-    if transfer_syntax_uid == IMPLICIT_LITTLE:
-        end = walker.implicit(0, depth=0)
-    elif outlines is None or transfer_syntax_uid == EXPLICIT_BIG:
-        end = walker.explicit(0, depth=0)
+    source = BytesSource(source) if isinstance(source, bytes) else source
+    if outlines is not None and transfer_syntax_uid not in (IMPLICIT_LITTLE, EXPLICIT_BIG):
+        head = source.read(0, _HEAD)
+        recalled = outlines.recall(head)
+        if recalled is not None and 0 < source.size == pixels_end(head, recalled.position):
+            return recalled.values
+        walker = _Walker(source, transfer_syntax_uid, wanted, last_group)
+        end = walker.explicit_along(outlines, head, recalled)
     else:
-        end = walker.explicit_along(outlines)
+        walker = _Walker(source, transfer_syntax_uid, wanted, last_group)
+        walk = walker.implicit if transfer_syntax_uid == IMPLICIT_LITTLE else walker.explicit
+        end = walk(0, depth=0)
     if not end:
         raise BrokenStructureError("the data set is empty")
     return walker.values
@@ -99,10 +104,9 @@ class _Walker:
         self._window, self._base, self._limit = b"", 0, -1
         self._steps = 0
 
-    def explicit_along(self, outlines: Outlines) -> int:
-        """A data set in explicit VR little endian, of which outlines may know the beginning."""
-        head = self._source.read(0, _HEAD)
-        recalled = outlines.recall(head, self._undefined_at)
+    def explicit_along(self, outlines: Outlines, head: bytes, known: Recalled | None) -> int:
+        """A data set in explicit VR little endian, of whose beginning outlines may know more than is `known`."""
+        recalled = known or outlines.recall(head, self._undefined_at)
         self._limit = -1
         if recalled is None:
             self._steps = 0

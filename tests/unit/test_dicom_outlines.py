@@ -1,6 +1,6 @@
 """What is remembered of a sender's last objects saves time and changes nothing: not one value, not one refusal."""
 
-import contextlib
+import os
 import struct
 
 import pytest
@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.assembly import outlines as module
+from services.assembly import structure
 from services.assembly.headers import Memory, MissingElement, UnreadableHeader, read_facts
 from services.assembly.outlines import MOST_MISSES, MOST_OUTLINES, Outlines
-from services.assembly.sources import BrokenStructureError, BytesSource
+from services.assembly.sources import BrokenStructureError, FileSource
 from services.assembly.structure import check_structure
 
 EXPLICIT, IMPLICIT, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
@@ -37,13 +38,15 @@ def sequence(tag, items):
 
 
 def an_object(instance=b"1.2.33", *, series=b"1.2.55", number=b"1 ", kilovolts=b"120 ", references=1, private=True, pixels=400):
-    items = [item(element(0x00081155, "UI", b"1.2.%d" % (1000 + each)), undefined=bool(each % 2)) for each in range(references)]
+    """`references` None leaves the sequence out."""
+    uids = [element(0x00081155, "UI", b"1.2.%d" % (1000 + each)) for each in range(references or 0)]
+    items = None if references is None else [item(uid, undefined=bool(each % 2)) for each, uid in enumerate(uids)]
     return b"".join(
         (
             element(0x00080016, "UI", b"1.2.84"),
             element(0x00080018, "UI", instance),
             element(0x00080060, "CS", b"CT"),
-            sequence(0x00081140, items),
+            sequence(0x00081140, items) if items is not None else b"",
             element(0x00180060, "DS", kilovolts),
             element(0x0020000D, "UI", b"1.2.44"),
             element(0x0020000E, "UI", series),
@@ -69,7 +72,7 @@ objects = st.builds(
     series=st.sampled_from([b"1.2.55", b"1.2.5666"]),
     number=st.sampled_from([b"1 ", b"10", b"1000"]),
     kilovolts=st.sampled_from([b"", b"120 ", b"x" * 30]),
-    references=st.integers(0, 3),
+    references=st.none() | st.integers(0, 3),
     private=st.booleans(),
     pixels=st.sampled_from([0, 2, 400, 20_000]),
 )
@@ -110,12 +113,12 @@ def test_other_encodings_are_left_alone(syntax):
 
 
 def steps_of(data, outlines, monkeypatch):
-    """Elements of the top level that were compared one by one, and not in a run."""
+    """Up to where the object was recognized, None where it was not; nothing where there was nothing to compare with."""
     ordinary, seen = module._Outline.compare, []
     monkeypatch.setattr(module._Outline, "compare", lambda *arguments: seen.append(ordinary(*arguments)) or seen[-1])
     outcome(data, outlines=outlines)
     monkeypatch.undo()
-    return [recalled and recalled.position for recalled in seen]
+    return [recalled and recalled.position for recalled in seen][-1:]
 
 
 def test_a_series_is_recognized_once_its_changing_lengths_are_known(monkeypatch):
@@ -178,9 +181,27 @@ def test_facts_are_the_same_with_and_without_memory(several):
 
 
 def facts(data, memory):
-    with contextlib.suppress(UnreadableHeader):
-        try:
-            return read_facts(BytesSource(data), EXPLICIT, memory)
-        except MissingElement as error:
-            return error.tag
-    return None
+    file = os.memfd_create("object")
+    os.write(file, data)
+    try:
+        return read_facts(FileSource(file, 0, len(data), data[:16_384]), EXPLICIT, memory)
+    except UnreadableHeader:
+        return None
+    except MissingElement as error:
+        return error.tag
+    finally:
+        os.close(file)
+
+
+@pytest.mark.parametrize("behind", [b"", b"\0", element(0xFFFCFFFC, "OB", b"\0\0"), element(0x7FE00010, "OW", b"\0\0")])
+def test_a_whole_object_is_recognized_by_its_end(behind, monkeypatch):
+    memory, whole = Memory(), an_object(references=None)
+    for number in range(3):
+        assert facts(an_object(b"1.2.%d" % number, references=None), memory) == facts(
+            an_object(b"1.2.%d" % number, references=None), None
+        )
+    monkeypatch.setattr(structure, "_Walker", lambda *_: pytest.fail("walked"))
+    assert facts(an_object(b"1.2.9", references=None), memory).sop_instance_uid == "1.2.9"
+    monkeypatch.undo()
+    assert facts(whole + behind, memory) == facts(whole + behind, None)
+    assert facts(whole[:-1] + behind, memory) == facts(whole[:-1] + behind, None)
