@@ -25,7 +25,7 @@ from services.remediation.gate import Judgement, PairedCase, Rules, judge
 from services.remediation.ids import natural_id
 from services.remediation.material import LOOKS
 from services.remediation.plan import Plan, TooFew, choose, labels_for, looks, to_json
-from services.remediation.run import TEST, latency_ratio
+from services.remediation.run import TEST, latency_ratio, paired_case
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
@@ -151,10 +151,7 @@ def _compare(
     old, new = (Predictor(each, settings.device, settings.precision, settings.batch_size) for each in pair.models)
     seen, seen_new = (data.load(studies, each.spec, rule) for each in pair.models)
     before, after = score(old, seen), score(new, seen_new)
-    paired = [
-        PairedCase(first.case_key, first.patient, first.truth, first.probabilities, second.probabilities)
-        for first, second in zip(before, after, strict=True)
-    ]
+    paired = [paired_case(first, second) for first, second in zip(before, after, strict=True)]
     return paired, after, latency_ratio(old, new, seen, seen_new)
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest, norm
 
 from schemas.vocabulary import Verdict
-from services.remediation import betting, resampling
+from services.remediation import betting, groups, resampling
 from services.remediation.resampling import Floats
 from services.runtime.conventions import POWER
 
@@ -28,13 +28,14 @@ REACHABLE = 10
 
 @dataclass(frozen=True, slots=True)
 class PairedCase:
-    """One labelled study scored by both versions."""
+    """One labelled study scored by both versions; `facets` say to which subgroups it belongs."""
 
     case_key: str
     patient: str
     truth: str
     champion: Mapping[str, float]
     challenger: Mapping[str, float]
+    facets: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class _Arrays:
 
     def __init__(self, cases: Sequence[PairedCase], classes: Sequence[str], rules: Rules) -> None:
         self.patients = [case.patient for case in cases]
+        self.facets = [case.facets for case in cases]
         self.truth: npt.NDArray[np.int64] = np.array([classes.index(case.truth) for case in cases], dtype=np.int64)
         self.present = sorted(set(self.truth.tolist()))
         self.old, self.old_confidence = _answers([case.champion for case in cases], classes, self.truth)
@@ -259,6 +261,7 @@ def _spared(cases: _Arrays, old: _Arrays, classes: Sequence[str], rules: Rules, 
     if fine:
         found.support.append(f"No class that the gate's cases show loses more recall than the tolerated {rules.margin:.1%}.")
     _unchecked(cases, classes, rules, found, "gate", small)
+    _subgroups(cases, rules, found, "gate")
 
 
 def _memory(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings) -> None:
@@ -272,6 +275,20 @@ def _memory(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findin
     if together and fine:
         found.support.append(f"The old cases are not forgotten: mean recall on the baseline falls by {max(bound, 0):.1%} at most.")
     _unchecked(cases, classes, rules, found, "baseline", small)
+    _subgroups(cases, rules, found, "baseline")
+
+
+def _subgroups(cases: _Arrays, rules: Rules, found: _Findings, where: str) -> None:
+    """No scanner, sex or age band pays either."""
+    seen = list(groups.groups_of(cases.facets, cases.patients, cases.old - cases.new, cases.draws, rules.margin, rules.bound_level))
+    found.numbers[f"{where}_subgroups"] = float(len(seen))
+    for group in seen:
+        found.numbers[f"{where}_loss:{group.facet}={group.value}"] = group.lost
+        if group.harmed(rules.margin, rules.bound_level):
+            limits = f"{group.lost:.1%} of its cases" + (f", up to {group.bound:.1%}" if group.bound is not None else "")
+            found.objections.append(
+                f"On the {where} it may read a subgroup worse, {group.title}: {limits}; tolerated are {rules.margin:.1%}."
+            )
 
 
 def _class_losses(

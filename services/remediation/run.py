@@ -160,11 +160,14 @@ def _compare(
         Predictor(each, settings.device, settings.precision, settings.batch_size) for each in (material.champion, challenger)
     )
     before, after = score(old, tensors), score(new, tensors)
-    paired = [
-        PairedCase(first.case_key, first.patient, first.truth, first.probabilities, second.probabilities)
-        for first, second in zip(before, after, strict=True)
-    ]
+    paired = [paired_case(first, second) for first, second in zip(before, after, strict=True)]
     return paired, after, latency_ratio(old, new, tensors)
+
+
+def paired_case(champion: ScoredCase, challenger: ScoredCase) -> PairedCase:
+    """One study as both versions scored it."""
+    facets = champion.seen.facets if champion.seen is not None else {}
+    return PairedCase(champion.case_key, champion.patient, champion.truth, champion.probabilities, challenger.probabilities, facets)
 
 
 def latency_ratio(old: Predictor, new: Predictor, tensors: TensorSet, prepared_for_new: TensorSet | None = None) -> float:

@@ -1,6 +1,7 @@
 """The gate's statistics: what promotes, what does not, and how often chance alone gets through."""
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from schemas.vocabulary import Verdict
-from services.remediation import betting, resampling
+from services.remediation import betting, groups, resampling
 from services.remediation.gate import PairedCase, Rules, cases_needed, judge
 
 CLASSES = ("a", "b", "c")
@@ -377,3 +378,35 @@ def test_the_number_of_cases_grows_with_what_is_missing() -> None:
     assert betting.cases_for(0.5, 60, 0.01) == 0
     assert betting.cases_for(10.0, 60, 0.011) == 118
     assert betting.cases_for(1000.0, 60, 0.01) == 61
+
+
+def at_scanners(each: list[PairedCase], names: list[str]) -> list[PairedCase]:
+    return [replace(case, facets={"StationName": names[index % len(names)], "Modality": "MR"}) for index, case in enumerate(each)]
+
+
+def test_a_scanner_that_is_read_worse_rejects_whatever_the_gain_elsewhere() -> None:
+    gate = cases([False] * 60 + [True] * 60, [True] * 120)
+    lost = [index % 2 == 0 or index % 40 > 4 for index in range(400)]
+    old = at_scanners(cases([True] * 400, lost), ["CT1", "CT2"])
+    rules = Rules(draws=200, margin=0.095)
+    assert judge(gate, [replace(case, facets={}) for case in old], CLASSES, rules).verdict == Verdict.PROMOTE
+    verdict = judge(gate, old, CLASSES, rules)
+    assert verdict.verdict == Verdict.REJECT
+    assert verdict.numbers["baseline_subgroups"] == 2.0
+    assert verdict.numbers["baseline_loss:StationName=CT2"] > 0.095
+    assert any("StationName CT2 (200)" in reason for reason in verdict.reasons)
+    assert not any("CT1" in reason for reason in verdict.reasons)
+
+
+def test_a_small_group_objects_only_when_its_loss_is_shown() -> None:
+    facets = [{"PatientSex": "F" if index < 12 else "M"} for index in range(300)]
+    patients = [str(index) for index in range(300)]
+    draws = resampling.counts(patients, 200, 0)
+
+    def small(lost: int) -> groups.Group:
+        loss = np.array([1.0 if index < lost else 0.0 for index in range(300)])
+        return next(each for each in groups.groups_of(facets, patients, loss, draws, 0.05, 0.05) if each.value == "F")
+
+    assert small(2).bound is None
+    assert [small(lost).harmed(0.05, 0.05) for lost in (0, 1, 4, 5, 8)] == [False, False, False, True, True]
+    assert list(groups.groups_of([{"PatientSex": "F"}] * 300, patients, np.zeros(300), draws, 0.05, 0.05)) == []
