@@ -6,7 +6,9 @@ than the upper confidence limit of the baseline"; it catches a gap from the firs
 enter, so a change of prevalence alone moves nothing. Sources: Shin, Ramdas, Rinaldo, E-detectors (NEJSDS 2024); Shekhar,
 Ramdas (2023); the choice of windows, drops and priors was made by simulation.
 
-All functions take R streams at a time: baseline errors and cases [R, K], batch errors and cases [R, T, K].
+All functions take R streams at a time: baseline errors and cases [R, K], batch errors and cases [R, T, K]. Assumed: cases
+are independent (one of each patient), their order within a batch is irrelevant, batches hold cases and are of about the
+size that the thresholds were made for, and test set and stream are drawn from the same classes.
 """
 
 from dataclasses import dataclass

@@ -39,8 +39,12 @@ class Judged:
 
 
 def judge_stream(question: Question, independent: Sequence[StreamCase], pending: Sequence[Pending]) -> Judged:
-    """Judge the weeks that are complete; an alarm of all weeks with pending predictions counted as right stands too."""
-    ordered = order(independent, pending, question.size, question.now, question.wait_days)
+    """Judge the weeks that are complete; an alarm of all weeks with pending predictions counted as right stands too.
+
+    Cases whose truth is no class of the model say nothing about a recall and fill no block.
+    """
+    known_classes = [case for case in independent if case.truth in question.classes]
+    ordered = order(known_classes, pending, question.size, question.now, question.wait_days)
     settled = _assess(question, ordered.settled)
     if settled.alarm is None and ordered.late:
         assumed = _assess(question, ordered.assumed)
