@@ -56,6 +56,8 @@ class _Asked:
 
     everything: bool
     requests: frozenset[tuple[str, str]] = frozenset()
+    """Tool, and the model or the order that the words name; empty where they name none."""
+    one_waits: bool = False
 
     @classmethod
     def of(cls, session: Session, run: Run, past: tuple[tuple[str, str], ...]) -> "_Asked":
@@ -63,15 +65,18 @@ class _Asked:
             return cls(everything=True)
         known = [row.name for row in registry.models(session)]
         found = (request for request in parse(run.cause.text, known, past) if not request.question)
-        return cls(False, frozenset((item.tool, str(item.arguments.get("model", ""))) for item in found))
+        named = frozenset((item.tool, str(item.arguments.get("order_id") or item.arguments.get("model", ""))) for item in found)
+        waiting = repository.orders(session, states=(OrderState.AWAITING_APPROVAL,), limit=2)
+        return cls(False, named, one_waits=len(waiting) == 1)
 
     def order(self, proposal: Proposal) -> bool:
         """Whether the words ask for this kind of order for this model."""
         return self.everything or (f"order_{proposal.kind}", proposal.model) in self.requests
 
-    def decision(self, *, approve: bool) -> bool:
-        """Whether the words approve, or reject."""
-        return self.everything or ("approve_order" if approve else "reject_order", "") in self.requests
+    def decision(self, decision: Decision) -> bool:
+        """Whether the words decide so on this very order: they name it, or name none where only one waits."""
+        tool = "approve_order" if decision.approve else "reject_order"
+        return self.everything or (tool, decision.order_id) in self.requests or (self.one_waits and (tool, "") in self.requests)
 
 
 def _settle_proposal(
@@ -189,7 +194,7 @@ def _decide(tx: Transaction, cause: Cause, decision: Decision, asked: _Asked, se
         detail = {"kind": row.kind, "model": row.model, "channel": cause.channel, "reason": refusal}
         tx.audit(cause.actor, "order.decision_refused", row.order_id, approve=decision.approve, cause=cause.event_id, **detail)
         return refusal
-    if not asked.decision(approve=decision.approve):
+    if not asked.decision(decision):
         return f"Order {row.order_id} still waits; to {word} it, write: {word} {row.order_id}."
     settlement.order_ids.append(row.order_id)
     return _approve(tx, cause, row, settings) if decision.approve else _close(tx, cause, row, f"Rejected by {cause.actor}.")

@@ -86,7 +86,7 @@ class Delivery:
         except Transient as error:
             delay = backoff(self._failures)
             self._failures += 1
-            logger.warning("CHAT-103 %s: %s; trying again in %.1f s", self._front.channel, error, delay)
+            logger.warning("CHT-103 %s: %s; trying again in %.1f s", self._front.channel, error, delay)
             await pause(stop, delay)
             return
         if not worked:
@@ -125,7 +125,7 @@ class Delivery:
             await self._later(claim, error)
         except asyncio.CancelledError:
             if stop is not None and stop.is_set:
-                logger.info("CHAT-104 %s is taken up again after the restart", claim.message_id)
+                logger.info("CHT-104 %s is taken up again after the restart", claim.message_id)
             raise
         else:
             await self._write(lambda tx: repository.sent(tx, claim, delivered.external_id, delivered.reference))
@@ -142,10 +142,10 @@ class Delivery:
         if await self._write(write):
             self._given_up(claim, reason)
         else:
-            logger.warning("CHAT-101 %s waits, attempt %d failed: %s", claim.message_id, claim.attempt, reason)
+            logger.warning("CHT-101 %s waits, attempt %d failed: %s", claim.message_id, claim.attempt, reason)
 
     def _given_up(self, claim: Claim, reason: str) -> None:
-        logger.error("CHAT-102 %s (%s) is given up: %s", claim.message_id, claim.kind, reason)
+        logger.error("CHT-102 %s (%s) is given up: %s", claim.message_id, claim.kind, reason)
         telemetry.count("reclaim.chat.messages", channel=self._front.channel, outcome="given_up")
 
     async def _write(self, write: Any) -> bool:
@@ -156,7 +156,7 @@ class Delivery:
                 with self._context.database.transaction() as tx:
                     return bool(write(tx))
             except repository.DeliveryLost as error:
-                logger.warning("CHAT-105 %s", error)
+                logger.warning("CHT-105 %s", error)
                 return False
 
         return await asyncio.to_thread(once)

@@ -52,7 +52,7 @@ def messages(settings: Settings) -> Iterator[Finding]:
         queued, given_up = repository.waiting(session)
     if given_up:
         yield Finding(
-            "chat messages", f"{given_up} given up", "see CHAT-102 in the log: the app may have been removed from a channel"
+            "chat messages", f"{given_up} given up", "see CHT-102 in the log: the app may have been removed from a channel"
         )
     elif queued:
         yield Finding("chat messages", f"{queued} waiting for Slack or Teams")

@@ -82,7 +82,7 @@ class _Myself:
             answer = await asyncio.wait_for(self._client.auth_test(), ANSWER_WITHIN_S)
             self.user, self.bot = str(answer.get("user_id") or ""), str(answer.get("bot_id") or "")
         except (SlackClientError, OSError, TimeoutError) as error:
-            logger.warning("CHAT-110 Slack does not say who we are (%s)", type(error).__name__)
+            logger.warning("CHT-110 Slack does not say who we are (%s)", type(error).__name__)
 
 
 class _Handlers:
@@ -157,7 +157,7 @@ class _Handlers:
                     respond(text=escaped(refusal), response_type="ephemeral", replace_original=False), ANSWER_WITHIN_S
                 )
             except (SlackClientError, OSError, TimeoutError) as error:
-                logger.warning("CHAT-111 a refusal could not be told (%s)", type(error).__name__)
+                logger.warning("CHT-111 a refusal could not be told (%s)", type(error).__name__)
 
     async def _decided(self, body: dict[str, Any], *, approve: bool) -> str:
         action, user, channel = body["actions"][0], str(body["user"]["id"]), str((body.get("channel") or {}).get("id", ""))
@@ -210,4 +210,4 @@ async def _whisper(client: AsyncWebClient, channel: str, user: str, thread_ts: s
         call = client.chat_postEphemeral(channel=channel, user=user, thread_ts=thread_ts or None, text=escaped(text))
         await asyncio.wait_for(call, ANSWER_WITHIN_S)
     except (SlackApiError, SlackClientError, OSError, TimeoutError) as error:
-        logger.warning("CHAT-111 a refusal could not be told (%s)", type(error).__name__)
+        logger.warning("CHT-111 a refusal could not be told (%s)", type(error).__name__)

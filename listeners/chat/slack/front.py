@@ -61,7 +61,7 @@ class SlackFront:
         if claim.uncertain:
             found = await self._guarded(lambda: self._find(claim))
             if found:
-                logger.info("CHAT-106 %s had arrived already", claim.message_id)
+                logger.info("CHT-106 %s had arrived already", claim.message_id)
                 return found
         if claim.kind == "picture":
             return await self._guarded(lambda: self._upload(claim), posts=True)
@@ -122,7 +122,7 @@ class SlackFront:
         except SlackApiError as error:
             if _code(error) not in NOT_THERE | {"missing_scope", "thread_not_found"}:
                 raise
-            logger.warning("CHAT-107 Slack does not let us look for %s (%s)", claim.message_id, _code(error))
+            logger.warning("CHT-107 Slack does not let us look for %s (%s)", claim.message_id, _code(error))
             return None
         return next((found for each in answer["messages"] if (found := _same(claim, channel, each))), None)
 

@@ -93,7 +93,7 @@ class Bot:
         if activity.type == "message" and activity.id:
             await self._message(activity, pressed)
         elif activity.type in {"conversationUpdate", "installationUpdate"}:
-            logger.info("CHAT-120 Teams: we are in conversation %s", re.sub(r"[^\w:;=@.-]", "", activity.conversation.id)[:128])
+            logger.info("CHT-120 Teams: we are in conversation %s", re.sub(r"[^\w:;=@.-]", "", activity.conversation.id)[:128])
         return None
 
     async def _message(self, activity: Activity, pressed: tuple[str, bool] | None) -> None:

@@ -92,7 +92,7 @@ class TeamsFront:
         try:
             return inline_picture((self._reports / card.picture).read_bytes())
         except OSError as error:
-            logger.warning("CHAT-121 the figure %s cannot be read (%s)", card.picture, error.strerror or type(error).__name__)
+            logger.warning("CHT-121 the figure %s cannot be read (%s)", card.picture, error.strerror or type(error).__name__)
             return None
 
     async def _guarded(self, call: Callable[[], Awaitable[Delivered]], *, posts: bool) -> Delivered:

@@ -29,13 +29,13 @@ def routes(context: Context) -> Iterable[web.RouteDef]:
         try:
             await connector.prove(request.headers.get("Authorization", ""), activity.service_url)
         except Unproven as error:
-            logger.warning("CHAT-122 a request to the Teams endpoint is refused: %s", error)
+            logger.warning("CHT-122 a request to the Teams endpoint is refused: %s", error)
             raise web.HTTPUnauthorized(text="a token of the Bot Connector is required") from None
         except KeysAway as error:
-            logger.warning("CHAT-123 the Bot Connector's keys cannot be had: %s", error)
+            logger.warning("CHT-123 the Bot Connector's keys cannot be had: %s", error)
             raise web.HTTPServiceUnavailable(text="the token cannot be checked now") from None
         if not bot.speaks_for_us(activity):
-            logger.warning("CHAT-124 an activity of another tenant or channel is refused")
+            logger.warning("CHT-124 an activity of another tenant or channel is refused")
             raise web.HTTPForbidden(text="this bot answers its own tenant only")
         answer = await bot.take(activity)
         return web.json_response(answer) if answer is not None else web.Response(status=200)

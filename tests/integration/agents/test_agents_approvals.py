@@ -1,0 +1,109 @@
+"""Who may decide on an order, whatever a model makes of the words, and with four eyes where the site wants them."""
+
+import pytest
+
+from schemas.events import OrderDecision
+from schemas.settings import LlmSettings, PolicySettings
+from schemas.topics import AGENT_COMMAND, APPROVAL
+from schemas.vocabulary import UserRole
+
+
+@pytest.fixture
+def careful(sqlite_database, make_hospital):
+    hospital = make_hospital(sqlite_database, policy=PolicySettings(four_eyes=True, cool_down_s=0))
+    hospital.cases(tune=60, gate=40)
+    return hospital
+
+
+def order(hospital, words="fine-tune brain_mri", user="ada"):
+    hospital.say(words, UserRole.ML_OWNER, user=user)
+    return hospital.orders()[-1]
+
+
+def state(hospital, order_id):
+    return next(row.state for row in hospital.orders() if row.order_id == order_id)
+
+
+def test_a_person_s_remedy_waits_for_a_second_person(careful):
+    waiting = order(careful)
+    assert (waiting.state, careful.sent()) == ("awaiting_approval", [])
+    assert "second person" in waiting.explanation
+    reply = careful.say(f"approve {waiting.order_id}", UserRole.ML_OWNER, user="ada").reply
+    assert "ordered" in reply
+    assert state(careful, waiting.order_id) == "awaiting_approval"
+    careful.say(f"approve {waiting.order_id}", UserRole.ML_OWNER, user="bob")
+    assert state(careful, waiting.order_id) == "accepted"
+    assert [each.order_id for each in careful.sent()] == [waiting.order_id]
+
+
+def test_the_own_order_may_be_taken_back(careful):
+    waiting = order(careful)
+    careful.say(f"reject {waiting.order_id}", UserRole.ML_OWNER, user="ada")
+    assert state(careful, waiting.order_id) == "refused"
+
+
+def test_stopping_a_model_waits_for_nobody(careful):
+    assert order(careful, "stop serving brain_mri").state == "accepted"
+
+
+def test_without_four_eyes_a_person_s_remedy_goes_out(hospital):
+    hospital.cases(tune=60, gate=40)
+    assert order(hospital).state == "accepted"
+
+
+def test_waiting_and_deciding_are_told_on_the_bus_once(careful):
+    waiting = order(careful)
+    careful.say(f"approve {waiting.order_id}", UserRole.ML_OWNER, user="bob")
+    told = [row.event_id for row in careful.outbox(APPROVAL)]
+    assert told == [f"{waiting.order_id}.asked", f"{waiting.order_id}.decided"]
+
+
+def press(hospital, order_id, *, approve, role, user):
+    record = hospital.command("whatever stands here", role, user=user)
+    from schemas.events import AgentCommand
+
+    data = AgentCommand.model_validate_json(record.body)
+    data = data.model_copy(update={"decision": OrderDecision(order_id=order_id, approve=approve)})
+    return hospital.handle(hospital.record(AGENT_COMMAND, data.command_id, data))
+
+
+@pytest.mark.parametrize(
+    ("role", "user", "after"),
+    [
+        (UserRole.VIEWER, "eve", "awaiting_approval"),
+        (UserRole.RADIOLOGIST, "eve", "awaiting_approval"),
+        (UserRole.ML_OWNER, "ada", "awaiting_approval"),
+        (UserRole.ML_OWNER, "bob", "accepted"),
+    ],
+)
+def test_a_button_is_held_to_the_same_rules(careful, role, user, after):
+    waiting = order(careful)
+    run = press(careful, waiting.order_id, approve=True, role=role, user=user)
+    assert run.planner == "button"
+    assert state(careful, waiting.order_id) == after
+
+
+def test_a_button_needs_no_language_model(sqlite_database, make_hospital, llm_server):
+    llm = LlmSettings(base_url=llm_server.url, model="scripted", max_retries=0)
+    hospital = make_hospital(sqlite_database, llm=llm, policy=PolicySettings(approve_remedies=True))
+    press(hospital, "ord-000000000000", approve=True, role=UserRole.ADMIN, user="bob")
+    assert llm_server.requests == []
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_model_cannot_decide_on_another_order_than_the_words_name(sqlite_database, make_hospital, llm_server, named):
+    hospital = make_hospital(sqlite_database, policy=PolicySettings(four_eyes=True))
+    hospital.cases(tune=60, gate=40)
+    hospital.cases(tune=60, gate=40, model="chest_xray", patients="1")
+    first, second = order(hospital, "fine-tune brain_mri"), order(hospital, "fine-tune chest_xray")
+    assert (first.state, second.state) == ("awaiting_approval", "awaiting_approval")
+    llm = LlmSettings(base_url=llm_server.url, model="scripted", max_retries=0)
+    cunning = type(hospital)(hospital.database, hospital.clock, hospital.settings.model_copy(update={"llm": llm}))
+
+    def script(_request, number):
+        return llm_server.tool("approve_order", order_id=second.order_id) if number == 1 else "Approved."
+
+    llm_server.script = script
+    cunning.say(f"approve {first.order_id}" if named else "approve it", UserRole.ML_OWNER, user="bob")
+    assert state(hospital, second.order_id) == "awaiting_approval"
+    assert hospital.sent() == []
