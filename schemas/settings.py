@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from schemas.chat_settings import ChatSettings, SlackSettings, TeamsSettings
 from schemas.drift_settings import DriftSettings
+from schemas.evaluation_settings import EvaluationSettings
 from schemas.group import Group
 from schemas.report_settings import ReportSettings
 
@@ -182,23 +183,6 @@ class JoinSettings(Group):
             msg = "join.tune_share + join.gate_share must stay below 1, or no patient is left to raise the alarm"
             raise ValueError(msg)
         return self
-
-
-class EvaluationSettings(Group):
-    """Statistics."""
-
-    false_alarms_per_year: float = Field(0.05, gt=0, lt=1)
-    label_wait_days: float = Field(
-        90.0, ge=0, description="A prediction without a label is waited for so long after its acquisition; 0 where only a sample is"
-    )
-    bootstrap_draws: int = Field(1000, ge=100)
-    subgroup_false_alarms_per_year: float = Field(
-        0.05, gt=0, lt=1, description="Chance a year that any group is called worse than the others while none is"
-    )
-    cusum_run_length: float = Field(
-        1040.0, gt=10, description="Batches between false alarms of one class's CUSUM chart, which is reported and orders nothing"
-    )
-    seed: int = 0
 
 
 class RemediationSettings(Group):

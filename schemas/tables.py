@@ -297,15 +297,9 @@ class Evaluation(SQLModel, table=True):
     metrics: list[dict[str, Any]] = Field(sa_column=Column(Json, nullable=False))
     evidence: dict[str, Any] = Field(sa_column=Column(Json, nullable=False))
     reclaim_rule: bool
-    subgroups: list[dict[str, Any]] = Field(
-        default_factory=list, sa_column=Column(Json, nullable=False), description="schemas.events.SubgroupResult"
-    )
-    rules: list[dict[str, Any]] = Field(
-        default_factory=list, sa_column=Column(Json, nullable=False), description="schemas.events.RuleResult"
-    )
-    confusion: dict[str, Any] | None = Field(
-        default=None, sa_column=Column(Json, nullable=True), description="schemas.events.ConfusionMatrix"
-    )
+    subgroups: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(Json, nullable=False))
+    rules: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(Json, nullable=False))
+    confusion: dict[str, Any] | None = Field(default=None, sa_column=Column(Json, nullable=True))
     summary: str = Field(max_length=1000)
     evaluated_at: datetime
 

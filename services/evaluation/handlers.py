@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlmodel import Session
 
+from schemas.evaluation_settings import EvaluationSettings
 from schemas.events import BatchReady, EvaluationCompleted
-from schemas.settings import EvaluationSettings
 from schemas.tables import BaselineCase, Batch, DetectorCalibration, Evaluation
 from schemas.topics import BATCH_READY, EVALUATION_COMPLETED
 from services.evaluation import repository

@@ -199,6 +199,9 @@ def test_an_evaluation_shows_its_groups_and_the_classical_rules(history, reclaim
     assert [rule["rule"] for rule in stored.rules] == ["reclaim", "cusum"]
     assert sum(map(sum, stored.confusion["counts"])) == 60
     text = reclaim("evaluations", "show", stored.evaluation_id).text
+    hits = stored.confusion["counts"][1][1]
+    low, high = stored.confusion["low"][1][1], stored.confusion["high"][1][1]
+    assert f"{hits} ({100 * low:.0f}-{100 * high:.0f} %)" in text
     assert "StationName CT2" in text
     assert "AgeBand 80+" in text
     assert "too few to tell" in text
