@@ -1,4 +1,4 @@
-"""Commands that show evaluations and reports."""
+"""Commands that show evaluations."""
 
 from typing import Annotated, Any
 
@@ -8,12 +8,11 @@ from rich.table import Table
 from sqlmodel import col, select
 
 from listeners.cli.context import console, nearest, open_context, show
-from schemas.tables import Evaluation, Report
+from schemas.tables import Evaluation
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 
 evaluations = typer.Typer(help="What the statistics said, batch by batch.", no_args_is_help=True)
-reports = typer.Typer(help="Maintenance reports.", no_args_is_help=True)
 STYLES = {"healthy": "green", "watch": "yellow", "degraded": "red", "undecided": "dim"}
 SEARCHED = 200
 Limit = Annotated[int, typer.Option(min=1, help="Newest so many")]
@@ -103,38 +102,3 @@ def _print_subgroups(found: list[dict[str, Any]]) -> None:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-@reports.command("list")
-def list_reports(model: Model = None, limit: Limit = 20) -> None:
-    """The newest reports.
-
-    Example: reclaim reports list
-    """
-    query = select(Report).order_by(col(Report.written_at).desc()).limit(limit)
-    table = Table("report", "model", "version", "kind", "status", "title", "written")
-    with open_context().database.read() as session:
-        if model:
-            query = query.where(Report.model == registry.model(session, model).name)
-        for row in session.exec(query):
-            cells = (row.report_id, row.model, str(row.version), row.kind.replace("_", " "), row.status, row.title)
-            table.add_row(*map(escape, cells), f"{row.written_at:%F %R}")
-    show(table, 'No report is written yet. Ask for one: reclaim chat "write a report on MODEL".')
-
-
-@reports.command("show")
-def show_report(report_id: Annotated[str, typer.Argument(help="Id, as `list` prints it")]) -> None:
-    """Print a report's text, and where its HTML lies.
-
-    Example: reclaim reports show REPORT
-    """
-    context = open_context()
-    with context.database.read() as session:
-        row = session.get(Report, report_id)
-        newest = select(Report.report_id).order_by(col(Report.written_at).desc()).limit(SEARCHED)
-        known = [] if row else list(session.exec(newest))
-    if row is None:
-        raise InvalidInput(f"there is no report {report_id!r}{nearest(report_id, known)}")
-    root = context.settings.reports_dir.absolute()
-    console.print((root / row.markdown).read_text(encoding="utf-8"), markup=False)
-    console.print(f"HTML: {root / row.html}", soft_wrap=True, markup=False)

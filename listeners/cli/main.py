@@ -8,7 +8,21 @@ from pydantic import ValidationError
 from rich.markup import escape
 from sqlalchemy.exc import DBAPIError
 
-from listeners.cli import archive, dead_letters, evaluate, inspect, labels, models, orders, pacs, run, studies, talk
+from listeners.cli import (
+    agents,
+    archive,
+    dead_letters,
+    evaluate,
+    inspect,
+    labels,
+    models,
+    orders,
+    pacs,
+    reports,
+    run,
+    studies,
+    talk,
+)
 from listeners.cli.context import console
 from models.errors import ModelError
 from schemas.settings import Settings, UnknownSetting, settings_file
@@ -34,11 +48,12 @@ app.command()(studies.send)
 app.command()(studies.reindex)
 app.command()(evaluate.evaluate)
 app.command()(talk.chat)
+app.add_typer(agents.app, name="agents")
 app.add_typer(archive.app, name="archive")
 app.add_typer(labels.app, name="labels")
 app.add_typer(models.app, name="models")
 app.add_typer(inspect.evaluations, name="evaluations")
-app.add_typer(inspect.reports, name="reports")
+app.add_typer(reports.app, name="reports")
 app.add_typer(orders.app, name="orders")
 app.add_typer(pacs.app, name="pacs")
 app.add_typer(dead_letters.app, name="dead-letters")

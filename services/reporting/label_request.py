@@ -30,7 +30,7 @@ def label_request_page(facts: Facts, report_id: str, rules: Rules) -> Page:
         as_of=facts.cause.as_of,
         key_figures=_key_figures(facts, total),
         parts=[Part("In short", _sections(facts, needs)), committee.records(facts, rules)],
-        data={"needed": needs, "needed_total": total, "labels": common.vars_of(facts.labels), "latest": common.latest_data(facts)},
+        data=common.data_of(facts) | {"needed": needs, "needed_total": total},
     )
 
 

@@ -5,10 +5,14 @@ from typing import Any
 
 from sqlmodel import Session, col, func, or_, select
 
-from schemas.tables import Audit, Batch, Case, Evaluation, Study
-from services.reporting.facts import Activity, Cause, Judgement, Period
+from schemas.drift import DriftWindow
+from schemas.tables import Audit, Batch, Case, Evaluation, ModelVersion, RegisteredModel, Study
+from services.reporting.facts import Activity, Cause, Judgement, Period, Record
 
 LONG_WAIT = timedelta(days=30)
+MOST_WINDOWS = 20
+_TAKES_OVER = ("version.promoted", "version.rolled_back", "version.began_serving")
+_SERVING = ("serving.stopped", "serving.resumed")
 _MOST_DELAYS = 50_000
 """Newest labels whose delay is looked at: enough for its quantiles."""
 
@@ -46,6 +50,56 @@ def judgements(session: Session, cause: Cause, period: Period) -> list[Judgement
         if model == cause.model and number.isdigit():
             found.append(Judgement(row.at, int(number), str(row.detail.get("verdict", "")), row.actor, dict(row.detail)))
     return found
+
+
+def champion_at(session: Session, owner: RegisteredModel, at: datetime) -> int | None:
+    """The version that was in place at a moment, by the audit record; the first one needed no decision."""
+    about = col(Audit.subject).startswith(f"{owner.name}:", autoescape=True)
+    query = (
+        select(Audit.subject).where(col(Audit.action).in_(_TAKES_OVER), about, col(Audit.at) <= at).order_by(col(Audit.id).desc())
+    )
+    for subject in session.exec(query):
+        model, _, number = subject.rpartition(":")
+        if model == owner.name and number.isdigit():
+            return int(number)
+    later = session.exec(select(Audit.id).where(col(Audit.action).in_(_TAKES_OVER), about).limit(1)).first()
+    if later is None:
+        return owner.champion
+    first = select(ModelVersion.version).where(ModelVersion.model == owner.name, col(ModelVersion.created_at) <= at)
+    return session.exec(first.order_by(col(ModelVersion.version)).limit(1)).first() or owner.champion
+
+
+def serving_at(session: Session, owner: RegisteredModel, at: datetime) -> bool:
+    """Whether the model was not stopped at a moment, by the audit record."""
+    query = select(Audit.action).where(col(Audit.action).in_(_SERVING), Audit.subject == owner.name).order_by(col(Audit.id).desc())
+    last = session.exec(query.where(col(Audit.at) <= at).limit(1)).first()
+    if last is None:
+        return owner.serving or session.exec(query.limit(1)).first() is not None
+    return last == "serving.resumed"
+
+
+def drift(session: Session, model: str, period: Period) -> list[Record]:
+    """What the label-free early warning measured in the period, the newest last."""
+    query = (
+        select(DriftWindow)
+        .where(DriftWindow.model == model, *_within(DriftWindow.measured_at, period))
+        .order_by(col(DriftWindow.measured_at).desc(), DriftWindow.drift_id)
+        .limit(MOST_WINDOWS)
+    )
+    return [
+        Record(
+            row.measured_at,
+            {
+                "window": f"{row.kind} {row.number}",
+                "measured": f"{row.measured_at:%d %b %Y, %H:%M}",
+                "cases": row.cases,
+                "warning": row.warning,
+                "fits": row.suspected,
+                "summary": row.summary,
+            },
+        )
+        for row in reversed(session.exec(query).all())
+    ]
 
 
 def _within(column: Any, period: Period) -> list[Any]:

@@ -54,10 +54,10 @@ def remedy_page(facts: Facts, promotion: MaintenancePromotion, report_id: str, r
                 rows=(("Decided by", promotion.actor), ("Run", facts.job.job_id if facts.job else DASH)),
             ),
         ],
-        data={
+        data=common.data_of(facts)
+        | {
             "promotion": promotion.model_dump(mode="json"),
             "before": common.latest_data(facts),
-            "history": common.history_data(facts),
             "run": common.vars_of(facts.job) if facts.job else None,
         },
         tone=_TONE[promotion.verdict],

@@ -25,7 +25,7 @@ from services.reporting.facts import (
     ScoredCase,
     VersionFacts,
 )
-from services.reporting.period_repository import activity, judgements
+from services.reporting.period_repository import activity, champion_at, drift, judgements, serving_at
 from services.runtime import registry
 from services.runtime.transaction import Transaction
 
@@ -44,7 +44,8 @@ _DEEDS = {
 def gather(session: Session, cause: Cause) -> Facts:
     """All facts of a report; InvalidInput when the model, version or evaluation does not exist."""
     owner = registry.model(session, cause.model)
-    number = _version_number(session, owner, cause)
+    champion = champion_at(session, owner, cause.as_of)
+    number = _version_number(session, owner, cause, champion)
     judged = _judgements(session, cause.model, cause.as_of)
     history = _history(judged)
     latest = _latest(judged, history, number, cause)
@@ -53,8 +54,8 @@ def gather(session: Session, cause: Cause) -> Facts:
         cause=cause,
         task=owner.task,
         classes=tuple(owner.classes),
-        serving=owner.serving,
-        champion=owner.champion,
+        serving=serving_at(session, owner, cause.as_of),
+        champion=champion,
         version=number,
         versions=[_version_facts(row) for row in registry.versions(session, cause.model) if row.created_at <= cause.as_of],
         history=history,
@@ -70,16 +71,17 @@ def gather(session: Session, cause: Cause) -> Facts:
         period=period,
         activity=activity(session, cause.model, period),
         judgements=judgements(session, cause, period),
+        extras={"drift": drift(session, cause.model, period)},
     )
 
 
-def _version_number(session: Session, owner: RegisteredModel, cause: Cause) -> int:
+def _version_number(session: Session, owner: RegisteredModel, cause: Cause, champion: int | None) -> int:
     if cause.promotion is not None:
         wanted = cause.promotion.challenger
     elif cause.evaluation_id is not None and (found := session.get(Evaluation, cause.evaluation_id)) is not None:
         wanted = found.version
     else:
-        wanted = cause.version or owner.champion or 0
+        wanted = cause.version or champion or 0
     return registry.version(session, owner.name, wanted).version
 
 

@@ -45,6 +45,6 @@ def rollback_page(facts: Facts, promotion: MaintenancePromotion, report_id: str,
             committee.change_control(facts, rules),
             committee.records(facts, rules, rows=(("Decided by", promotion.actor),)),
         ],
-        data={"promotion": promotion.model_dump(mode="json"), "history": common.history_data(facts)},
+        data=common.data_of(facts) | {"promotion": promotion.model_dump(mode="json")},
         tone="watch",
     )

@@ -2,14 +2,18 @@
 
 import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator, FormatChecker
 from sqlalchemy import select
 
+from schemas.drift import DriftWindow
 from schemas.events import MaintenanceOrder, MaintenancePromotion
 from schemas.tables import Audit, Case, DeadLetter, Evaluation, Job, Order, Report
 from schemas.topics import ORDER, PROMOTION
 from schemas.vocabulary import OrderKind, OrderState, Remedy, Verdict
+from services.reporting.wording import sentences
 from services.runtime import registry
 from services.runtime.consumer import process
 from services.runtime.messages import decode
@@ -97,6 +101,28 @@ def test_a_correction_of_an_old_batch_moves_no_alarm(story, clock):
     assert data["latest"]["batch_number"] == 7, "with the figures of the newest batch"
 
 
+def test_a_batch_that_labels_re_opened_shows_both_judgements(story, clock):
+    with story.database.read() as session:
+        old = session.get(Evaluation, f"ev-{MODEL}-1-2").metrics
+    corrected = [each | ({"value": 0.2, "low": 0.1, "high": 0.4} if each["name"] == "recall:glioma" else {}) for each in old]
+    clock.advance(3600)
+    judged_again(story, 2, "corrected", stream_cases=700, evaluated_at=clock.now(), metrics=corrected)
+    clock.advance(60)
+    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
+    [report] = reported(story)
+    files = contents(story, report)
+    document = json.loads(files["report.json"])
+    second = document["data"]["history"][1]
+    assert second["recall"]["glioma"] == 0.2
+    then = next(each["value"] for each in old if each["name"] == "recall:glioma")
+    assert [each["recall"]["glioma"] for each in second["revisions"]] == [then]
+    assert [each["revisions"] for each in document["data"]["history"]].count([]) == 6
+    [table] = [each for each in document["tables"] if each["title"] == "Evaluations that labels re-opened"]
+    [row] = [row for row in table["rows"] if row[2] == "Recall, glioma"]
+    assert (row[0], row[3].startswith(f"{100 * then:.1f} %"), row[4]) == ("1/2", True, "20.0 % (10.0 to 40.0)")
+    assert b"before labels changed" in files["control_chart.svg"]
+
+
 def test_a_late_judgement_of_a_shorter_stream_is_not_the_newest(story, clock):
     clock.advance(3600)
     judged_again(story, 3, "late", evaluated_at=clock.now())
@@ -138,6 +164,57 @@ def test_a_report_closes_its_order_and_is_audited(story):
     assert (order.state, report.report_id in order.explanation) == (OrderState.DONE, True)
     assert (row.html, row.markdown, row.data) == (report.location, report.markdown, report.data)
     assert "report.written" in actions
+
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())
+
+
+@pytest.mark.parametrize("kind", [OrderKind.REPORT, OrderKind.LABEL_REQUEST])
+def test_the_json_keeps_to_its_schema(story, kind):
+    process(story.database, consumer_of(story), [ordered(story, kind), repaired(story, Verdict.PROMOTE)])
+    for report in reported(story):
+        document = json.loads(contents(story, report)["report.json"])
+        validator = Draft202012Validator(SCHEMA, format_checker=FormatChecker())
+        assert [error.message for error in validator.iter_errors(document)] == []
+        assert len(sentences(report.summary)) == 2
+        assert report.summary == document["summary"]
+
+
+def test_the_event_names_every_form(story):
+    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
+    [report] = reported(story)
+    named = {Path(path).name for path in (report.location, report.markdown, report.data, report.pdf)}
+    assert named == {"report.html", "report.md", "report.json", "report.pdf"}
+    assert named <= set(contents(story, report))
+
+
+def test_the_chapters_are_those_that_a_committee_files(story):
+    process(story.database, consumer_of(story), [repaired(story, Verdict.PROMOTE)])
+    [report] = reported(story)
+    forms = texts(contents(story, report))
+    parts = {part["title"]: part["sections"] for part in json.loads(forms["report.json"])["parts"]}
+    assert parts["Post-market monitoring"] == ["Data collected", "Analysis", "Conclusions", "Corrective actions"]
+    assert parts["Change control"] == ["Description of modifications", "Modification protocol", "Impact assessment"]
+    for heading in (*parts, *parts["Post-market monitoring"], *parts["Change control"]):
+        assert heading in forms["report.pdf"]
+        assert f">{heading}</h" in forms["report.html"]
+        assert f"# {heading}" in forms["report.md"]
+
+
+def test_signals_without_labels_stand_in_the_analysis(story, clock):
+    window = DriftWindow(drift_id="d1", model=MODEL, version=1, kind="cases", number=3, cases=200, warning=True)
+    window.first_at = window.last_at = window.measured_at = clock.now()
+    window.suspected, window.signals, window.summary = "covariate", [], "The images look different."
+    with story.database.transaction() as tx:
+        tx.session.add(window)
+    clock.advance(60)
+    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
+    [table] = [
+        each
+        for each in json.loads(contents(story, reported(story)[0])["report.json"])["tables"]
+        if each["title"] == "Drift signals without labels"
+    ]
+    assert "The images look different." in table["rows"][0]
 
 
 def test_redelivery_writes_nothing_new(story):
