@@ -1,0 +1,58 @@
+"""SQL of the questions about labels: scored cases with their labels, and sources that contradict each other."""
+
+from typing import Any, Final
+
+from sqlmodel import Session, and_, col, func, select
+
+from schemas.tables import Case, GroundTruth
+from services.evaluation.scored import ScoredCase
+from services.evaluation.suspects import Conflict
+
+NEWEST: Final = 10_000
+"""Predictions that are looked at: what the labels of years ago were like says little about today's."""
+
+
+def scored_cases(session: Session, model: str, version: int, limit: int = NEWEST) -> list[ScoredCase]:
+    """Predictions of a serving version in all roles, the newest `limit`, in the order of scoring."""
+    columns = (Case.study_key, Case.patient_key, Case.predicted, Case.probabilities, Case.truth)
+    query = (
+        select(*columns, Case.acquired_at, Case.scored_at, Case.joined_at, Case.facets)  # type: ignore[call-overload]
+        .where(Case.model == model, Case.version == version, col(Case.serving).is_(True))
+        .order_by(col(Case.scored_at).desc(), col(Case.study_key))
+        .limit(limit)
+    )
+    rows = [ScoredCase(*row) for row in session.execute(query)]
+    sources = _sources(session, model, version)
+    return [row._replace(source=sources.get(row.study_key)) if row.truth is not None else row for row in reversed(rows)]
+
+
+def _sources(session: Session, model: str, version: int) -> dict[str, str]:
+    """Study to the source that decides: the last by time of labelling, at the same instant the last by name."""
+    query = (
+        select(GroundTruth.study_key, GroundTruth.source)
+        .join(Case, and_(col(Case.study_key) == col(GroundTruth.study_key), col(Case.task) == col(GroundTruth.task)))
+        .where(Case.model == model, Case.version == version, col(Case.serving).is_(True))
+        .order_by(col(GroundTruth.labelled_at), col(GroundTruth.source))
+    )
+    return dict(session.execute(query).tuples().all())
+
+
+def conflicts(session: Session, model: str, version: int, limit: int = 1000) -> list[Conflict]:
+    """Scored studies of which two sources say different things, the most recently labelled first."""
+    same = and_(col(Case.study_key) == col(GroundTruth.study_key), col(Case.task) == col(GroundTruth.task))
+    newest = func.max(GroundTruth.labelled_at)
+    contested: Any = (
+        select(GroundTruth.study_key, GroundTruth.task)
+        .join(Case, same)
+        .where(Case.model == model, Case.version == version)
+        .group_by(col(GroundTruth.study_key), col(GroundTruth.task))
+        .having(func.count(func.distinct(GroundTruth.value)) > 1)
+        .order_by(newest.desc(), col(GroundTruth.study_key))
+        .limit(limit)
+    )
+    found = []
+    for study, task in session.execute(contested).all():
+        rows = session.exec(select(GroundTruth).where(GroundTruth.study_key == study, GroundTruth.task == task)).all()
+        ordered = sorted(rows, key=lambda row: (row.labelled_at, row.source), reverse=True)
+        found.append(Conflict(study, task, tuple((row.source, row.value, row.labelled_at) for row in ordered)))
+    return found

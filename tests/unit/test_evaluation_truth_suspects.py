@@ -1,0 +1,87 @@
+"""Wrong labels put in on purpose: how many are said to be there, and which are found."""
+
+import numpy as np
+import pytest
+
+from services.evaluation.cases import Cases
+from services.evaluation.suspects import find_suspects, probability_wrong, temperature, tempered
+from tests.truth_world import CLASSES, calibrated, scored
+
+
+def noisy(rng, cases, noise, sharpness=4.0):
+    """(cases, places of the wrong labels)."""
+    shares, truth = calibrated(rng, cases, sharpness)
+    wrong = rng.random(cases) < noise
+    labels = np.where(wrong, (truth + rng.integers(1, 4, cases)) % 4, truth)
+    return scored(shares, labels), set(np.flatnonzero(wrong))
+
+
+def test_five_per_cent_of_wrong_labels_are_estimated_and_mostly_found():
+    rng, rounds = np.random.default_rng(1), 30
+    covered, precision, recall, rates = 0, [], [], []
+    for _ in range(rounds):
+        cases, wrong = noisy(rng, 1000, 0.05)
+        found = find_suspects(cases, (), CLASSES)
+        named = {int(each.study_key, 16) for each in found.suspects}
+        covered += found.low <= 0.05 <= found.high
+        rates.append(found.rate)
+        precision.append(len(named & wrong) / len(named))
+        recall.append(len(named & wrong) / len(wrong))
+    assert np.mean(rates) == pytest.approx(0.05, abs=0.005)
+    assert covered >= 0.85 * rounds
+    assert np.mean(precision) > 0.8
+    assert np.mean(recall) > 0.5
+
+
+def test_the_surer_the_suspicion_the_oftener_it_is_right():
+    rng = np.random.default_rng(2)
+    hits = []
+    for _ in range(20):
+        cases, wrong = noisy(rng, 1000, 0.05)
+        hits += [(each.sure, int(each.study_key, 16) in wrong) for each in find_suspects(cases, (), CLASSES).suspects]
+    sure, right = np.array(hits, float).T
+    assert right.mean() == pytest.approx(sure.mean(), abs=0.05)
+    assert right[sure > 0.95].mean() > right[sure < 0.8].mean()
+
+
+def test_clean_labels_bring_few_suspects_and_an_interval_down_to_zero():
+    rng = np.random.default_rng(3)
+    found = [find_suspects(noisy(rng, 1000, 0.0)[0], (), CLASSES) for _ in range(20)]
+    assert np.mean([len(each.suspects) for each in found]) < 3
+    assert sum(each.low == 0.0 for each in found) >= 17
+
+
+def test_who_is_taken_for_whom():
+    rng = np.random.default_rng(4)
+    shares, truth = calibrated(rng, 3000, 4.0)
+    labels = np.where((truth == 0) & (rng.random(3000) < 0.3), 1, truth)
+    found = find_suspects(scored(shares, labels), (), CLASSES)
+    worst = max(found.matrix, key=lambda cell: cell.share)
+    assert (worst.label, worst.real) == (CLASSES[1], CLASSES[0])
+    assert worst.low > 0.1
+
+
+def test_overconfident_probabilities_are_put_right_on_the_test_set():
+    rng = np.random.default_rng(5)
+    shares, truth = calibrated(rng, 2000, 2.0)
+    boastful = tempered(shares, 0.5)
+    test = Cases.of(scored(boastful, truth), CLASSES)
+    assert temperature(test) == pytest.approx(2.0, abs=0.2)
+    fresh, labels = calibrated(rng, 2000, 2.0)
+    live = scored(tempered(fresh, 0.5), labels)
+    assert find_suspects(live, (), CLASSES).low > 0.03
+    assert find_suspects(live, scored(boastful, truth), CLASSES).low == 0.0
+
+
+def test_the_probability_of_a_wrong_label_is_bayes_rule():
+    # Right 0.01 of the time by the image; a wrong label is one of two classes: 0.99 * 0.05 (0.1 / 2) against 0.01 * 0.9.
+    found = probability_wrong(np.array([[0.01, 0.98, 0.01]]), np.array([0]), 0.1)
+    assert found[0] == pytest.approx(0.99 * 0.05 / (0.99 * 0.05 + 0.01 * 0.9))
+
+
+def test_few_cases_and_classes_that_do_not_exclude_each_other_say_nothing():
+    rng = np.random.default_rng(6)
+    assert find_suspects(noisy(rng, 40, 0.1)[0], (), CLASSES) is None
+    shares, truth = calibrated(rng, 200)
+    assert find_suspects(scored(np.minimum(shares * 2, 1), truth), (), CLASSES) is None
+    assert find_suspects([], (), CLASSES) is None
