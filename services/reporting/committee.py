@@ -260,7 +260,7 @@ def _provenance(facts: Facts, rules: Rules, extra: Sequence[tuple[str, str]]) ->
     rows += [
         (f"Weights of version {each.version} (SHA-256)", each.sha256) for each in facts.versions if each.version == facts.version
     ]
-    rows += [(f"Cases of {common.reference(facts)}", number(len(facts.baseline)))]
+    rows += [(f"{common.capitalised(common.reference(facts))}: cases", number(len(facts.baseline)))]
     rows += [("… their SHA-256", digest(facts.baseline))] if facts.baseline else []
     rows += [("Cases of the latest batch (SHA-256)", digest(facts.cases))] if facts.cases else []
     rows += [("Software (version, SHA-256 of its source)", rules.code)] if rules.code else []

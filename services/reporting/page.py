@@ -7,6 +7,9 @@ from typing import Any
 
 from services.reporting.drawing import Drawing
 
+_SENTENCE = 40
+"""Characters beyond which a cell is no number and no word."""
+
 
 @dataclass(frozen=True)
 class KeyFigure:
@@ -26,6 +29,12 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     mono: bool = False
+
+    @property
+    def texts(self) -> frozenset[int]:
+        """Places of the columns that hold sentences: they read from the left, as the first one does."""
+        long = {place for row in self.rows for place, cell in enumerate(row) if len(cell) > _SENTENCE}
+        return frozenset({0} if self.mono else {0, *long})
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,9 @@ _FRAME: Final = 6
 """Padding, in points, that the library puts around the text."""
 INK, MUTED, LINE, SOFT = HexColor("#1f2933"), HexColor("#55606c"), HexColor("#c9d0d8"), HexColor("#f5f7fa")
 TONES: Final = {"healthy": "#1f6b3f", "watch": "#7a4f00", "degraded": "#a11d17", "undecided": "#4a5560"}
+_PADDING: Final = 13.0
+_WIDE: Final = 220.0
+"""Points beyond which a cell may go on in the next line."""
 FONT, BOLD, MONO = "DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono"
 
 
@@ -213,8 +216,8 @@ def _picture(picture: Picture) -> list[Flowable]:
 def _table(table: Table) -> list[Flowable]:
     """A table that goes on over pages between rows only, with its head on each."""
     headed = any(table.columns)
-    body = [_row(row, _CELL, _CODE if table.mono else _RIGHT) for row in table.rows]
-    rows = ([_row(table.columns, _HEAD, _HEAD_RIGHT)] if headed else []) + body
+    body = [_row(row, table.texts, _CELL, _CODE if table.mono else _RIGHT) for row in table.rows]
+    rows = ([_row(table.columns, table.texts, _HEAD, _HEAD_RIGHT)] if headed else []) + body
     if not rows:
         return [Paragraph(markup(table.title), _CAPTION), Paragraph(markup(table.note or "Nothing to show."), _NOTE)]
     style = [
@@ -235,23 +238,27 @@ def _table(table: Table) -> list[Flowable]:
     return [KeepTogether(whole)] if len(rows) <= 12 else [*title, grid, *note, Spacer(0, 2)]
 
 
-def _row(cells: Sequence[str], first: ParagraphStyle, other: ParagraphStyle) -> list[Paragraph]:
-    return [Paragraph(markup(split_long(cell)), first if place == 0 else other) for place, cell in enumerate(cells)]
+def _row(cells: Sequence[str], texts: frozenset[int], left: ParagraphStyle, right: ParagraphStyle) -> list[Paragraph]:
+    return [Paragraph(markup(split_long(cell)), left if place in texts else right) for place, cell in enumerate(cells)]
 
 
 def _widths(table: Table) -> list[float]:
-    """Shares of the width by the longest cell of each column, kept within bounds so that none is starved."""
+    """Widths in points: no column is narrower than its longest word; what is left goes where long cells are."""
     columns = len(table.columns) or max((len(row) for row in table.rows), default=1)
-    cells = [[row[place] for row in (table.columns, *table.rows) if place < len(row)] for place in range(columns)]
-    needs = [_need(column) for column in cells]
-    return [WIDTH * need / sum(needs) for need in needs]
+    texts = [[row[place] for row in (table.columns, *table.rows) if place < len(row)] for place in range(columns)]
+    least = [max((_long(word) for cell in column for word in split_long(cell).split()), default=0) + _PADDING for column in texts]
+    liked = [max(min(max(map(_long, column), default=0), _WIDE) + _PADDING, low) for column, low in zip(texts, least, strict=True)]
+    if sum(least) >= WIDTH:
+        return [WIDTH * low / sum(least) for low in least]
+    if sum(liked) <= WIDTH:
+        return [WIDTH * like / sum(liked) for like in liked]
+    share = (WIDTH - sum(least)) / (sum(liked) - sum(least))
+    return [low + share * (like - low) for low, like in zip(least, liked, strict=True)]
 
 
-def _need(column: Sequence[str]) -> int:
-    """Characters that a column would like: its longest cell up to a limit, its longest word in any case."""
-    longest = max((len(cell) for cell in column), default=0)
-    words = max((len(word) for cell in column for word in split_long(cell).split()), default=0)
-    return max(min(longest, 46), words) + 3
+def _long(text: str) -> float:
+    """Points that a text takes in a cell, or in a column's head where that is longer."""
+    return float(pdfmetrics.stringWidth(text, BOLD, _CELL.fontSize))
 
 
 def _foot(page: Page) -> list[Flowable]:

@@ -47,7 +47,7 @@ VERDICT: Final[dict[str, str]] = {
 BLIND_SPOTS: Final[tuple[str, ...]] = (
     "Cases without a label say nothing here. If only the easy or only the wrong cases get one, the numbers are off.",
     "Labels are taken as true. Errors in the reports behind them count as errors of the model.",
-    "Groups that the data do not name (age, ward, referrer) may fare worse than the average without being seen.",
+    "Groups that the data do not name (ward, referrer, history) may fare worse than the average without being seen.",
     "Errors that only move between wrong classes leave recall unchanged; the confusion matrix shows them.",
 )
 RULE_OF_FIVE: Final = (

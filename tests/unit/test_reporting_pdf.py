@@ -92,6 +92,31 @@ def test_a_long_table_goes_on_between_rows_with_its_head():
         assert not rows_here or "Head A" in text
 
 
+def test_no_word_of_a_crowded_table_is_cut():
+    columns = ("Group", "Cases", "Finding", "Class", "Recall", "Others", "Before", "Lacking", "Remark")
+    row = (
+        "Station Name: CT2",
+        "88",
+        "worse since 1 December 2026",
+        "meningioma",
+        "61 % (48 to 72)",
+        "90 %",
+        "88 %",
+        "41",
+        "word " * 30,
+    )
+    text = pdf_text(made(Section("S", tables=(Table("Crowded", columns, [row]),))))
+    for word in " ".join((*columns, *row)).split():
+        assert word in text.split(), word
+
+
+def test_sentences_read_from_the_left_and_numbers_from_the_right():
+    table = Table("T", ("Name", "Value", "Summary"), [("a", "1", "A sentence that is longer than any number or word.")])
+    html = render(page(Section("S", tables=(table,))))["report.html"].decode()
+    assert '<th scope="col" class="text">Summary' in html
+    assert "<td>1</td>" in html
+
+
 def test_what_is_too_tall_for_a_page_is_made_smaller():
     reader = PdfReader(io.BytesIO(made(Section("S", pictures=(picture("tall", 30.0), picture("wide", 1.0))))))
     assert sum(len(each.images) for each in reader.pages) == 2
