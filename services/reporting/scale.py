@@ -45,8 +45,9 @@ class Scale:
         scale = cls(times, tuple(each.number for each in history), places, to_scale, (0.0, 0.0))
         known = [place for each in interventions if (place := scale.at(each.at)) is not None]
         step = scale.step
-        last, margin = max([places[-1], *known]), (0.6 if len(places) > 6 else 0.25) * step
-        return cls(times, scale.numbers, places, to_scale, (-margin, last + margin))
+        margin = (0.6 if len(places) > 6 else 0.25) * step
+        limits = (min([places[0], *known]) - margin, max([places[-1], *known]) + margin)
+        return cls(times, scale.numbers, places, to_scale, limits)
 
     @property
     def step(self) -> float:
