@@ -154,7 +154,7 @@ class Reception:
 
     def file_away(self, temporary: Temporary, file: StoredFile) -> Answer:
         """Publish a checked, synchronised file and have it indexed; other bytes for a known UID go aside."""
-        path = self.index.path_of(file.facts)
+        path = file.path
         if self.writer is None and self._is_known_elsewhere(file, path):
             return self._refuse_conflict(temporary.path, path)
         if self.files.publish(temporary.path, path):
@@ -274,6 +274,7 @@ class Incoming:
             received_at=self._reception.clock.now(),
             calling_ae=printable(self._head.calling_ae),
             traceparent=self._head.traceparent,
+            path=self._reception.index.path_of(facts),
         )
         self._answer = self._reception.file_away(self._temporary, file)
 

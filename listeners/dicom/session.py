@@ -1,6 +1,7 @@
 """One connection from handshake to end, in a thread of its own: carries out what the association's state machine asks for."""
 
 import logging
+import mmap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Session:
         self._ending = False
         self._has_spoken = False
         self._window_began, self._window_bytes = 0.0, 0
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))  # pages that nothing was received into take no memory
         self._filled = 0
         self._pieces: list[memoryview] = []  # of the data set, to be written before their place in the buffer is used again
         self._data_bytes = 0

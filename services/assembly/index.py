@@ -23,7 +23,7 @@ _TOLERATED_FUTURE: Final = timedelta(days=1)
 class StoredFile(NamedTuple):
     """A whole file under its final name, or about to get it. `size` and `sha256` are of the data set without file meta.
 
-    `sha256` is empty where nobody has read the whole file for it.
+    `sha256` is empty where nobody has read the whole file for it, `path` where `path_of` was not asked yet.
     """
 
     facts: InstanceFacts
@@ -33,6 +33,7 @@ class StoredFile(NamedTuple):
     received_at: datetime
     calling_ae: str
     traceparent: str = ""
+    path: str = ""
 
 
 class ArchiveIndex:
@@ -123,7 +124,7 @@ class ArchiveIndex:
             transfer_syntax_uid=file.transfer_syntax_uid,
             modality=facts.modality,
             body_part=facts.body_part,
-            path=self.path_of(facts),
+            path=file.path or self.path_of(facts),
             size=file.size,
             sha256=file.sha256,
             received_at=file.received_at,

@@ -17,7 +17,7 @@ from sqlmodel import Session, col, func, select
 from schemas.announcements import StepStudy
 from schemas.tables import Instance, Study
 from schemas.vocabulary import StudyState
-from services.assembly.studies import Progress, on_instance
+from services.assembly.studies import Progress, on_instances
 from services.runtime.result_uids import is_result_uid
 from services.runtime.transaction import Transaction
 
@@ -28,6 +28,7 @@ ASSEMBLY_BELL: Final = "assembly"
 
 
 _INSTANCE: Final[sqlalchemy.Table] = Instance.__table__  # type: ignore[attr-defined]
+_INSERT: Final = sqlalchemy.insert(_INSTANCE)
 
 
 class Recorded(StrEnum):
@@ -195,10 +196,7 @@ def _move_on(tx: Transaction, row: Study, study: NewStudy, added: Sequence[NewIn
         return
     is_first = row.instances == 0
     was = StudyState(row.state)
-    progress = progress_of(row)
-    for instance in counted:
-        progress = on_instance(progress, instance.received_at)
-    _apply(row, progress)
+    _apply(row, on_instances(progress_of(row), [instance.received_at for instance in counted]))
     _mind_signals(tx, row, study.stated_instances, opened=is_first or was is StudyState.COMPLETE, is_first=is_first)
     row.accession_key = row.accession_key or study.accession_key
     row.calling_ae = study.calling_ae or row.calling_ae
@@ -207,7 +205,7 @@ def _move_on(tx: Transaction, row: Study, study: NewStudy, added: Sequence[NewIn
 
 def _insert(session: Session, instances: Sequence[NewInstance]) -> None:
     try:
-        session.execute(sqlalchemy.insert(_INSTANCE), [instance._asdict() for instance in instances])
+        session.execute(_INSERT, [dict(zip(NewInstance._fields, instance, strict=True)) for instance in instances])
     except IntegrityError:
         raise LostRaceError from None
 

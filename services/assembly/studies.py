@@ -4,6 +4,7 @@ A study is open while instances arrive, until `services.assembly.rules` finds it
 the next completion announces it with a higher revision.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -53,10 +54,15 @@ class Progress:
 
 def on_instance(study: Progress, at: datetime) -> Progress:
     """A new instance was stored at `at`; clocks that go back never shorten the quiet period."""
+    return on_instances(study, [at])
+
+
+def on_instances(study: Progress, times: Sequence[datetime]) -> Progress:
+    """New instances, at least one, were stored at these times, one after the other."""
     state, effects = TRANSITIONS[study.state, StudyEvent.INSTANCE]
-    counted = study.instances + (Effect.COUNT in effects)
-    opened = study.opened_at if study.opened_at and study.state is StudyState.OPEN else at
-    return replace(study, state=state, instances=counted, last_instance_at=max(study.last_instance_at, at), opened_at=opened)
+    opened = study.opened_at if study.opened_at and study.state is StudyState.OPEN else times[0]
+    counted = study.instances + (len(times) if Effect.COUNT in effects else 0)
+    return Progress(state, study.revision, counted, max(study.last_instance_at, *times), opened)
 
 
 def not_after(study: Progress, now: datetime) -> Progress:

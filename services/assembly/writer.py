@@ -24,8 +24,8 @@ from services.runtime.errors import Transient
 
 logger = logging.getLogger(__name__)
 PAUSE_S: Final = 0.02
-LONGEST_PAUSE_S: Final = 0.25
-"""A batch is collected until nothing came for 20 ms, at most for 250 ms: senders at full speed share commits, and the last
+LONGEST_PAUSE_S: Final = 0.5
+"""A batch is collected until nothing came for 20 ms, at most for 500 ms: senders at full speed share commits, and the last
 row of a study does not wait."""
 MOST_AT_ONCE: Final = 500
 CAPACITY: Final = 5000

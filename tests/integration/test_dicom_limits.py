@@ -62,6 +62,7 @@ def test_too_little_space_at_association_time_is_a_transient_rejection(own):
 
 
 def test_space_that_ends_inside_an_association_answers_a700(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(reception, "SPACE_KNOWN_S", 0.0)
     dataset = make("full", tmp_path)
     with own() as listener, associated(listener.port) as association:
         monkeypatch.setattr(ArchiveFiles, "free_bytes", lambda _: -1)
@@ -188,6 +189,7 @@ def test_an_index_writer_that_dies_ends_the_process(own, tmp_path, monkeypatch):
 
 
 def test_space_that_ends_while_an_object_comes_answers_a700(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(reception, "SPACE_KNOWN_S", 0.0)
     monkeypatch.setattr(files, "BYTES_BETWEEN_CHECKS", 500)
     dataset = make("grows", tmp_path)
     with own(min_free_bytes=1) as listener, associated(listener.port) as association:
