@@ -11,10 +11,12 @@ from services.evaluation.cusum import chart
 from services.evaluation.detector import Thresholds
 from services.evaluation.diagnosis import Cause, Context, diagnose, feed_doubt, feed_fault, mix_shift, recent_change, root_cause
 from services.evaluation.judgement import Judged, Question, judge_stream, waiting
+from services.evaluation.labelling import evidence_of, examine
 from services.evaluation.lateness import Pending
 from services.evaluation.metrics import MetricSet, confusion, measure
 from services.evaluation.pictures import Pictures
 from services.evaluation.reclaim_rule import LIMIT, RuleVerdict, apply_rule
+from services.evaluation.scored import ScoredCase
 from services.evaluation.stream import StreamCase, count, one_per_patient
 from services.evaluation.subgroups import judge
 from services.evaluation.summary import Seen, summarise
@@ -50,6 +52,8 @@ class Material:
     now: datetime | None = None
     """When the stream is looked at; None: when its last case was acquired."""
     pictures: Pictures | None = None
+    scored: Sequence[ScoredCase] = ()
+    """Predictions of the version in all roles, labelled or not, from which the labels themselves are judged."""
 
     @property
     def evidence(self) -> list[StreamCase]:
@@ -95,7 +99,7 @@ def evaluate(material: Material) -> Outcome:
         cases=sum(case.batch == material.batch for case in material.stream),
         stream_cases=len(material.stream),
         metrics=_values(metrics, before),
-        evidence=_evidence(material, independent, judged, since, cause, line, rule) | _worse(subgroups),
+        evidence=_worse(subgroups) | _evidence(material, independent, judged, since, cause, line, rule) | _labels(material),
         reclaim_rule=rule.declined,
         summary=summarise(material.model, _seen(material, evidence, judged), assessment, cause, line, since, subgroups),
         subgroups=subgroups,
@@ -104,7 +108,16 @@ def evaluate(material: Material) -> Outcome:
     )
 
 
+def _labels(material: Material) -> Evidence:
+    unknown = [case for case in material.scored if case.patient_key not in material.taught]
+    if not unknown:
+        return {}
+    now = material.now or max(case.scored_at for case in unknown)
+    return evidence_of(examine(unknown, material.classes, material.baseline, now, material.wait_days, material.seed))
+
+
 def _worse(subgroups: Sequence[SubgroupResult]) -> Evidence:
+    """First among the evidence, of which the agents read the first entries only."""
     named = [f"{each.facet} {each.group}" for each in subgroups if each.worse]
     return {"worse_subgroups": ", ".join(named)} if named else {}
 

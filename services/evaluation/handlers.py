@@ -17,6 +17,7 @@ from services.evaluation.evaluate import Material, Outcome, evaluate
 from services.evaluation.pace import blocks_per_year
 from services.evaluation.picture_repository import pictures
 from services.evaluation.stream import StreamCase, count, one_per_patient
+from services.evaluation.truth_repository import scored_cases
 from services.runtime import registry
 from services.runtime.consumer import Batch as Polled
 from services.runtime.consumer import BatchConsumer
@@ -81,6 +82,7 @@ class Evaluate(BatchConsumer[Prepared]):
             taught = repository.taught(session, found.model)
             task = repository.task_of(session, found.batch_id)
             seen = pictures(session, found.model, found.version, stream)
+            scored = scored_cases(session, found.model, found.version)
             pending, now = repository.pending(session, found.model, found.version), repository.last_closed(session, found)
             known = taught | {row.patient_key for row in baseline}
             per_year = blocks_per_year((case.acquired_at for case in one_per_patient(stream, known)), self.batch_size)
@@ -101,6 +103,7 @@ class Evaluate(BatchConsumer[Prepared]):
             wait_days=self.settings.label_wait_days,
             now=now,
             pictures=seen,
+            scored=scored,
             subgroup_risk=self.settings.subgroup_false_alarms_per_year,
             run_length=self.settings.cusum_run_length,
         )

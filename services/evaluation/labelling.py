@@ -40,7 +40,11 @@ def examine(
     wait_days: float,
     seed: int = 0,
 ) -> Labelling:
-    """Ask all questions of the predictions of one version, labelled or not."""
+    """Ask all questions of the predictions of one version, labelled or not.
+
+    Asked for an earlier `now` than the last label came, time has passed until then: what waits has waited so long too.
+    """
+    now = max([now, *(case.joined_at for case in cases if case.joined_at is not None)])
     facets = facets_of(cases)
     return Labelling(
         delays=tuple(delays(cases, now, facets)),
