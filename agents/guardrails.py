@@ -99,6 +99,7 @@ class Facts(_Frozen):
     remedies_last_day: int = 0
     open_label_request: str | None = None
     told_that_used_up: str | None = None
+    outside_plan: str = ""
 
 
 class Limits(_Frozen):
@@ -210,6 +211,11 @@ def _rung_exists(proposal: Proposal, _actor: Actor, _facts: Facts, _limits: Limi
         return None
     named = TO_DO.get(proposal.remedy, str(proposal.remedy)) if proposal.remedy else "an unnamed remedy"
     return Refused(reason=f"The service cannot carry out this remedy ({named}); it can do: {', '.join(EXECUTABLE)}.")
+
+
+def _within_plan(_proposal: Proposal, _actor: Actor, facts: Facts, _limits: Limits) -> Verdict | None:
+    """No order outside the model's change control plan, whoever gives it."""
+    return Refused(reason=f"{facts.outside_plan[:1].upper()}{facts.outside_plan[1:]}.") if facts.outside_plan else None
 
 
 def _settings_in_range(proposal: Proposal, _actor: Actor, _facts: Facts, _limits: Limits) -> Verdict | None:
@@ -388,6 +394,7 @@ RULES: Final[tuple[Rule, ...]] = (
     _may_order,
     _rung_exists,
     _settings_in_range,
+    _within_plan,
     _status_supports,
     _news,
     _one_at_a_time,

@@ -51,16 +51,20 @@ def above(remedy: Remedy | None, other: Remedy | None) -> bool:
 
 
 def next_rung(
-    tune_cases: int, min_tune_cases: int, rejected: Collection[Remedy], diagnosis: Diagnosis = Diagnosis.UNKNOWN
+    tune_cases: int,
+    min_tune_cases: int,
+    rejected: Collection[Remedy],
+    diagnosis: Diagnosis = Diagnosis.UNKNOWN,
+    allowed: Collection[Remedy] = EXECUTABLE,
 ) -> Remedy | None:
     """The rung to try next, None when the ladder is used up and only more labels or a person help.
 
     `rejected` are the remedies of this decline that the gate turned down; the next is the first of the diagnosis above the
     highest of them. Close to the least number of tune cases (`FEW` times it) only the last layer is trained before more is:
-    fewer weights, less to overfit.
+    fewer weights, less to overfit. `allowed` are the remedies that the model's change control plan covers.
     """
     highest = max((EXECUTABLE.index(remedy) for remedy in rejected if remedy in EXECUTABLE), default=-1)
-    left = [rung for rung in CLIMB[diagnosis] if EXECUTABLE.index(rung) > highest]
-    if tune_cases >= FEW * min_tune_cases and Remedy.HEAD_ONLY in left:
+    left = [rung for rung in CLIMB[diagnosis] if EXECUTABLE.index(rung) > highest and rung in allowed]
+    if tune_cases >= FEW * min_tune_cases and Remedy.HEAD_ONLY in left[:-1]:
         left.remove(Remedy.HEAD_ONLY)
     return left[0] if left else None

@@ -15,6 +15,8 @@ from schemas.tables import Order
 from schemas.topics import APPROVAL, ORDER
 from schemas.vocabulary import OrderKind, OrderState, Remedy, UserRole
 from services.runtime import registry
+from services.runtime.change_plans import plan_of, require_planned
+from services.runtime.errors import InvalidInput
 from services.runtime.transaction import Transaction
 from services.runtime.words import TO_DO
 
@@ -106,7 +108,19 @@ def _judge(tx: Transaction, proposal: Proposal, actor: Actor, settings: Settings
     now, behind = tx.clock.now(), proposal.evaluation_id
     after = now - LABELS_ONCE_IN
     facts = repository.facts(tx.session, proposal.model, now, label_request_after=after, evaluation_id=behind, but=but)
+    facts = facts.model_copy(update={"outside_plan": _outside_plan(proposal, settings)})
     return check(proposal, actor, facts, Limits.of(settings))
+
+
+def _outside_plan(proposal: Proposal, settings: Settings) -> str:
+    """Why the model's change control plan does not cover an order, empty where it does or where there is no plan."""
+    if proposal.kind != OrderKind.REMEDY or proposal.remedy is None:
+        return ""
+    try:
+        require_planned(plan_of(settings, proposal.model), proposal.remedy, proposal.settings)
+    except InvalidInput as error:
+        return error.reason
+    return ""
 
 
 def _refused_again(tx: Transaction, cause: Cause, row: Order, actor: Actor) -> bool:

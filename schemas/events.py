@@ -266,6 +266,7 @@ class MaintenancePromotion(Event):
     origin: str = Field(
         "gate", description="gate; owner: the gate, asked by a person; rollback: a version that served was brought back without one"
     )
+    change_plan: str = Field("", description="Change control plan and clause that cover the change; empty where there is no plan")
 
 
 class MaintenanceReport(Event):

@@ -1,11 +1,12 @@
 """Tools that read. None of them changes anything."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlmodel import Session
 
 from agents import repository
-from agents.ladder import cases_for_another_round, next_rung
+from agents.ladder import EXECUTABLE, cases_for_another_round, next_rung
 from agents.redaction import plain
 from agents.tools.answers import (
     Answer,
@@ -26,9 +27,11 @@ from agents.tools.answers import (
 from agents.tools.arguments import CompareArguments, HistoryArguments, ListArguments, NoArguments, OneModel, OrdersArguments
 from agents.tools.desk import Desk, evaluation_facts, resolve
 from schemas.tables import ModelVersion, Order, RegisteredModel
-from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState
+from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy
 from services.remediation.plan import labels_for
 from services.runtime import registry
+from services.runtime.change_plans import plan_of
+from services.runtime.errors import InvalidInput
 
 HELP = """You can ask me, in your own words:
 - how a model is doing, its trend, why it declined, how two versions compare
@@ -216,6 +219,15 @@ def remedy_options(desk: Desk, args: OneModel) -> Answer:
         return name if isinstance(name, Problem) else _options(session, registry.model(session, name), desk)
 
 
+def _covered(model: str, desk: Desk) -> Collection[Remedy]:
+    """Remedies that the model's change control plan covers: all without a plan, none with one that is not valid."""
+    try:
+        read = plan_of(desk.settings, model)
+    except InvalidInput:
+        return ()
+    return read.plan.remedies() if read is not None else EXECUTABLE
+
+
 def _options(session: Session, row: RegisteredModel, desk: Desk) -> RemedyOptions:
     champion, limits = row.champion or 0, desk.settings.remediation
     newest = repository.latest(session, row.name, row.champion)
@@ -223,7 +235,8 @@ def _options(session: Session, row: RegisteredModel, desk: Desk) -> RemedyOption
     turned = repository.turned_down(session, row.name, champion, tune + gate)
     rejected = [each.remedy for each in turned if each.remedy]
     diagnosis = Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE
-    rung, join = next_rung(tune, limits.min_tune_cases, rejected, diagnosis), desk.settings.join
+    join, allowed = desk.settings.join, _covered(row.name, desk)
+    rung = next_rung(tune, limits.min_tune_cases, rejected, diagnosis, allowed)
     missing = max((cases_for_another_round(each.cases, tune + gate) for each in turned), default=0)
     return RemedyOptions(
         model=row.name,

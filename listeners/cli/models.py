@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from listeners.cli import plans
 from listeners.cli.context import ask_leave, console, open_context, show
 from schemas.tables import ModelVersion
 from schemas.vocabulary import Modality, VersionState
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from services.runtime.registration import Accept
 
 app = typer.Typer(help="Models, their versions, and which one serves.", no_args_is_help=True)
+app.add_typer(plans.app, name="plan")
 Name = Annotated[str, typer.Argument(help="Model, as `reclaim models list` prints it")]
 Reason = Annotated[str, typer.Option(help="Why, for the audit record")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]

@@ -5,7 +5,7 @@ level and baseline of the new champion are those of decision 0007, what a person
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlmodel import Session
@@ -27,6 +27,7 @@ from services.remediation.material import LOOKS
 from services.remediation.plan import Plan, TooFew, choose, labels_for, looks, to_json
 from services.remediation.run import TEST, latency_ratio, paired_case
 from services.runtime import registry
+from services.runtime.change_plans import citation, latency_limit, plan_of, require_owner_versions, tightened
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 from services.runtime.signatures import reference_rows, replace_reference
@@ -52,6 +53,7 @@ class _Pair:
     rule: SelectionRule
     gate: Sequence[LabelledStudy]
     old: Sequence[LabelledStudy]
+    cited: str = ""
 
 
 def admit(
@@ -62,14 +64,17 @@ def admit(
     A rejected candidate is out for good; where the gate needs more labels it stays a candidate. Raises InvalidInput with
     what is missing when it cannot be judged at all, ModelError for a broken bundle or an unreadable study.
     """
+    read = plan_of(context.settings, model)
+    cited = citation(read, require_owner_versions(read))
     with context.database.read() as session:
-        pair = _pair(context, session, model, number)
+        pair = replace(_pair(context, session, model, number), cited=cited)
     earlier, run_id = _spend(context, model, number, pair)
     tell(f"scoring {len(pair.gate)} studies of the gate and {len(pair.old)} of the old test set with both versions")
     gate, cases, ratio = _compare(context, pair, pair.gate, pair.rule)
     old, _, _ = _compare(context, pair, pair.old, None)
-    limits, draws = context.settings.remediation, context.settings.evaluation.bootstrap_draws
-    rules = Rules(limits.gate_alpha, limits.gate_margin, limits.min_gate_cases, draws, limits.seed, looks=earlier)
+    limits, draws = tightened(context.settings.remediation, read), context.settings.evaluation.bootstrap_draws
+    seed, slowest = limits.seed, latency_limit(read)
+    rules = Rules(limits.gate_alpha, limits.gate_margin, limits.min_gate_cases, draws, seed, slowest, looks=earlier)
     judgement = judge(gate, old, pair.models[0].spec.classes, rules, ratio)
     _conclude(context, model, number, pair, judgement, cases, actor=actor, reason=reason, run_id=run_id)
     return Admission(pair.plan.champion, judgement)
@@ -169,7 +174,12 @@ def _conclude(
 ) -> None:
     """Verdict, version, baseline, event and audit in one transaction. InvalidInput when something changed meanwhile."""
     champion, promoted = pair.plan.champion, judgement.verdict == Verdict.PROMOTE
-    evidence: dict[str, Any] = {"reasons": list(judgement.reasons), "numbers": finite(judgement.numbers), "run": run_id}
+    evidence: dict[str, Any] = {
+        "reasons": list(judgement.reasons),
+        "numbers": finite(judgement.numbers),
+        "run": run_id,
+        "change_plan": pair.cited,
+    }
     with context.database.transaction() as tx:
         owner, row = registry.lock_model(tx.session, model), registry.version(tx.session, model, number)
         if owner.champion != champion or row.state != VersionState.CANDIDATE:
@@ -194,6 +204,7 @@ def _conclude(
             numbers=finite(judgement.numbers),
             actor=actor,
             origin=ORIGIN,
+            change_plan=pair.cited,
         )
         tx.emit(PROMOTION, event, event_id=run_id)
 

@@ -14,6 +14,7 @@ from services.remediation.plan import TooFew, labels_for
 from services.remediation.provenance import code_digest
 from services.remediation.run import Outcome
 from services.runtime import registry, telemetry
+from services.runtime.change_plans import citation
 from services.runtime.service import Context
 from services.runtime.signatures import reference_rows, replace_reference
 from services.runtime.transaction import Transaction
@@ -41,7 +42,7 @@ def conclude(context: Context, claim: jobs.Claim, material: Material, outcome: O
         evidence = _evidence(claim, material, outcome)
         _enter(tx, context, claim, material, outcome, number)
         _decide(tx, claim, material.plan.champion, number, verdict, evidence)
-        _announce(tx, claim, material.plan.champion, number, outcome, job.traceparent)
+        _announce(tx, claim, material, number, outcome, job.traceparent)
         if verdict == Verdict.NEED_LABELS:
             share = context.settings.join.gate_share
             missing = outcome.judgement.needed_cases - len(material.plan.gate)
@@ -119,7 +120,14 @@ def _evidence(claim: jobs.Claim, material: Material, outcome: Outcome) -> dict[s
         "returning_patients": material.returning,
         "labels_of_no_class": material.plan.foreign,
         "options": material.options.model_dump(),
+        "change_plan": _cited(claim, material),
     }
+
+
+def _cited(claim: jobs.Claim, material: Material) -> str:
+    """The plan and clause that cover the repair, empty where the model has no plan."""
+    read = material.change_plan
+    return citation(read, read.plan.clause_for(claim.remedy)) if read is not None else ""
 
 
 def finite(numbers: dict[str, float | None]) -> dict[str, float | None]:
@@ -173,8 +181,8 @@ def _decide(tx: Transaction, claim: jobs.Claim, champion: int, number: int, verd
         registry.reject(tx, claim.model, number, actor=jobs.ACTOR, order=claim.order_id)
 
 
-def _announce(tx: Transaction, claim: jobs.Claim, champion: int, number: int, outcome: Outcome, traceparent: str) -> None:
-    judgement = outcome.judgement
+def _announce(tx: Transaction, claim: jobs.Claim, material: Material, number: int, outcome: Outcome, traceparent: str) -> None:
+    judgement, champion = outcome.judgement, material.plan.champion
     event = MaintenancePromotion(
         model=claim.model,
         challenger=number,
@@ -185,5 +193,6 @@ def _announce(tx: Transaction, claim: jobs.Claim, champion: int, number: int, ou
         numbers=finite(judgement.numbers),
         order_id=claim.order_id,
         actor=jobs.ACTOR,
+        change_plan=_cited(claim, material),
     )
     tx.emit(PROMOTION, event, event_id=natural_id("promotion", claim.job_id), cause=traceparent or None)

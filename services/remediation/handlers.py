@@ -12,6 +12,7 @@ from services.remediation import repository
 from services.remediation.ids import natural_id
 from services.remediation.options import options_of, require_executable
 from services.runtime import registry
+from services.runtime.change_plans import plan_of, require_planned
 from services.runtime.consumer import Batch, BatchConsumer
 from services.runtime.errors import InvalidInput
 from services.runtime.messages import Received
@@ -62,8 +63,8 @@ class Remediation(BatchConsumer[None]):
 
     def _enqueue(self, tx: Transaction, event: Received[MaintenanceOrder]) -> None:
         order = event.data
-        require_executable(order.remedy)
-        options_of(self._settings, order.settings)
+        remedy, chosen = require_executable(order.remedy), options_of(self._settings, order.settings)
+        require_planned(plan_of(self._settings, order.model), remedy, chosen.model_dump())
         _require_champion(tx, order)
         row = repository.order_row(tx, order)
         if repository.enqueue(tx, row, event.traceparent):

@@ -30,6 +30,7 @@ from services.remediation.plan import (
 )
 from services.remediation.provenance import data_digest
 from services.runtime import registry
+from services.runtime.change_plans import ReadPlan, plan_of, require_planned, tightened
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
@@ -57,6 +58,7 @@ class Material:
     recent: Sequence[LabelledStudy]
     returning: int
     data_sha256: str
+    change_plan: ReadPlan | None = None
     looks: int = 0
 
 
@@ -67,9 +69,12 @@ def prepare(context: Context, claim: jobs.Claim) -> Material | TooFew:
         owner = registry.model(session, claim.model)
         version = _champion(session, owner, order)
         champion = load_bundle(context.settings.models_dir / version.bundle)
+        change_plan, chosen = plan_of(context.settings, owner.name), options.options_of(context.settings, job.settings)
+        require_planned(change_plan, claim.remedy, chosen.model_dump())
         old = data.development(version.dataset, champion.spec.classes)
         taken = data.development_patients(old, context.pseudonyms) | repository.baseline_patients(session, owner.name)
-        plan = _plan(session, job, order, version, champion.spec.classes, taken, context.settings.remediation)
+        limits = tightened(context.settings.remediation, change_plan)
+        plan = _plan(session, job, order, version, champion.spec.classes, taken, limits)
         if isinstance(plan, TooFew):
             return plan
         trigger = repository.trigger_patients(session, owner.name)
@@ -80,13 +85,14 @@ def prepare(context: Context, claim: jobs.Claim) -> Material | TooFew:
             dataset=version.dataset,
             rule=SelectionRule.model_validate(owner.selection),
             plan=plan,
-            options=options.options_of(context.settings, job.settings),
+            options=chosen,
             old=old,
             tune=data.archived(session, archive, plan.tune),
             gate=data.archived(session, archive, plan.gate),
             recent=data.without_labels(data.archived(session, archive, plan.recent), champion.spec),
             returning=len(trigger & taken),
             data_sha256=data_digest(plan.digest, Path(version.dataset), old),
+            change_plan=change_plan,
         )
 
 

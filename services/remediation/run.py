@@ -23,6 +23,7 @@ from services.remediation import data, jobs, options
 from services.remediation.gate import Endpoint, Judgement, PairedCase, Rules, judge
 from services.remediation.ids import natural_id
 from services.remediation.material import Material
+from services.runtime.change_plans import latency_limit, tightened
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
@@ -61,11 +62,20 @@ def execute(context: Context, claim: jobs.Claim, material: Material, keeper: job
 
 def rules_of(context: Context, material: Material, remedy: Remedy) -> Rules:
     """The gate's criteria by the settings; a recalibration has to show better probabilities, all else better decisions."""
-    limits = context.settings.remediation
+    limits = tightened(context.settings.remediation, material.change_plan)
     draws = context.settings.evaluation.bootstrap_draws
     seed = material.options.seed
     endpoint: Endpoint = "probabilities" if remedy == Remedy.RECALIBRATE else "decisions"
-    return Rules(limits.gate_alpha, limits.gate_margin, limits.min_gate_cases, draws, seed, looks=material.looks, endpoint=endpoint)
+    return Rules(
+        limits.gate_alpha,
+        limits.gate_margin,
+        limits.min_gate_cases,
+        draws,
+        seed,
+        latency_limit(material.change_plan),
+        looks=material.looks,
+        endpoint=endpoint,
+    )
 
 
 def checkpoints(context: Context, claim: jobs.Claim) -> Path:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +124,21 @@ def test_an_order_that_cannot_be_carried_out_says_why(chest: Context, bad: Maint
     assert why in row.explanation
     assert stored(chest, RegisteredModel, "chest").champion == 2
     assert claim(chest) is None
+
+
+def test_an_order_outside_the_change_control_plan_is_refused_with_the_clause(chest: Context) -> None:
+    example = Path(__file__).parents[2] / "docs" / "examples" / "change-plan.yaml"
+    folder = chest.settings.state_dir / "plans"
+    folder.mkdir(parents=True)
+    (folder / "chest.yaml").write_text(example.read_text().replace("model: brain-mri", "model: chest"))
+    give(chest, remedy("o1", remedy=Remedy.FULL), remedy("o2", settings={"epochs": 99}), remedy("o3", settings={"epochs": 9}))
+    assert "full is no modification of the change control plan 1.0" in stored(chest, Order, "o1").explanation
+    assert "epochs 99 is outside 1 to 30" in stored(chest, Order, "o2").explanation
+    assert "clause M3" in stored(chest, Order, "o2").explanation
+    assert [stored(chest, Order, name).state for name in ("o1", "o2")] == [OrderState.FAILED] * 2
+    taken = claim(chest)
+    assert taken is not None
+    assert taken.order_id == "o3"
 
 
 def test_serving_stops_and_resumes(chest: Context) -> None:

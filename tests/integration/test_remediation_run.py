@@ -48,6 +48,7 @@ SPEC = ModelSpec(
     modality="MR",
     seed=3,
 )
+PLAN = Path(__file__).parents[2] / "docs" / "examples" / "change-plan.yaml"
 LIMITS = RemediationSettings(
     lease_s=2,
     epochs=6,
@@ -260,6 +261,14 @@ def test_every_rung_goes_from_order_to_verdict(stripes: Context, remedy: Remedy)
     stream(stripes, CaseRole.TUNE, 70)
     stream(stripes, CaseRole.GATE, 60)
     relabel(stripes, CaseRole.TUNE)
+    (stripes.settings.state_dir / "plans").mkdir()
+    text = (
+        PLAN.read_text()
+        .replace("[head_only", "[gradual, head_only")
+        .replace("brain-mri", "stripes")
+        .replace("most: 1.0e-3", "most: 1.0e-2")
+    )
+    (stripes.settings.state_dir / "plans" / "stripes.yaml").write_text(text)
     give(stripes, OrderKind.REMEDY, "rung", remedy=remedy, settings={"epochs": 3})
     assert JobWorker(stripes).run_one()
     job = stored(stripes, Job, "rung")
@@ -267,6 +276,9 @@ def test_every_rung_goes_from_order_to_verdict(stripes: Context, remedy: Remedy)
     assert len(job.settings["plan"]["tune"]) == 40
     assert len(job.settings["plan"]["recent"]) == (70 if remedy in {Remedy.RECALIBRATE, Remedy.ADAPT_STATISTICS} else 0)
     assert job.result["choices"]
+    (promotion,) = events(stripes, PROMOTION, MaintenancePromotion)
+    assert promotion.change_plan == job.result["change_plan"]
+    assert promotion.change_plan.startswith("change control plan 1.0 (")
     assert (remedy == Remedy.RECALIBRATE) == ("brier_p" in job.result["numbers"])
     row = stored(stripes, ModelVersion, ("stripes", 2))
     loaded, first = (
