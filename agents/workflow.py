@@ -33,7 +33,7 @@ ROLES: Final[dict[str, tuple[str, str]]] = {
         "Receives every message, answers simple questions, hands off the rest",
         (
             "You are the orchestrator. An evaluation with status healthy needs no order unless `reported` "
-            "is degraded or watch (then a report): answer in one sentence and stop. "
+            "is degraded or watch, or its evidence names worse_subgroups (then a report): answer in one sentence and stop. "
             "A promotion with verdict promote needs no order. Verdict reject with status degraded: hand off to fine-tuning. "
             "Verdict need_labels: labels, unless open_label_request."
         ),

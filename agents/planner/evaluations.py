@@ -10,6 +10,8 @@ from schemas.vocabulary import Diagnosis, Remedy, Status
 from services.runtime.words import TO_DO, decline, likely
 
 Facts = dict[str, Any]
+REASON: Final = 900
+"""Characters of a reason that may name many groups; an order holds 1000."""
 
 
 def next_step(facts: Facts, observed: Sequence[Observation]) -> Step:
@@ -20,13 +22,26 @@ def next_step(facts: Facts, observed: Sequence[Observation]) -> Step:
 
 
 def _healthy(facts: Facts, observed: Sequence[Observation]) -> Step:
-    """A report where the last one told of a decline, otherwise nothing."""
+    """A report where the last one told of a decline or a group is worse than the others, otherwise nothing."""
+    groups = facts.get("evidence", {}).get("worse_subgroups")
+    if groups:
+        return _uneven(facts, observed, str(groups))
     if facts.get("reported") not in {Status.DEGRADED, Status.WATCH}:
         return Say(f"{facts['model']} is healthy on {facts['cases']} cases; nothing to do.")
     if done(observed, "order_report") is None:
         reason = f"{facts['model']} is healthy again: its labelled cases show no decline. The last report told of one."
         return Act("order_report", {"model": facts["model"], "reason": reason})
     return Say(f"{facts['model']} is healthy again on {facts['cases']} cases.")
+
+
+def _uneven(facts: Facts, observed: Sequence[Observation], groups: str) -> Step:
+    """A report, which the guardrails refuse when it brings no news. A repair of the whole is no answer to a group."""
+    if done(observed, "order_report") is None:
+        first = f"As a whole {facts['model']} shows no decline."
+        reason = f"{first} It reads some patients worse than the others of the same time: {groups}."
+        return Act("order_report", {"model": facts["model"], "reason": reason[:REASON]})
+    seen = f"{facts['model']} is healthy as a whole, but reads some patients worse than the others: {groups}."
+    return Say(f"{seen} A person has to look at why.")
 
 
 def _watch(facts: Facts, observed: Sequence[Observation]) -> Step:

@@ -38,6 +38,18 @@ async def test_every_way_to_ask_gives_the_same_answer():
     assert set(answers) == {"brain is healthy on 90 cases; nothing to do."}
 
 
+def test_a_group_that_is_worse_than_the_others_is_reported_and_nothing_is_repaired():
+    facts = json.loads(HEALTHY) | {"evidence": {"worse_subgroups": "StationName CT2, AgeBand 80+"}}
+    tools = ["order_report", "remedy_options", "order_remedy"]
+    step = next_step(Transcript(json.dumps(facts)), tools)
+    assert isinstance(step, Act)
+    assert step.tool == "order_report"
+    assert "StationName CT2, AgeBand 80+" in step.arguments["reason"]
+    after = next_step(Transcript(json.dumps(facts), observed=(Observation("order_report", {}, "ordered"),)), tools)
+    assert isinstance(after, Say)
+    assert "A person has to look at why" in after.text
+
+
 def test_the_same_transcript_gives_the_same_step():
     transcript = Transcript(COMMAND, observed=(Observation("list_models", {}, MODELS),))
     assert (

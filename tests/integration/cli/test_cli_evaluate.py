@@ -196,6 +196,7 @@ def test_an_evaluation_shows_its_groups_and_the_classical_rules(history, reclaim
         assert announced[name] == getattr(stored, name)
     assert [each["group"] for each in stored.subgroups if each["worse"]] == ["CT2"]
     assert {each["facet"] for each in stored.subgroups} == {"StationName", "PatientSex", "AgeBand", "Site"}
+    assert next(iter(announced["evidence"].items())) == ("worse_subgroups", "StationName CT2")
     assert [rule["rule"] for rule in stored.rules] == ["reclaim", "cusum"]
     assert sum(map(sum, stored.confusion["counts"])) == 60
     text = reclaim("evaluations", "show", stored.evaluation_id).text
