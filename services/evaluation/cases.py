@@ -64,9 +64,7 @@ class Cases:
             classes=tuple(classes),
             truth=np.array([place[row.truth or ""] for row in known], np.int64),
             predicted=np.array([place[row.predicted] for row in known], np.int64),
-            probabilities=np.array([[row.probabilities.get(name, 0.0) for name in classes] for row in known]).reshape(
-                -1, len(classes)
-            ),
+            probabilities=_probabilities(known, classes),
             patients=np.array([patients[row.patient_key] for row in known], np.int64),
         )
 
