@@ -11,9 +11,10 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import aiohttp
 from slack_bolt.async_app import AsyncApp
 from slack_bolt.authorization import AuthorizeResult
-from slack_sdk.errors import SlackApiError, SlackClientError
+from slack_sdk.errors import SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from listeners.chat import repository
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 ORDER: Final = re.compile(r"ord-[0-9a-f]{12}")
 ANSWER_WITHIN_S: Final = 2.0
 """Slack waits three seconds for our answer."""
+UNTOLD: Final = (SlackClientError, aiohttp.ClientError, OSError, TimeoutError)
+"""What may go wrong when Slack is asked or told something in passing."""
 ASKED: Final = "Asked. The answer comes as a message here, or to you directly where the app is no member."
 ELSEWHERE: Final = "This service answers people of its own workspace only."
 
@@ -81,7 +84,7 @@ class _Myself:
         try:
             answer = await asyncio.wait_for(self._client.auth_test(), ANSWER_WITHIN_S)
             self.user, self.bot = str(answer.get("user_id") or ""), str(answer.get("bot_id") or "")
-        except (SlackClientError, OSError, TimeoutError) as error:
+        except UNTOLD as error:
             logger.warning("CHT-110 Slack does not say who we are (%s)", type(error).__name__)
 
 
@@ -156,7 +159,7 @@ class _Handlers:
                 await asyncio.wait_for(
                     respond(text=escaped(refusal), response_type="ephemeral", replace_original=False), ANSWER_WITHIN_S
                 )
-            except (SlackClientError, OSError, TimeoutError) as error:
+            except UNTOLD as error:
                 logger.warning("CHT-111 a refusal could not be told (%s)", type(error).__name__)
 
     async def _decided(self, body: dict[str, Any], *, approve: bool) -> str:
@@ -209,5 +212,5 @@ async def _whisper(client: AsyncWebClient, channel: str, user: str, thread_ts: s
     try:
         call = client.chat_postEphemeral(channel=channel, user=user, thread_ts=thread_ts or None, text=escaped(text))
         await asyncio.wait_for(call, ANSWER_WITHIN_S)
-    except (SlackApiError, SlackClientError, OSError, TimeoutError) as error:
+    except UNTOLD as error:
         logger.warning("CHT-111 a refusal could not be told (%s)", type(error).__name__)

@@ -75,13 +75,13 @@ class SlackFront:
             if _code(error) not in NOT_THERE or "user" not in reference or reference.get("thread_ts"):
                 raise
         opened = await self._client.conversations_open(users=str(reference["user"]))
-        return await self._post_to(claim, str(opened["channel"]["id"]))
+        return await self._post_to(claim, _text(opened.get("channel"), "id"))
 
     async def _post_to(self, claim: Claim, channel: str) -> Delivered:
         thread = claim.reference.get("thread_ts")
         metadata = {"event_type": EVENT_TYPE, "event_payload": {"message_id": claim.message_id}}
         answer = await self._client.chat_postMessage(channel=channel, thread_ts=thread, metadata=metadata, **message_of(claim.card))
-        return _delivered(claim, channel, str(answer["ts"]))
+        return _delivered(claim, channel, _text(answer, "ts"))
 
     async def _edit(self, claim: Claim) -> Delivered:
         channel = str(claim.reference["channel"])
@@ -106,7 +106,7 @@ class SlackFront:
             alt_txt=claim.card.title or "Figure of a report",
             content=content,
         )
-        return Delivered(str(answer["file"]["id"]))
+        return Delivered(_text(answer.get("file"), "id"))
 
     async def _find(self, claim: Claim) -> Delivered | None:
         """What an earlier attempt left in the channel, None when nothing did. Without the right to read it is not looked for."""
@@ -134,10 +134,20 @@ class SlackFront:
             raise _judged(error, posts=posts) from None
         except SlackRequestError:
             raise Later("Slack did not take the file", uncertain=False) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise Later(f"Slack's answer cannot be read ({type(error).__name__})", uncertain=posts) from None
         except (aiohttp.ClientConnectorError, ssl.SSLError) as error:
             raise Later(f"Slack cannot be reached ({type(error).__name__})") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Later(f"Slack did not answer ({type(error).__name__})", uncertain=posts) from None
+
+
+def _text(answer: Any, name: str) -> str:
+    """A field that Slack promises; ValueError without it, because a made-up id would be edited later."""
+    value = answer.get(name) if answer else None
+    if not isinstance(value, str) or not value:
+        raise ValueError(name)
+    return value
 
 
 def _same(claim: Claim, channel: str, message: Mapping[str, Any]) -> Delivered | None:

@@ -27,6 +27,8 @@ from schemas.settings import Settings
 logger = logging.getLogger(__name__)
 HOPELESS: Final = frozenset({400, 403, 404, 405, 410, 413})
 TOO_LARGE: Final = 413
+UNNAMED: Final = "DO_NOT_USE_PLACEHOLDER_ID"
+"""What the SDK calls an activity that the Bot Connector has not named."""
 
 
 class TeamsFront:
@@ -67,6 +69,8 @@ class TeamsFront:
             await conversations.update_activity(conversation, claim.external_id, message, service_url=service_url)
             return Delivered(claim.external_id)
         answer = await conversations.create_activity(conversation, message, service_url=service_url)
+        if not answer.id or answer.id == UNNAMED:
+            raise ValueError("id")  # an edit would go nowhere
         return Delivered(str(answer.id))
 
     def _client(self) -> ApiClient:
@@ -105,6 +109,8 @@ class TeamsFront:
             raise _judged(error.response, posts=posts) from None
         except SignInRefused as error:
             raise Later(f"Entra refuses our sign-in ({error}): check RECLAIM_TEAMS_APP_ID, _APP_SECRET and _TENANT") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise Later(f"Teams' answer cannot be read ({type(error).__name__})", uncertain=posts) from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise Later(f"Teams cannot be reached ({type(error).__name__})") from None
         except (httpx.HTTPError, OSError) as error:

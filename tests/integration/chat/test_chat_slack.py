@@ -259,8 +259,14 @@ async def test_a_post_whose_answer_was_lost_is_not_posted_again(slack_site, slac
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault(breaks=True), Fault(503, "<html>busy</html>"), Fault(200, {"ok": False, "error": "internal_error"})],
-    ids=["broke before", "503", "internal_error"],
+    [
+        Fault(breaks=True),
+        Fault(503, "<html>busy</html>"),
+        Fault(200, {"ok": False, "error": "internal_error"}),
+        Fault(200, {"ok": True}),
+        Fault(200, "[]"),
+    ],
+    ids=["broke before", "503", "internal_error", "half an answer", "another answer"],
 )
 async def test_a_post_that_failed_is_tried_again(slack_site, slack_client, slack, fault):
     slack.fail("chat.postMessage", fault)
@@ -361,3 +367,13 @@ def slack_front(site):
 
 def respond(slack):
     return str(slack.server.make_url("/respond"))
+
+
+async def test_a_refusal_that_cannot_be_told_is_a_refusal_all_the_same(slack_site, slack_client, slack, free_port):
+    order, asked = await ordered(slack_site, slack_client, slack)
+    nowhere = f"http://127.0.0.1:{free_port}/respond"
+    answer = await press(slack_client, button(asked, order.order_id, approve=True, user="UEVE", channel="C1", respond=nowhere))
+    assert answer.status == 200
+    slack_site.pump()
+    assert slack_site.orders()[0].state == "awaiting_approval"
+    assert len(slack_site.audit("order.decision_refused")) == 1

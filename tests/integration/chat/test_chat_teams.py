@@ -205,7 +205,7 @@ async def test_a_pause_that_teams_asks_for_is_kept(teams_site, teams_client, tea
     assert len(teams.activities[CHANNEL]) == 1
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 401])
+@pytest.mark.parametrize("status", [500, 502, 503, 401, 201])
 async def test_a_post_that_failed_is_tried_again(teams_site, teams_client, teams, status):
     teams.faults.append(web.Response(status=status))
     await post(teams_client, teams, teams.activity("status"))
