@@ -7,9 +7,12 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
+from listeners.cli import label_quality
 from listeners.cli.context import console, open_context, remark_on_service
 
 app = typer.Typer(help="Ground truth: what the studies really showed.", no_args_is_help=True)
+app.command("suspects")(label_quality.suspects)
+app.command("quality")(label_quality.quality)
 
 
 @app.command("import")

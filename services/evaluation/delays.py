@@ -75,13 +75,13 @@ def kaplan_meier(days: Floats, labelled: NDArray[np.bool_]) -> Curve:
     """
     times, counts = np.unique(days[labelled], return_counts=True)
     at_risk = len(days) - np.searchsorted(np.sort(days), times, side="left")
-    waiting = np.cumprod(1.0 - counts / at_risk)
+    waiting = np.cumprod(1.0 - counts / at_risk).astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.cumsum(counts / (at_risk * (at_risk - counts)))
         width = _Z * np.sqrt(variance) / np.log(waiting)
         low, high = waiting ** np.exp(-width), waiting ** np.exp(width)
     undefined = ~np.isfinite(low + high)
-    return Curve(times, waiting, np.where(undefined, 0.0, low), high)
+    return Curve(times, waiting, np.where(undefined, 0.0, low), np.asarray(high, float))
 
 
 def quantile(curve: Curve, share: float) -> Quantile:

@@ -194,7 +194,7 @@ def divide(
 ) -> list[Full]:
     """Full batches of these cases by acquisition, numbered from `number`; what is left over stays open."""
     ordered = sorted([(*case, True) for case in fresh] + [(*case, False) for case in waiting])
-    batches = []
+    batches: list[Full] = []
     for place in range(0, len(ordered) // size * size, size):
         members = ordered[place : place + size]
         new = [study for _, study, is_new in members if is_new]

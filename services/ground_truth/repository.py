@@ -165,7 +165,8 @@ def labelled_cases(session: Session, studies: Collection[str]) -> Iterator[Label
     rows = _run(session, LABELLED_CASES, (_json(sorted(studies)),)).cursor.fetchall()  # rows as the driver has them: plain tuples
     for _, grouped in groupby(rows, key=itemgetter(0, 1, 2)):
         group = list(grouped)
-        yield LabelledCase(*group[0][:9], [StoredLabel(*row[9:]) for row in group])
+        labels = [StoredLabel(*row[9:]) for row in group]
+        yield LabelledCase(*(*group[0][:9], labels))
 
 
 def set_truths(session: Session, changes: Sequence[Change], now: datetime) -> None:
@@ -216,7 +217,7 @@ def count_open(session: Session, version: Version) -> int:
 def open_cases(session: Session, version: Version, limit: int) -> list[tuple[Any, str]]:
     """(acquired_at as stored, study) of the open cases acquired first. Cases another transaction is changing are left for it."""
     query = (
-        select(type_coerce(_CASE.c.acquired_at, _AS_STORED), Case.study_key)  # type: ignore[call-overload]
+        select(type_coerce(_CASE.c.acquired_at, _AS_STORED), Case.study_key)
         .where(Case.model == version[0], Case.version == version[1], OPEN_CASE)
         .order_by(col(Case.acquired_at), col(Case.study_key))
         .limit(limit)
