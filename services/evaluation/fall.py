@@ -85,12 +85,15 @@ def probability(window: Part, reference: Part, least: float = MEANINGFUL_FALL) -
 
 
 def locate(counts: Counts, classes: Sequence[str], generator: np.random.Generator) -> Fall:
-    """Everything about the likeliest fall in one stream (R = 1); batches are numbered from 1."""
+    """Everything about the likeliest fall in one stream (R = 1); batches are numbered from 1.
+
+    Recalls and drop are those since the likeliest start. The interval of the drop averages over all starts by their
+    evidence: at the likeliest one alone the drop looks larger than it is, and its interval covers too rarely.
+    """
     found = place(counts)
     span = _credible(found.factors)
     window, reference = parted(counts, found.label, found.start)
-    drops = _posterior(window, generator) - _posterior(reference, generator)
-    low, high = np.quantile(drops, [0.025, 0.975])
+    low, high = np.quantile(_drops(counts, found, generator), [0.025, 0.975])
     recall, before = 1 - window[0] / max(window[1], 1), 1 - reference[0] / max(reference[1], 1)
     return Fall(
         label=classes[found.label],
@@ -105,6 +108,20 @@ def locate(counts: Counts, classes: Sequence[str], generator: np.random.Generato
         high=float(high),
         probability=probability(window, reference),
     )
+
+
+def _drops(counts: Counts, found: Place, generator: np.random.Generator) -> Floats:
+    """Draws of the drop: a start by its evidence, every batch being equally likely beforehand, then both error rates."""
+    weights = np.exp(found.factors - found.factors.max())
+    starts = generator.choice(len(weights), DRAWS, p=weights / weights.sum())
+    errors, cases = (part[0, :, found.label] for part in (counts.errors, counts.cases))
+    before_errors, before_cases = ((part.cumsum() - part)[starts] for part in (errors, cases))
+    wrong, seen = errors.sum() - before_errors, cases.sum() - before_cases
+    base_errors, base_cases = counts.baseline_errors[0, found.label], counts.baseline_cases[0, found.label]
+    now = generator.beta(wrong + 0.5, seen - wrong + 0.5)
+    then = generator.beta(base_errors + before_errors + 0.5, base_cases - base_errors + before_cases - before_errors + 0.5)
+    drops: Floats = now - then
+    return drops
 
 
 def _factors_by_start(counts: Counts) -> Floats:
@@ -124,9 +141,3 @@ def _credible(factors: Floats) -> tuple[int, int]:
     enough = int(np.searchsorted(np.cumsum(weights[order]) / weights.sum(), 0.95)) + 1
     kept = order[:enough]
     return int(kept.min()), int(kept.max())
-
-
-def _posterior(counts: Part, generator: np.random.Generator) -> Floats:
-    """Draws of an error rate from its Jeffreys posterior."""
-    errors, cases = counts
-    return generator.beta(errors + 0.5, cases - errors + 0.5, DRAWS)

@@ -74,25 +74,38 @@ def _year(episode: Episode) -> int:
 
 
 def delays(world: World, fleet: list[Model], name: str, replicates: int, generator, start: int = STABLE) -> dict:
-    """Batches from the first changed one to the alarm, FOLLOWED + 1 where there is none; streams with an earlier alarm are out.
+    """Batches from the first changed one to the alarm, FOLLOWED + 1 where there is none; streams with an earlier alarm are out."""
+    found = []
+    for _, _, alarm in _alarms(world, fleet, name, replicates, generator, start, FOLLOWED):
+        found.append(alarm - start if alarm else FOLLOWED + 1)
+    return {"delays": found}
 
-    With each alarm of an abrupt fall: whether the 95 % intervals of the fall and of its start hold the truth, at the alarm and
-    `LATER` batches on.
+
+def evidence(world: World, fleet: list[Model], name: str, replicates: int, generator) -> dict:
+    """Of alarms within a year: is the class right, and do the 95 % intervals of the fall and of its start hold the truth?
+
+    Both at the alarm and `LATER` batches on: [class, drop, start, class, drop, start] as sums.
     """
-    fall, found, covered = FALLS[name], [], []
+    fall, covered = FALLS[name], np.zeros(6, int)
+    number = 0
+    for _, stream, alarm in _alarms(world, fleet, name, replicates, generator, STABLE, YEAR + LATER):
+        if alarm and alarm - STABLE <= YEAR:
+            covered, number = covered + _coverage(world, stream, fall, STABLE, alarm), number + 1
+    return {"covered": covered.tolist(), "alarms": number}
+
+
+def _alarms(world, fleet, name, replicates, generator, start, followed):
+    """(model, stream, first alarm or None) of every stream without an alarm before the fall."""
     for model in fleet:
-        changed = counts(model, streams(path(world, fall, start + FOLLOWED, start), model.size, replicates, generator))
+        worlds = path(world, FALLS[name], start + followed, start)
+        changed = counts(model, streams(worlds, model.size, replicates, generator))
         first = judged(model, changed, lambda stream, model=model: first_alarm(stream, model.thresholds, model.size)[0])
         for line, alarm in enumerate(first):
-            if alarm and alarm <= start:
-                continue
-            found.append(alarm - start if alarm else FOLLOWED + 1)
-            if alarm and fall.jump and alarm - start <= YEAR:
-                covered.append(_coverage(world, one(changed, slice(line, line + 1)), fall, start, alarm))
-    return {"delays": found, "covered": np.sum(covered, 0).tolist() if covered else [0] * 6, "alarms": len(covered)}
+            if not alarm or alarm > start:
+                yield model, one(changed, slice(line, line + 1)), alarm
 
 
-def _coverage(world: World, stream: Counts, fall, start: int, alarm: int) -> list[int]:
+def _coverage(world: World, stream: Counts, fall, start: int, alarm: int) -> np.ndarray:
     """[class right, drop in its interval, start in its interval] at the alarm, then later; 0 or 1 each."""
     classes = [str(label) for label in range(stream.errors.shape[-1])]
     found = []
@@ -102,4 +115,4 @@ def _coverage(world: World, stream: Counts, fall, start: int, alarm: int) -> lis
         right = fall.everywhere or int(told.label) == world.weak
         drop = fall.jump if right else 0.0
         found += [int(right), int(told.low <= drop <= told.high), int(told.start_low <= start + 1 <= told.start_high)]
-    return found
+    return np.array(found)

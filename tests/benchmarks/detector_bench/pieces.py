@@ -4,14 +4,19 @@ import json
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from detector_bench import ours
+from detector_bench.late import DELAYS, late
 from detector_bench.rules import RULES
-from detector_bench.worlds import FALLS, FOLLOWED, SIZES, STABLE, WORLDS, YEAR, path, streams, test_sets
+from detector_bench.stress import KINDS, stress
+from detector_bench.worlds import FALLS, FOLLOWED, SIZES, STABLE, WORLDS, YEAR, path, per_class, streams, test_sets
 
+from services.evaluation.calibration import calibrate
 from services.evaluation.detector import Thresholds
+from services.evaluation.verdict import first_alarm
 
 SEED = 20261121
 YEARS = 3
@@ -32,10 +37,11 @@ class Amount:
     falling_blocks: int
     falling: int
     peers: int
+    late: int
 
 
-FULL = Amount(SIZES, 6, 40, 20, 2, 6, 1000)
-QUICK = Amount((100,), 1, 12, 10, 1, 2, 100)
+FULL = Amount(SIZES, 6, 40, 20, 2, 6, 1000, 60)
+QUICK = Amount((100,), 1, 6, 4, 1, 2, 100, 2)
 
 
 def generator(*key) -> np.random.Generator:
@@ -63,6 +69,15 @@ def falls(world: str, size: int, block: int, amount: Amount, known: dict) -> dic
         key = f"{name}, from the first batch"
         found[key] = ours.delays(place, fleet, name, amount.falling, generator(key, world, size, block), start=0)
     return found
+
+
+def told(world: str, size: int, amount: Amount, known: dict) -> dict:
+    """How often what stands beside an alarm is true."""
+    place = WORLDS[world]
+    sets = test_sets(place, amount.sets, generator("sets", world, size, 0))
+    fleet = [ours.Model(each, Thresholds(*pair, "simulation"), size) for each, pair in zip(sets, known["thresholds"], strict=True)]
+    names = [name for name, fall in FALLS.items() if fall.jump]
+    return {name: ours.evidence(place, fleet, name, amount.falling, generator("told", name, world, size)) for name in names}
 
 
 def peers(world: str, size: int, amount: Amount) -> dict:
@@ -105,38 +120,91 @@ def _delays(alarmed) -> list[int]:
     return np.where(after.any(1), after.argmax(1) + 1, FOLLOWED + 1).tolist()
 
 
+def stressed(kind: str, world: str, block: int, amount: Amount, known: dict) -> dict:
+    """Years with an alarm in a stable world that breaks an assumption, of models with batches of 100."""
+    place = WORLDS[world]
+    sets = test_sets(place, amount.sets, generator("sets", world, 100, block))
+    fleet = [ours.Model(each, Thresholds(*pair, "simulation"), 100) for each, pair in zip(sets, known["thresholds"], strict=True)]
+    fleet = fleet[: max(amount.sets // 2, 2)]
+    found = stress(kind, place, fleet, amount.stable // 2, generator(kind, world, block))
+    return {"hits": found, "replicates": amount.stable // 2}
+
+
+def horizon(world: str, per_year: int, amount: Amount) -> dict:
+    """False alarms in a year of `per_year` batches of 50, thresholds made for that year."""
+    place, random = WORLDS[world], generator("horizon", world, per_year)
+    hits = []
+    for number, confusion in enumerate(test_sets(place, amount.sets, random)):
+        errors, cases = per_class(confusion)
+        owner = ours.Model(confusion, calibrate(errors, cases, 50, ours.BUDGET, number, per_year), 50)
+        stable = ours.counts(owner, streams([place] * per_year, 50, amount.stable, random))
+        found = ours.judged(owner, stable, lambda stream, owner=owner: first_alarm(stream, owner.thresholds, 50)[0])
+        hits.append(sum(alarm is not None for alarm in found))
+    return {"hits": {"as deployed": hits}, "replicates": amount.stable}
+
+
 Piece = tuple[str, Callable[[dict], dict]]
 """Its name, and how it is computed from the pieces before it."""
 
 
 def plan(amount: Amount) -> list[Piece]:
     """All pieces, those that every table needs first."""
-    cells = [(world, size) for size in amount.sizes for world in WORLDS]
     found: list[Piece] = []
     for block in range(amount.blocks):
-        found += [(f"own|{w}|{n}|{block}", lambda _, w=w, n=n, b=block: own(w, n, b, amount)) for w, n in cells]
-        for w, n in cells if block < amount.falling_blocks else ():
-            need = f"own|{w}|{n}|{block}"
-            found.append((f"falls|{w}|{n}|{block}", lambda known, w=w, n=n, b=block, m=need: falls(w, n, b, amount, known[m])))
-        if block == 0:
-            found += [(f"peers|{w}|{n}", lambda _, w=w, n=n: peers(w, n, amount)) for w, n in cells]
+        found += _own(amount, block)
+        found += _peers(amount) if block == 0 else []
+        found += _stresses(amount, block) if block < amount.falling_blocks else []
+    return found
+
+
+def _own(amount: Amount, block: int) -> list[Piece]:
+    cells = [(world, size) for size in amount.sizes for world in WORLDS]
+    found: list[Piece] = [(f"own|{w}|{n}|{block}", lambda _, w=w, n=n: own(w, n, block, amount)) for w, n in cells]
+    for w, n in cells if block < amount.falling_blocks else ():
+        need = f"own|{w}|{n}|{block}"
+        found.append((f"falls|{w}|{n}|{block}", lambda known, w=w, n=n, m=need: falls(w, n, block, amount, known[m])))
+    return found
+
+
+def _peers(amount: Amount) -> list[Piece]:
+    found: list[Piece] = [(f"peers|{w}|{n}", lambda _, w=w, n=n: peers(w, n, amount)) for n in amount.sizes for w in WORLDS]
+    for n, w in product(amount.sizes, WORLDS):
+        need = f"own|{w}|{n}|0"
+        found.append((f"told|{w}|{n}", lambda known, w=w, n=n, m=need: told(w, n, amount, known[m])))
+    found += [(f"horizon|{w}|{y}", lambda _, w=w, y=y: horizon(w, y, amount)) for w, y in product(WORLDS, (26, 104, 416))]
+    return found
+
+
+def _stresses(amount: Amount, block: int) -> list[Piece]:
+    found: list[Piece] = []
+    for kind, w in product(KINDS, WORLDS):
+        need = f"own|{w}|100|{block}"
+        found.append((f"stress|{kind}|{w}|{block}", lambda known, k=kind, w=w, m=need: stressed(k, w, block, amount, known[m])))
+    for kind, w, fall in product(DELAYS, WORLDS, ("", "one class -10")):
+        random = generator("late", kind, w, fall, block)
+        found.append((f"late|{kind}|{w}|{fall}|{block}", lambda _, k=kind, w=w, f=fall, r=random: late(k, w, f, amount.late, r)))
     return found
 
 
 class Store:
-    """Results of pieces, one JSON line each; without a file they are kept in memory."""
+    """Results of pieces, one JSON line each; without a file they are kept in memory. Several processes may share a file."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.found = path, {}
-        if path and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                self.found.update(json.loads(line))
+        self._read()
 
     def take(self, piece: Piece) -> None:
         """Compute the piece unless it is there."""
         name, compute = piece
+        self._read()
         if name not in self.found:
             self.found[name] = json.loads(json.dumps(compute(self.found)))
             if self.path:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({name: self.found[name]}) + "\n")
+                line = json.dumps({name: self.found[name]}) + "\n"
+                with self.path.open("ab", buffering=0) as file:
+                    file.write(line.encode())
+
+    def _read(self) -> None:
+        if self.path and self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                self.found.update(json.loads(line))
