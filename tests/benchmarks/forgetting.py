@@ -1,0 +1,132 @@
+"""Five repairs in a row while the data moves on: what each way still knows of every earlier distribution.
+
+    python tests/benchmarks/forgetting.py [--quick | --full] [--data FOLDER] [--sets A,B] [--network NAME] [--json FILE]
+
+Round r changes the images a little more (gamma and blur grow together); its fine-tuning cases teach the version of the round
+before, without the cases of earlier rounds, as a site that keeps only its development data has it. After each round every
+earlier distribution is measured again on the same held-out cases, class by class, against what was known when it was current.
+The published recipe starts from the same champion. Sizes as in `remedies.py`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_report import Target, arguments, at_most, finish
+from remedy_bench import images, ways
+from remedy_bench.ways import Effort
+from scipy.ndimage import gaussian_filter
+
+from models.bundle import LoadedModel
+from models.remedies import repair
+from schemas.vocabulary import Remedy
+
+ROUNDS = 5
+
+
+def drifted(pool: images.Pool, round_number: int) -> images.Pool:
+    """The images of a round: darker by a power and softer by a blur that grow with it."""
+    changed = np.stack(
+        [gaussian_filter(image, 0.25 * round_number) for image in np.clip(pool.images, 0, 1) ** (1 + 0.25 * round_number)]
+    )
+    return images.Pool(changed.astype(np.float32), pool.labels)
+
+
+def by_remedy(remedy: Remedy, *, search: bool) -> Callable[[LoadedModel, images.Protocol, images.Pool, Effort], LoadedModel]:
+    """A rung of ours, with or without the search for penalty and interpolation."""
+
+    def way(champion: LoadedModel, sets: images.Protocol, tune: images.Pool, effort: Effort) -> LoadedModel:
+        made = repair(remedy, champion, ways.material(sets, tune, effort.seed), effort.repairing(search=search))
+        return replace(champion, module=made.module.cpu(), spec=made.spec)
+
+    return way
+
+
+def by_recipe(champion: LoadedModel, _: images.Protocol, tune: images.Pool, effort: Effort) -> LoadedModel:
+    """The published recipe."""
+    return ways.by_recipe(champion, tune, effort).model
+
+
+WAYS = {
+    "peer recipe": by_recipe,
+    "partial, rehearsal alone": by_remedy(Remedy.PARTIAL, search=False),
+    "partial, searched": by_remedy(Remedy.PARTIAL, search=True),
+    "full, rehearsal alone": by_remedy(Remedy.FULL, search=False),
+    "full, searched": by_remedy(Remedy.FULL, search=True),
+}
+
+
+def followed(name: str, champion: LoadedModel, sets: images.Protocol, effort: Effort, rounds: int) -> list[dict[str, Any]]:
+    """One way over all rounds: a row per round, with the worst class's loss on each earlier distribution."""
+    tests = [drifted(sets.test, each) for each in range(rounds + 1)]
+    tunes = np.array_split(np.random.default_rng([effort.seed, 4]).permutation(len(sets.finetune.labels)), rounds)
+    known = [ways.by_class(champion, tests[0])]
+    model, rows = champion, []
+    for number in range(1, rounds + 1):
+        started = time.perf_counter()
+        before = ways.recall(model, tests[number])
+        model = WAYS[name](model, sets, drifted(sets.finetune.take(tunes[number - 1]), number), effort)
+        seconds = time.perf_counter() - started
+        lost = [float((then - ways.by_class(model, tests[each])).max()) for each, then in enumerate(known)]
+        known.append(ways.by_class(model, tests[number]))
+        rows.append(
+            {
+                "way": name,
+                "round": number,
+                "before": ways.points(before),
+                "after": ways.points(ways.recall(model, tests[number])),
+                "worst class lost, by distribution 0, 1, ...": ", ".join(f"{100 * each:.1f}" for each in lost),
+                "first distribution": ways.points(ways.recall(model, tests[0])),
+                "seconds": round(seconds, 1),
+                "lost first": lost[0],
+            }
+        )
+    return rows
+
+
+def targets_of(rows: list[dict[str, Any]], rounds: int) -> list[Target]:
+    """The bars on ours, searched: one point after one round, two after five, in any class of the first distribution."""
+    found = []
+    for name in ("partial, searched", "full, searched"):
+        own = {row["round"]: 100 * row["lost first"] for row in rows if row["way"] == name}
+        found.append(at_most(f"{name}: old class lost after one round (points)", round(own[1], 2), 1.0))
+        found.append(at_most(f"{name}: old class lost after {rounds} rounds (points)", round(own[rounds], 2), 2.0))
+    return found
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.set_defaults(data=Path(__file__).parents[3] / "shared" / "data")
+    parser.add_argument("--full", action="store_true", help="larger images, all cases; wants a GPU")
+    parser.add_argument("--sets", help="of the material, separated by commas")
+    parser.add_argument("--network", help="default: small, with --full resnet50")
+    chosen = parser.parse_args()
+    size, most, effort, rounds = 64, 1800, Effort(10, 5), ROUNDS
+    if chosen.quick:
+        size, most, effort, rounds = 48, 600, Effort(5, 2), 2
+    elif chosen.full:
+        size, most, effort = 112, 10_000, Effort(20, 10)
+    network = chosen.network or ("resnet50" if chosen.full else "small")
+    names = chosen.sets.split(",") if chosen.sets else ["cxr_pneumonia_kermany"]
+    started, rows = time.perf_counter(), list[dict[str, Any]]()
+    targets: list[Target] = []
+    for name in names:
+        pool, classes = images.load(chosen.data, name, size, most, effort.seed)
+        sets = images.split(pool, effort.seed)
+        champion = ways.champion_of(images.spec_of(name, classes, network, size), sets, effort)
+        found = [row for way in WAYS for row in followed(way, champion, sets, effort, rounds)]
+        targets += targets_of(found, rounds)
+        rows += [
+            {"set": name, "network": network, **{key: value for key, value in row.items() if key != "lost first"}} for row in found
+        ]
+    wall = time.perf_counter() - started
+    epochs = f"{effort.epochs} epochs from random weights, then {effort.tune_epochs} a round"
+    note = f"{size} px, at most {most} images a set, {epochs}; {wall:.0f} s."
+    finish("forgetting", rows, targets, chosen.json, note)
+
+
+if __name__ == "__main__":
+    main()

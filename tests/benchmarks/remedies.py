@@ -1,0 +1,184 @@
+"""Recovery of decayed classifiers: each rung, the ladder and the published recipe on the same shifts, with what is forgotten.
+
+    python tests/benchmarks/remedies.py [--quick | --full] [--data FOLDER] [--sets A,B] [--networks A,B] [--json FILE]
+
+Per set and network: 60 / 20 / 20 as published. The champion learns the development part's training share; its test share is
+the old set. A shift of known kind changes the other two parts alike: the fine-tuning part teaches (tune), the inference part
+judges (gate) and teaches nobody. The ceiling is the same network trained with the fine-tuning part from the start. Figures
+are mean recall of the classes in percent with bootstrap intervals. Networks are trained from random weights: no ImageNet
+weights can be had here. The default is a subset for ten minutes on two cores (64 pixels, small network); `--full` takes all
+networks, three strengths and 112 pixels, and wants a GPU.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_report import Target, arguments, at_most, finish
+from remedy_bench import images, ways
+from remedy_bench.ways import Effort, Repair
+
+from schemas.vocabulary import Remedy
+from services.evaluation.reclaim_rule import apply_rule
+from services.remediation.gate import Rules
+
+MARGIN = Rules().margin
+RUNGS = (
+    Remedy.RETHRESHOLD,
+    Remedy.RECALIBRATE,
+    Remedy.ADAPT_STATISTICS,
+    Remedy.HEAD_ONLY,
+    Remedy.PARTIAL,
+    Remedy.PARAMETER_EFFICIENT,
+    Remedy.GRADUAL,
+    Remedy.FULL,
+)
+ALL = ("inception_v3", "resnet50", "efficientnet_v2_s", "vgg16")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    sets: tuple[str, ...]
+    networks: tuple[str, ...]
+    shifts: tuple[tuple[str, int], ...]
+    size: int
+    most: int
+    effort: Effort
+    rungs: tuple[Remedy, ...] = RUNGS
+    real: bool = True
+
+
+QUICK = Plan(
+    ("cxr_pneumonia_kermany",), ("small",), (("gamma", 2),), 48, 700, Effort(5, 2),
+    (Remedy.RETHRESHOLD, Remedy.ADAPT_STATISTICS, Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL), real=False,
+)  # fmt: skip
+USUAL = Plan(tuple(images.SETS), ("small",), (("blur", 1), ("gamma", 2), ("contrast", 2)), 64, 1800, Effort(10, 6), real=True)
+FULL = Plan(
+    tuple(images.SETS), ALL, tuple((name, strength) for name in (*images.CHANGES, *images.MIXES) for strength in range(3)),
+    112, 10_000, Effort(20, 10),
+)  # fmt: skip
+
+
+def false_alarms(model: Any, sets: images.Protocol, seed: int) -> dict[str, float]:
+    """(a) Without a shift: how often the 5 % rule fires when test and inference cases are dealt anew from one pool."""
+    rows = [ways.probabilities(model, pool).argmax(1) for pool in (sets.test, sets.inference)]
+    said, truth = np.concatenate(rows), np.concatenate([sets.test.labels, sets.inference.labels])
+    classes, random = model.spec.classes, np.random.default_rng(seed)
+    fired = 0
+    for _ in range(400):
+        order = random.permutation(len(truth))
+        parts = np.split(order, [len(sets.test.labels)])
+        tables = [_confusion(truth[part], said[part], len(classes)) for part in parts]
+        fired += apply_rule(tables[0], tables[1], classes).declined
+    return {"published 5 % rule": fired / 400, "cases": float(len(truth))}
+
+
+def _confusion(truth: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:
+    return np.bincount(truth * classes + said, minlength=classes**2).reshape(classes, classes)
+
+
+def repairs(plan: Plan, champion: Any, sets: images.Protocol, tune: images.Pool, gate: images.Pool) -> list[Repair]:
+    """The peer, every rung, and the ladder over those rungs."""
+    rungs = [ways.by_rung(remedy, champion, sets, tune, plan.effort) for remedy in plan.rungs]
+    recipe = [ways.by_recipe(champion, tune, plan.effort), ways.by_recipe(champion, tune, plan.effort, 0.1)]
+    return [*recipe, *rungs, ways.by_ladder(rungs, champion, gate, sets.test, MARGIN)]
+
+
+def measured(
+    plan: Plan, where: dict[str, str], champion: Any, sets: images.Protocol, tune: images.Pool, gate: images.Pool
+) -> list[dict[str, Any]]:
+    """One shift: a row for each way."""
+    ceiling = ways.champion_of(champion.spec, sets, plan.effort, tune)
+    top, before, old = ways.recall(ceiling, gate), ways.recall(champion, sets.inference), ways.by_class(champion, sets.test)
+    rows = []
+    for made in repairs(plan, champion, sets, tune, gate):
+        after = ways.recall(made.model, gate)
+        lost = old - ways.by_class(made.model, sets.test)
+        rows.append(
+            where
+            | {
+                "way": made.name,
+                "before": ways.points(before),
+                "degraded": ways.points(ways.recall(champion, gate)),
+                "after": ways.points(after),
+                "ceiling": ways.points(top),
+                "below ceiling": round(100 * (top[0] - after[0]), 1),
+                "old after": ways.points(ways.recall(made.model, sets.test)),
+                "worst old class lost": round(100 * float(lost.max()), 1),
+                "seconds": round(made.seconds, 1),
+                "note": made.note,
+            }
+        )
+    return rows
+
+
+def other_hospital(plan: Plan, data: Path, name: str, seed: int) -> tuple[images.Pool, images.Pool]:
+    """(c) Tune and gate halves of the other hospital's set."""
+    pool, _ = images.load(data, images.REAL[name], plan.size, plan.most, seed)
+    order = np.random.default_rng([seed, 9]).permutation(len(pool.labels))
+    tune, gate = np.array_split(order, 2)
+    return pool.take(tune), pool.take(gate)
+
+
+def one_model(plan: Plan, data: Path, name: str, network: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """All shifts of one set and network, and the false alarms without one."""
+    pool, classes = images.load(data, name, plan.size, plan.most, plan.effort.seed)
+    sets = images.split(pool, plan.effort.seed)
+    champion = ways.champion_of(images.spec_of(name, classes, network, plan.size), sets, plan.effort)
+    rows = []
+    for shift, strength in plan.shifts:
+        tune, gate = (images.shifted(part, shift, strength, number) for number, part in enumerate((sets.finetune, sets.inference)))
+        where = {"set": name, "network": network, "shift": f"{shift} {strength + 1}"}
+        rows += measured(plan, where, champion, sets, tune, gate)
+    if plan.real and name in images.REAL:
+        rows += measured(
+            plan, {"set": name, "network": network, "shift": "other hospital"}, champion, sets, *other_hospital(plan, data, name, 0)
+        )
+    return rows, {"set": name, "network": network, "shift": "none"} | false_alarms(champion, sets, 0)
+
+
+def targets_of(rows: list[dict[str, Any]]) -> list[Target]:
+    """The issue's bars on the ladder's rows."""
+    ladder = [row for row in rows if row["way"] == "ladder"]
+    covariate = [row for row in ladder if row["shift"].split()[0] in images.CHANGES]
+    full = [row for row in rows if row["way"] == "full"]
+    spent = sum(row["seconds"] for row in ladder) / max(sum(row["seconds"] for row in full), 1e-9)
+    below = max((row["below ceiling"] for row in covariate), default=None)
+    return [
+        at_most("ladder: largest distance below the ceiling, covariate shifts (points)", below, 1.0),
+        at_most("ladder: largest loss of an old class (points)", max(row["worst old class lost"] for row in ladder), 1.0),
+        at_most("ladder: time over always full", round(spent, 3), 0.25),
+    ]
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.set_defaults(data=Path(__file__).parents[3] / "shared" / "data")
+    parser.add_argument("--full", action="store_true", help="all networks, shifts and strengths; wants a GPU")
+    parser.add_argument("--sets", help="of the material, separated by commas")
+    parser.add_argument("--networks", help="separated by commas")
+    chosen = parser.parse_args()
+    plan = QUICK if chosen.quick else FULL if chosen.full else USUAL
+    sets, networks = (
+        tuple(given.split(",")) if given else usual for given, usual in ((chosen.sets, plan.sets), (chosen.networks, plan.networks))
+    )
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    quiet: list[dict[str, Any]] = []
+    for name in sets:
+        for network in networks:
+            found, alarms = one_model(plan, chosen.data, name, network)
+            rows, quiet = rows + found, [*quiet, alarms]
+    wall = time.perf_counter() - started
+    note = f"{plan.size} px, at most {plan.most} images a set, {plan.effort.epochs} epochs from random weights, {wall:.0f} s."
+    finish("remedies", [*rows, *quiet], targets_of(rows), chosen.json, note)
+
+
+if __name__ == "__main__":
+    main()
