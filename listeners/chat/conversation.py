@@ -21,6 +21,7 @@ from schemas.events import AgentCommand, AgentReply, OrderDecision
 from schemas.tables import Order, Outbox
 from schemas.topics import AGENT_COMMAND
 from schemas.vocabulary import OrderKind, OrderState, UserRole
+from services.runtime import telemetry
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 from services.runtime.transaction import Transaction
@@ -81,6 +82,10 @@ def receive(context: Context, said: Said, *, repeat_question: bool = False) -> O
 
     With `repeat_question` it is put into the thread first, for a channel that shows nobody what was typed (slash commands).
     """
+    return _counted(said.channel, _receive(context, said, repeat_question=repeat_question))
+
+
+def _receive(context: Context, said: Said, *, repeat_question: bool) -> Outcome:
     person = person_of(context.settings, said.channel, said.identity)
     with context.database.transaction() as tx:
         if not _first_time(tx, said.channel, said.keys):
@@ -107,6 +112,10 @@ def _repeat(tx: Transaction, command: AgentCommand) -> None:
 
 def decide(context: Context, pressed: Pressed) -> Outcome:
     """Take a pressed button: once, and only of a person who may decide on this order; a refusal is audited and told at once."""
+    return _counted(pressed.channel, _take_press(context, pressed))
+
+
+def _take_press(context: Context, pressed: Pressed) -> Outcome:
     person = person_of(context.settings, pressed.channel, pressed.identity)
     with context.database.transaction() as tx:
         if not _first_time(tx, pressed.channel, pressed.keys):
@@ -139,6 +148,12 @@ def _refusal(tx: Transaction, person: Person | None, pressed: Pressed, *, four_e
     if pressed.approve and four_eyes and order.actor == f"user:{person.user}":
         return f"You ordered {order.order_id} yourself; this site wants a second person to approve it."
     return ""
+
+
+def _counted(channel: str, outcome: Outcome) -> Outcome:
+    word = "repeated" if outcome.repeated else "refused" if outcome.refusal else "taken"
+    telemetry.count("reclaim.chat.received", channel=channel, outcome=word)
+    return outcome
 
 
 def _first_time(tx: Transaction, channel: str, keys: tuple[str, ...]) -> bool:

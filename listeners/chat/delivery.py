@@ -106,7 +106,7 @@ class Delivery:
             return False
         with under(claim.traceparent):
             attributes = {"reclaim.chat.channel": self._front.channel, "reclaim.chat.message": claim.message_id}
-            with trace.get_tracer("reclaim").start_as_current_span(f"chat {claim.kind}", attributes=attributes):
+            with trace.get_tracer("reclaim").start_as_current_span(f"deliver {claim.kind}", attributes=attributes):
                 await self._attempt(claim, stop)
         return True
 

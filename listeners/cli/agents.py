@@ -12,6 +12,7 @@ from services.runtime.errors import InvalidInput
 
 app = typer.Typer(help="What the agents did, step by step.", no_args_is_help=True)
 SEARCHED = 200
+SHOWN = 16
 
 
 @app.command("runs")
@@ -25,18 +26,11 @@ def list_runs(
     """
     from agents import repository
 
-    table = Table("run", "when (UTC)", "cause", "planner", "orders", "time", "tokens", "reply")
+    table = Table("run", "when (UTC)", "cause", "planner", "orders", "used", "reply")
     with open_context().database.read() as session:
         for row in repository.runs(session, limit, thread):
-            cells = (
-                row.run_id,
-                f"{row.created_at:%F %T}",
-                _cause(row),
-                row.planner,
-                ", ".join(row.order_ids),
-                _time(row),
-                _tokens(row),
-            )
+            used = ", ".join(part for part in (_time(row), _tokens(row)) if part)
+            cells = (row.run_id[:SHOWN], f"{row.created_at:%F %T}", _cause(row), row.planner, ", ".join(row.order_ids), used)
             table.add_row(*map(escape, (*cells, _short(row.reply))))
     show(table, "The agents have not run yet.")
 

@@ -39,6 +39,7 @@ CounterName: TypeAlias = Literal[
     "reclaim.agents.runs",  # agent runs, by planner (rules, llm, fallback, button) and kind of cause
     "reclaim.agents.tokens",  # tokens of the language model, by type
     "reclaim.agents.cost.millionths",  # cost by the site's prices, in millionths of its currency
+    "reclaim.chat.received",  # messages and buttons of Slack and Teams, by channel and outcome (taken, repeated, refused)
     "reclaim.chat.messages",  # messages that reached Slack or Teams or were given up, by channel and outcome
     "reclaim.results.finished",  # results that reached the PACS or were given up, by outcome
 ]

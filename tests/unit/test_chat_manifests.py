@@ -1,6 +1,7 @@
 """The app manifests that a site starts from fit what the code asks for."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -8,6 +9,7 @@ import yaml
 from listeners.chat.slack.routes import PATH as SLACK_PATH
 from listeners.chat.teams.routes import PATH as TEAMS_PATH
 from listeners.cli.chat_checks import SCOPES
+from schemas.chat_settings import ChatSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,3 +42,10 @@ def test_the_documents_name_the_addresses_and_settings():
     settings = ("RECLAIM_SLACK_SIGNING_SECRET", "RECLAIM_TEAMS_TENANT", "chat.identities", "policy.four_eyes")
     for word in (SLACK_PATH, TEAMS_PATH, *settings):
         assert word in text
+
+
+def test_the_example_of_people_and_roles_is_one():
+    text = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8")
+    example = tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])
+    settings = ChatSettings(**example["chat"])
+    assert settings.identities["slack:U01AAAAAA"] in settings.users

@@ -75,6 +75,21 @@ def test_tokens_and_cost_stand_in_the_record(sqlite_database, make_hospital, llm
     assert (used["llm_calls"], used["input_tokens"], used["output_tokens"], used["cost"]) == (2, 2, 2, 10.0)
 
 
+def test_runs_tokens_and_cost_are_counted(sqlite_database, make_hospital, llm_server, monkeypatch):
+    counted = []
+    monkeypatch.setattr(telemetry.telemetry, "count", lambda name, amount=1, **labels: counted.append((name, amount, labels)))
+    llm = LlmSettings(base_url=llm_server.url, model="scripted", max_retries=0, input_cost=1_000, output_cost=2_000)
+    hospital = make_hospital(sqlite_database, llm=llm)
+    llm_server.script = lambda _request, number: llm_server.tool("list_models") if number == 1 else "There is one."
+    hospital.say("which models are there?")
+    assert [each for each in counted if each[0].startswith("reclaim.agents")] == [
+        ("reclaim.agents.runs", 1, {"planner": "llm", "kind": "command"}),
+        ("reclaim.agents.tokens", 2, {"type": "input"}),
+        ("reclaim.agents.tokens", 2, {"type": "output"}),
+        ("reclaim.agents.cost.millionths", 6_000, {}),
+    ]
+
+
 def test_an_endpoint_that_fails_is_counted_too_and_its_words_stay_out(llm_hospital, llm_server, spans):
     def script(_request, number):
         return llm_server.tool("list_models") if number == 1 else 500
