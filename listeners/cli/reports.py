@@ -3,6 +3,7 @@
 import uuid
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from getpass import getuser
 from pathlib import Path
 from typing import Annotated
@@ -93,7 +94,7 @@ def write(
     Example: reclaim reports write lung --since 2026-01-01 --until 2026-04-01
     """
     from services.reporting.facts import Cause
-    from services.reporting.rules import rules_of
+    from services.reporting.rules import rules_for
     from services.reporting.writer import Writer
 
     context = open_context()
@@ -101,7 +102,7 @@ def write(
     begin = _moment(since, "--since") if since else end - WEEK
     if not begin < end <= context.clock.now():
         raise InvalidInput(f"the period from {begin:%F %R} to {end:%F %R} UTC is empty or ends in the future")
-    writer = Writer(context.database, context.settings.reports_dir, rules_of(context.settings))
+    writer = Writer(context.database, context.settings.reports_dir, partial(rules_for, context.settings))
     actor, identity = f"user:{getuser()}", uuid.uuid4().hex
     written = writer.write(Cause(identity, end, model, actor=actor, settings={"kind": "routine"}, since=begin))
     with context.database.transaction() as tx:

@@ -1,8 +1,7 @@
 """The analysis of a report: all batches beside the classical rules, the metrics, subgroups, drift, and what labels changed."""
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from services.reporting import common
 from services.reporting.chart import evidence_share
@@ -10,6 +9,7 @@ from services.reporting.facts import EvaluationFacts, Facts, Record
 from services.reporting.page import Section, Table
 from services.reporting.wording import (
     DASH,
+    KEYWORD,
     RULE_OF_CUSUM,
     RULE_OF_FIVE,
     STATUS,
@@ -25,7 +25,6 @@ from services.reporting.wording import (
 )
 
 CUSUM = "cusum"
-KEYWORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 SHOWN_BATCHES = 26
 _SHOWN_GROUPS = 40
 _SHOWN_SIGNALS = 20

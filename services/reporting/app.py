@@ -1,7 +1,9 @@
 """Builds the reporting service."""
 
+from functools import partial
+
 from services.reporting.handlers import Reporting
-from services.reporting.rules import rules_of
+from services.reporting.rules import rules_for
 from services.reporting.schedule import ticker
 from services.reporting.writer import Writer
 from services.runtime.service import Context, Service
@@ -9,6 +11,6 @@ from services.runtime.service import Context, Service
 
 def build(context: Context) -> Service:
     """The consumer that writes reports into `reports_dir`, and the timer that orders the routine ones."""
-    writer = Writer(context.database, context.settings.reports_dir, rules_of(context.settings))
+    writer = Writer(context.database, context.settings.reports_dir, partial(rules_for, context.settings))
     tickers = (ticker(context.settings.reports),) if context.settings.reports.weekly else ()
     return Service(name=Reporting.name, consumers=(Reporting(writer),), tickers=tickers)

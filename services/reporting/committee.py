@@ -7,9 +7,9 @@ lifetime) and the parts of a predetermined change control plan in the FDA's guid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schemas.vocabulary import OrderKind, Verdict
+from schemas.vocabulary import OrderKind
 from services.reporting import analysis, common
-from services.reporting.facts import Facts, Intervention, Judgement, Record, Rules
+from services.reporting.facts import Facts, Intervention, Rules
 from services.reporting.page import Part, Section, Table
 from services.reporting.statistics import digest
 from services.reporting.wording import (
@@ -17,13 +17,8 @@ from services.reporting.wording import (
     DASH,
     STATUS,
     STATUS_MEANING,
-    VERDICT,
     duration,
-    ended,
     estimate,
-    evidence_value,
-    joined,
-    metric_name,
     number,
     on,
     percent,
@@ -31,10 +26,6 @@ from services.reporting.wording import (
 )
 
 _ARTICLE_72 = "The headings follow the post-market monitoring of Article 72 of Regulation (EU) 2024/1689."
-_PCCP = (
-    "The headings follow the parts of a predetermined change control plan in the FDA's guidance: description of modifications, "
-    "modification protocol, impact assessment."
-)
 _INCIDENT = (
     "Whether anything reported here is a serious incident (Article 73 of the same regulation) is for people to judge; this "
     "software reports none."
@@ -48,18 +39,12 @@ _DEEDS = {
     "remedy": "A repair was ordered: {word}",
     "label_request": "Labels were asked for",
 }
-_SHOWN_NUMBERS = ("gate_cases", "baseline_cases", "accuracy_gain_low", "accuracy_gain_high", "baseline_loss_upper", "mcnemar_p")
 
 
 def post_market(facts: Facts, rules: Rules) -> Part:
     """Data collected, analysis, conclusions, corrective actions."""
     sections = (_collected(facts, rules), analysis.section(facts), _conclusions(facts), _corrective(facts))
     return Part("Post-market monitoring", sections, _ARTICLE_72)
-
-
-def change_control(facts: Facts, rules: Rules) -> Part:
-    """Description of modifications, modification protocol, impact assessment."""
-    return Part("Change control", (_modifications(facts), _protocol(facts, rules), _impact(facts)), _PCCP)
 
 
 def records(facts: Facts, rules: Rules, *, blind: Sequence[str] = (), rows: Sequence[tuple[str, str]] = ()) -> Part:
@@ -91,13 +76,19 @@ def _collected(facts: Facts, rules: Rules) -> Section:
         ("… of them for more than 30 days", number(seen.waiting_long)),
         *zip(_DELAYS, map(duration, seen.delays), strict=False),
     ]
-    tables = [Table("What came in", ("", "Number"), rows), _by_class(facts)]
-    suspects = facts.extras.get("suspects", ())
-    if suspects:
-        tables.append(_as_they_are("Labels that may be wrong, for review", suspects))
+    tables = (Table("What came in", ("", "Number"), rows), _by_class(facts), *_trust(facts))
     return Section("Data collected", (span, roles, *_silence(facts)), tables=tables)
 
 
+_LABELS = {
+    "labelled_share": "Predictions that have a label",
+    "labels_selected_by": "Labels are not given by chance, but by",
+    "label_delay_median_days": "Half of the predictions have their label after",
+    "label_delay_90_percent_days": "Nine of ten have it after",
+    "wrong_labelled_sooner": "Probability that a wrong prediction has its label before a right one",
+    "label_noise": "Labels that are wrong, estimated (95 % interval)",
+    "suspect_labels": "Labels to look at again",
+}
 _DELAYS = ("Time from prediction to label: median", "… nine of ten within", "… the longest")
 
 
@@ -116,6 +107,27 @@ def _by_class(facts: Facts) -> Table:
     rows = [(name, number(facts.labels.labelled.get(name, 0)), number(facts.labels.waiting.get(name, 0))) for name in names]
     note = "Since the version began. Studies without a label are counted under the class that the model gave them."
     return Table(f"Cases of version {facts.version} by class", ("Class", "Labelled", "Waiting for a label"), rows, note)
+
+
+def _trust(facts: Facts) -> list[Table]:
+    """How late labels are, how they were chosen and how many are wrong, as far as the newest evaluation says."""
+    said = facts.latest.evidence if facts.latest is not None else {}
+    rows = [(name, words) for key, name in _LABELS.items() if (words := _label_words(key, said))]
+    note = "Of the whole stream of this version. Suspects are a reason to look again at a study, never a correction."
+    return [Table("How far the labels can be relied on", ("", "Estimate"), rows, note)] if rows else []
+
+
+def _label_words(key: str, said: Mapping[str, Any]) -> str:
+    value = said.get(key)
+    if value is None or isinstance(value, str):
+        return value or ""
+    if key.endswith("_days"):
+        return f"{value:.1f} days"
+    if key == "suspect_labels":
+        return number(value)
+    low, high = said.get(f"{key}_low"), said.get(f"{key}_high")
+    limits = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    return percent(float(value)) + limits
 
 
 def _conclusions(facts: Facts) -> Section:
@@ -142,114 +154,6 @@ def _corrective(facts: Facts) -> Section:
 def _deed(each: Intervention) -> str:
     sentence = _DEEDS.get(each.action)
     return sentence.format(version=each.version, word=each.word) if sentence else each.word
-
-
-def _modifications(facts: Facts) -> Section:
-    made = [each for each in facts.versions if facts.period is None or facts.period.holds(each.created_at)]
-    names = joined([f"version {each.version}" for each in made]) if made else ""
-    first = f"Made in the period: {names}." if made else "No version was made in the period."
-    serves = f"Version {facts.champion} serves." if facts.serving and facts.champion else "No version serves at present."
-    return Section("Description of modifications", (f"{first} {serves}", _plan(facts)), tables=(common.versions_table(facts),))
-
-
-def _plan(facts: Facts) -> str:
-    """The change control plan of the model, cited by version and hash."""
-    plans = facts.extras.get("plan", ())
-    if not plans:
-        return (
-            "The model has no change control plan of its own on file: what may change is what the ladder of repairs allows "
-            "(thresholds, calibration, statistics of the network, its last layer, its rear part, added layers, the whole "
-            "network), under the protocol below."
-        )
-    cited = "; ".join(f"{name} {value}" for name, value in plans[-1].cells.items())
-    return f"Change control plan in force: {ended(cited)}"
-
-
-def _protocol(facts: Facts, rules: Rules) -> Section:
-    leave = "A repair waits for a person's approval." if rules.approve_remedies else "A repair needs no approval beforehand."
-    data = (
-        "Data: each patient has one role for ever, so that no case that raised the alarm or trained the repair judges it. "
-        f"A repair needs at least {rules.min_tune_cases} labelled cases to learn from."
-    )
-    acceptance = (
-        f"Acceptance, fixed beforehand: on at least {rules.min_gate_cases} cases of patients kept for it the new version reads "
-        f"more patients better than worse (exact McNemar test, level {percent(rules.gate_alpha, 0)}); in no class does the recall "
-        f"on the old test set fall by more than {100 * rules.gate_margin:.0f} points (upper limit); it is calibrated, and not "
-        "slower."
-    )
-    update = (
-        "Update: a version that passes serves from the next study on, a version that does not is put aside. The version before "
-        f"it is kept whole: `reclaim models rollback {facts.cause.model}` brings it back."
-    )
-    points = (
-        data,
-        f"Ordering: {leave} At most {rules.max_remedies_per_day} repairs of one model a day.",
-        acceptance,
-        update,
-        "Deviation: where too few cases judge a version, it does not serve, and labels are asked for instead.",
-    )
-    return Section("Modification protocol", points=points)
-
-
-def _impact(facts: Facts) -> Section:
-    if not facts.judgements:
-        return Section("Impact assessment", ("No version was judged in the period, so there is no change whose impact to assess.",))
-    points = [_judged(each) for each in facts.judgements]
-    rest = (
-        "Benefit is measured on the gate's cases, risk as recall lost in any class of the old test set. Groups of patients that "
-        "the data do not name, and images unlike those compared, are not assessed."
-    )
-    return Section(
-        "Impact assessment", (rest,), points, tables=[_impact_table(facts.judgements), _training_records(facts.judgements)]
-    )
-
-
-def _judged(judgement: Judgement) -> str:
-    reasons = judgement.evidence.get("reasons")
-    told = " ".join(ended(str(each)) for each in reasons) if isinstance(reasons, list) else ""
-    return f"{on(judgement.at)}: version {judgement.version} {_verdict(judgement)}. {told}".strip()
-
-
-def _verdict(judgement: Judgement) -> str:
-    return VERDICT.get(judgement.verdict, judgement.verdict) if judgement.verdict in list(Verdict) else "was judged"
-
-
-def _impact_table(judgements: Sequence[Judgement]) -> Table:
-    numbers = [_mapping(each.evidence.get("numbers")) for each in judgements]
-    rows = [
-        (metric_name(key), *(evidence_value(key, known.get(key)) for known in numbers))
-        for key in _SHOWN_NUMBERS
-        if any(key in known for known in numbers)
-    ]
-    return Table("What the gate measured", ("", *(f"Version {each.version}" for each in judgements)), rows)
-
-
-def _training_records(judgements: Sequence[Judgement]) -> Table:
-    names = {
-        "data_sha256": "Data (SHA-256)",
-        "code_sha256": "Code (SHA-256)",
-        "weights_sha256": "Weights (SHA-256)",
-        "seed": "Seed",
-    }
-    rows = [
-        (f"Version {each.version}: {title}", str(each.evidence[key]))
-        for each in judgements
-        for key, title in names.items()
-        if each.evidence.get(key) is not None
-    ]
-    return Table(
-        "What these versions were made from", ("", ""), rows, "" if rows else "The audit record names no hashes.", mono=True
-    )
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _as_they_are(title: str, found: Sequence[Record]) -> Table:
-    columns = list(dict.fromkeys(key for each in found for key in each.cells))
-    rows = [tuple(number(each.cells.get(key)) for key in columns) for each in found]
-    return Table(title, tuple(key.replace("_", " ").capitalize() for key in columns), rows)
 
 
 def _provenance(facts: Facts, rules: Rules, extra: Sequence[tuple[str, str]]) -> Table:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from schemas.change_plan import ChangePlan
 from schemas.events import MaintenancePromotion
 from schemas.vocabulary import OrderKind
 
@@ -231,6 +232,10 @@ class Rules:
     max_remedies_per_day: int = 4
     code: str = ""
     """Version of the software and SHA-256 of its source."""
+    plan: ChangePlan | None = None
+    plan_sha256: str = ""
+    plan_fault: str = ""
+    """Why the plan on file is not valid; empty where it is, or where there is none."""
 
 
 @dataclass(frozen=True)
@@ -258,4 +263,4 @@ class Facts:
     activity: Activity = field(default_factory=Activity)
     judgements: Sequence[Judgement] = ()
     extras: Mapping[str, Sequence[Record]] = field(default_factory=dict)
-    """Rows of `drift`, `suspects` and `plan`, where such tables are."""
+    """Rows that other services keep: `drift`."""

@@ -6,6 +6,7 @@ from typing import Any
 from schemas.vocabulary import Diagnosis, Status
 from services.reporting import committee, common
 from services.reporting.facts import EvaluationFacts, Facts, Rules
+from services.reporting.modifications import change_control
 from services.reporting.page import KeyFigure, Page, Part, Section
 from services.reporting.wording import (
     DIAGNOSIS_STEP,
@@ -29,6 +30,7 @@ from services.reporting.wording import (
     sentences,
     start_of,
     two_sentences,
+    worse_group,
 )
 from services.runtime.words import likely
 
@@ -56,7 +58,7 @@ def monitoring_page(facts: Facts, report_id: str, rules: Rules) -> Page:
         parts=[
             Part("In short", (*_in_short(facts, rules), *common.history(facts))),
             committee.post_market(facts, rules),
-            committee.change_control(facts, rules),
+            change_control(facts, rules),
             committee.records(facts, rules),
         ],
         data=common.data_of(facts),
@@ -69,14 +71,14 @@ def is_routine(facts: Facts) -> bool:
 
 
 def _routine_summary(facts: Facts) -> str:
-    """What came in, then how the model is."""
+    """How the model is, then what came in."""
     seen, period = facts.activity, facts.period
     since = f" since {day(period.since)}" if period is not None and period.since is not None else ""
     came = "One study was scored" if seen.predictions == 1 else f"{number(seen.predictions)} studies were scored"
     first = f"{came} by {facts.cause.model}{since}, and {counted(seen.labels, 'label')} came in."
     if facts.latest is None:
         return f"{first} No batch of version {facts.version} has been evaluated yet."
-    return f"{first} {sentences(facts.latest.summary)[0]}"
+    return f"{sentences(facts.latest.summary)[0]} {first}"
 
 
 def _in_short(facts: Facts, rules: Rules) -> tuple[Section, ...]:
@@ -124,6 +126,7 @@ def _what_happened(facts: Facts) -> Section:
     first = " ".join([STATUS_MEANING[latest.status].format(reference=reference), *_cause(latest), serving])
     shown = falls(latest)[:4] if latest.status in UNWELL else []
     points = [f"In batch {latest.number} alone, {fall_sentence(each, reference)}" for each in shown]
+    points += [worse_group(each) for each in latest.subgroups if each.get("worse")]
     return Section("What happened", (first,), points)
 
 

@@ -46,6 +46,8 @@ _FRAME: Final = 6
 """Padding, in points, that the library puts around the text."""
 INK, MUTED, LINE, SOFT = HexColor("#1f2933"), HexColor("#55606c"), HexColor("#c9d0d8"), HexColor("#f5f7fa")
 TONES: Final = {"healthy": "#1f6b3f", "watch": "#7a4f00", "degraded": "#a11d17", "undecided": "#4a5560"}
+_WHOLE: Final = 12
+"""Rows up to which a table is kept on one page."""
 _PADDING: Final = 13.0
 _WIDE: Final = 220.0
 """Points beyond which a cell may go on in the next line."""
@@ -192,15 +194,21 @@ def _section(part: Part, section: Section) -> list[Flowable]:
     texts = [Paragraph(markup(each), _BODY) for each in section.paragraphs]
     points = [ListItem(Paragraph(markup(each), _BODY), leftIndent=12) for each in section.points]
     bullets = [ListFlowable(points, bulletType="bullet", start="•", bulletFontSize=8, leftIndent=12)] if points else []
-    figures = [_picture(picture) for picture in section.pictures]
-    if not texts and not points and figures:
-        return [KeepTogether([*head, *figures[0]]), *map(KeepTogether, figures[1:]), *_tables(section)]
-    shown = [KeepTogether(figure) for figure in figures]
-    return [CondPageBreak(28 * mm), KeepTogether([*head, *texts[:1]]), *texts[1:], *bullets, *shown, *_tables(section)]
-
-
-def _tables(section: Section) -> list[Flowable]:
-    return [each for table in section.tables for each in _table(table)]
+    figures = [KeepTogether(_picture(picture)) for picture in section.pictures]
+    tables = [_table(table) for table in section.tables]
+    # A heading stays with what comes first under it.
+    if not texts and not bullets and section.pictures:
+        figures[0] = KeepTogether([*head, *_picture(section.pictures[0])])
+        head = []
+    elif not texts and not bullets and tables:
+        tables[0] = (
+            [KeepTogether([*head, *tables[0]])]
+            if len(section.tables[0].rows) <= _WHOLE
+            else [CondPageBreak(60 * mm), *head, *tables[0]]
+        )
+        head = []
+    begun = [CondPageBreak(28 * mm), KeepTogether([*head, *texts[:1]])] if head else []
+    return [*begun, *texts[1:], *bullets, *figures, *(each for table in tables for each in table)]
 
 
 def _picture(picture: Picture) -> list[Flowable]:
@@ -235,7 +243,7 @@ def _table(table: Table) -> list[Flowable]:
     title = [CondPageBreak(30 * mm), Paragraph(markup(table.title), _CAPTION)]
     note = [Paragraph(markup(table.note), _NOTE)] if table.note else []
     whole = [*title[1:], grid, *note]
-    return [KeepTogether(whole)] if len(rows) <= 12 else [*title, grid, *note, Spacer(0, 2)]
+    return [KeepTogether(whole)] if len(rows) <= _WHOLE else [*title, grid, *note, Spacer(0, 2)]
 
 
 def _row(cells: Sequence[str], texts: frozenset[int], left: ParagraphStyle, right: ParagraphStyle) -> list[Paragraph]:

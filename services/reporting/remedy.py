@@ -7,6 +7,7 @@ from schemas.events import MaintenancePromotion
 from schemas.vocabulary import Remedy, Verdict
 from services.reporting import committee, common, plots
 from services.reporting.facts import Facts, Rules
+from services.reporting.modifications import change_control
 from services.reporting.page import KeyFigure, Page, Part, Picture, Section, Table
 from services.reporting.wording import DASH, VERDICT, evidence_value, is_rate, metric_name, metric_value, number, on
 from services.runtime.words import DONE
@@ -46,7 +47,7 @@ def remedy_page(facts: Facts, promotion: MaintenancePromotion, report_id: str, r
         parts=[
             Part("In short", _sections(facts, promotion, pairs, others)),
             committee.post_market(facts, rules),
-            committee.change_control(facts, rules),
+            change_control(facts, rules),
             committee.records(
                 facts,
                 rules,

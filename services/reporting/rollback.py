@@ -3,6 +3,7 @@
 from schemas.events import MaintenancePromotion
 from services.reporting import committee, common
 from services.reporting.facts import Facts, Rules
+from services.reporting.modifications import change_control
 from services.reporting.page import KeyFigure, Page, Part, Section
 from services.reporting.wording import on
 
@@ -42,7 +43,7 @@ def rollback_page(facts: Facts, promotion: MaintenancePromotion, report_id: str,
                 ),
             ),
             committee.post_market(facts, rules),
-            committee.change_control(facts, rules),
+            change_control(facts, rules),
             committee.records(facts, rules, rows=(("Decided by", promotion.actor),)),
         ],
         data=common.data_of(facts) | {"promotion": promotion.model_dump(mode="json")},

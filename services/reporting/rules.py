@@ -1,4 +1,4 @@
-"""The rules that a report states, from the settings of the installation, and the code that applied them."""
+"""The rules that a report states: the settings of the installation, the model's change control plan, the code that applied them."""
 
 import hashlib
 from functools import cache
@@ -8,24 +8,39 @@ from typing import Final
 
 from schemas.settings import Settings
 from services.reporting.facts import Rules
+from services.runtime.change_plans import ReadPlan, plan_of, tightened
+from services.runtime.errors import InvalidInput
 
 _PACKAGES: Final = ("schemas", "models", "services", "agents")
 
 
-def rules_of(settings: Settings) -> Rules:
-    """What alarms, repairs and promotions obey here."""
+def rules_for(settings: Settings, model: str) -> Rules:
+    """What alarms, repairs and promotions of a model obey now. A plan that is not valid is told, and stops no report."""
+    fault, read = "", None
+    try:
+        read = plan_of(settings, model)
+    except InvalidInput as error:
+        fault = error.reason
+    return _rules(settings, read, fault)
+
+
+def _rules(settings: Settings, read: ReadPlan | None, fault: str) -> Rules:
+    limits = tightened(settings.remediation, read)
     return Rules(
         false_alarms_per_year=settings.evaluation.false_alarms_per_year,
         batch_size=settings.join.batch_size,
         tune_share=settings.join.tune_share,
         gate_share=settings.join.gate_share,
-        min_tune_cases=settings.remediation.min_tune_cases,
-        min_gate_cases=settings.remediation.min_gate_cases,
-        gate_alpha=settings.remediation.gate_alpha,
-        gate_margin=settings.remediation.gate_margin,
+        min_tune_cases=limits.min_tune_cases,
+        min_gate_cases=limits.min_gate_cases,
+        gate_alpha=limits.gate_alpha,
+        gate_margin=limits.gate_margin,
         approve_remedies=settings.policy.approve_remedies,
         max_remedies_per_day=settings.policy.max_remedies_per_day,
         code=code(),
+        plan=read.plan if read is not None else None,
+        plan_sha256=read.sha256 if read is not None else "",
+        plan_fault=fault,
     )
 
 

@@ -78,6 +78,7 @@ _RATES: Final = (
     "probability",
     "baseline_loss",
     "gate_loss",
+    "label_noise",
 )
 _NO_RATES: Final = ("auroc", "ece", "brier", "statistic", "calibration")
 _ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error (ECE)", "p": "p", "ci": "CI"}
@@ -115,6 +116,8 @@ _OWNERS: Final = {"champion": "before", "challenger": "after", "macro_recall": "
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])(?:(?<!e\.g\.)(?<!i\.e\.)(?<!\bno\.)(?<!\bvs\.)(?<!\bca\.) | (?![a-z0-9(“]))")
 _LONGEST_SENTENCE: Final = 480
 _FILLERS: Final = ("A report on the model is written.", "The report has the figures behind it.")
+KEYWORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
+"""Between the words of a DICOM keyword."""
 _STARTS: Final = ("since", "estimated_start", "start")
 _EVIDENCE: Final[dict[str, str]] = {
     "class": "Class behind the evidence",
@@ -149,6 +152,14 @@ _EVIDENCE: Final[dict[str, str]] = {
     "since_batch_high": "… not after batch",
     "scope": "Where the fall shows",
     "alarm_batch": "Batch that raised the alarm",
+    "worse_subgroups": "Groups that are read worse than the others",
+    "label_delay_median_days": "Days after which half of the predictions have their label",
+    "label_delay_90_percent_days": "Days after which nine of ten have it",
+    "labelled_share": "Predictions that have a label",
+    "label_noise": "Share of wrong labels, estimated",
+    "label_noise_low": "… lower limit",
+    "label_noise_high": "… upper limit",
+    "suspect_labels": "Labels to look at again",
     "independent_cases": "Cases that count, one of each patient",
     "seed": "Seed",
 }
@@ -210,6 +221,10 @@ def evidence_name(key: str) -> str:
 
 def evidence_value(key: str, value: Any) -> str:
     """A statistic as text."""
+    if key == "probability" and isinstance(value, int | float):
+        return _chance(float(value))
+    if key == "rule_metric":
+        return metric_name(str(value))
     if isinstance(value, int | float) and not isinstance(value, bool) and is_rate(key) and -1 <= value <= 1:
         return percent(float(value))
     return moment(value) if isinstance(value, str) else number(value)
@@ -300,6 +315,16 @@ def fall_sentence(metric: Metric, reference: str) -> str:
         f"of 100 patients with “{name}” the model recognised {found} (95 % interval {low} to {high}, "
         f"from {metric.cases} labelled cases); on {reference} it was {was}."
     )
+
+
+def worse_group(found: Mapping[str, Any]) -> str:
+    """One sentence on a subgroup (`schemas.events.SubgroupResult`) that is read worse than the others."""
+    facet = KEYWORD.sub(" ", str(found.get("facet", ""))).lower()
+    of = f" of “{found['label']}”" if found.get("label") else ""
+    now, others = found.get("recall"), found.get("recall_others")
+    sizes = f": recall{of} {percent(now, 0)}, elsewhere {percent(others, 0)}" if now is not None and others is not None else ""
+    since = f" since {moment(str(found['since'])).partition(',')[0]}" if found.get("since") else ""
+    return f"Worse than the others{since}: {facet} {found.get('group', '')}{sizes}."
 
 
 def ended(sentence: str) -> str:

@@ -6,6 +6,7 @@ between leaves a folder that the same cause fills again.
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -42,9 +43,9 @@ class Written:
 
 
 class Writer:
-    """Writes reports into the reports folder and enters them."""
+    """Writes reports into the reports folder and enters them. `rules` tells those of a model by its name."""
 
-    def __init__(self, database: Database, reports: Path, rules: Rules) -> None:
+    def __init__(self, database: Database, reports: Path, rules: Callable[[str], Rules]) -> None:
         self._database = database
         self._reports = reports
         self._rules = rules
@@ -69,14 +70,14 @@ class Writer:
         return data
 
     def _page(self, facts: Facts, identity: str) -> Page:
-        promotion = facts.cause.promotion
+        promotion, rules = facts.cause.promotion, self._rules(facts.cause.model)
         if promotion is not None and promotion.origin == ORIGIN:
-            return rollback_page(facts, promotion, identity, self._rules)
+            return rollback_page(facts, promotion, identity, rules)
         if promotion is not None:
-            return remedy_page(facts, promotion, identity, self._rules)
+            return remedy_page(facts, promotion, identity, rules)
         if facts.cause.order_kind == OrderKind.LABEL_REQUEST:
-            return label_request_page(facts, identity, self._rules)
-        return monitoring_page(facts, identity, self._rules)
+            return label_request_page(facts, identity, rules)
+        return monitoring_page(facts, identity, rules)
 
 
 def report_id(cause: Cause) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,31 @@ def test_the_chapters_are_those_that_a_committee_files(story):
         assert heading in forms["report.pdf"]
         assert f">{heading}</h" in forms["report.html"]
         assert f"# {heading}" in forms["report.md"]
+
+
+def test_the_change_control_plan_is_cited_with_its_clauses(story):
+    plans = story.settings.state_dir / "plans"
+    plans.mkdir(parents=True)
+    example = Path(__file__).parents[2] / "docs" / "examples" / "change-plan.yaml"
+    (plans / f"{MODEL}.yaml").write_bytes(example.read_bytes())
+    process(story.database, consumer_of(story), [repaired(story, Verdict.PROMOTE)])
+    text = contents(story, reported(story)[0])["report.md"].decode()
+    digest = sha256(example.read_bytes()).hexdigest()
+    for words in (
+        f"in force: version 1.0, approved by AI committee on 2026-03-02, SHA-256 {digest}",
+        "Clause M1: Decision thresholds",
+        "new decision thresholds and recalibration of the probabilities",
+        "The plan on retraining:",
+        ", foreseen: ",
+    ):
+        assert words in text
+
+
+def test_a_plan_that_is_not_valid_is_told_and_stops_no_report(story):
+    (story.settings.state_dir / "plans").mkdir(parents=True)
+    (story.settings.state_dir / "plans" / f"{MODEL}.yaml").write_text("format: other")
+    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
+    assert "is not valid, so nothing may change" in contents(story, reported(story)[0])["report.md"].decode()
 
 
 def test_signals_without_labels_stand_in_the_analysis(story, clock):

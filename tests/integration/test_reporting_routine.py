@@ -104,7 +104,7 @@ def test_a_routine_report_says_what_came_in(serving_sqlite, clock):
         "evaluations": 1,
         "waiting": 0,
     }
-    assert report.summary == "100 studies were scored by brain-mri since 2 March 2026, and 100 labels came in. No decline is seen."
+    assert report.summary == "No decline is seen. 100 studies were scored by brain-mri since 2 March 2026, and 100 labels came in."
     assert "to 9 March 2026: healthy" in report.title
 
 
