@@ -229,7 +229,8 @@ class Case(SQLModel, table=True):
         one_of("state", CaseState),
         one_of("role", CaseRole),
         # None of them names a column that changes while a case waits, so that the join rewrites few pages.
-        Index(None, "model", "version", "role"),
+        # With more of the open cases' columns, SQLite would take the first one to find them, and read every case of the version.
+        Index(None, "model", "version", "scored_at"),
         Index(None, "batch_id", sqlite_where=IN_BATCH, postgresql_where=IN_BATCH),
         Index(None, "patient_key", "role"),
         Index("ix_case_open", "model", "version", "joined_at", sqlite_where=OPEN_CASE, postgresql_where=OPEN_CASE),
@@ -316,6 +317,7 @@ class DetectorCalibration(SQLModel, table=True):
     origin: str = Field(max_length=16, description="simulation or bound")
     batch_size: int = Field(description="Independent labelled cases of a block")
     batches_per_year: int = Field(description="Blocks of the year over which the false-alarm budget holds")
+    smallest_fall: float | None = Field(default=None, description="Fall of one class that shows within a year; 1 for none")
     made_at: datetime
 
 

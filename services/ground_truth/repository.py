@@ -6,7 +6,7 @@ model versions (sorted). Whoever holds a version skips locked rows instead of wa
 
 import hashlib
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, islice
 from operator import itemgetter
@@ -42,7 +42,6 @@ _CASE: Table = Case.__table__  # type: ignore[attr-defined]
 _AS_STORED: Final = TIMESTAMP(timezone=True).with_variant(VARCHAR(), "sqlite")
 """Times as texts on SQLite: they are only compared, and thousands of them take long to convert."""
 Values = tuple[Any, ...]
-Stored = Callable[[Any], Any]
 Change = tuple[CaseKey, CaseState, str, str | None]
 """Case, its new state, its truth, and the batch that it enters, if any."""
 
@@ -124,32 +123,28 @@ def roles_of(session: Session, patients: Collection[str]) -> dict[str, CaseRole]
 
 def store_predictions(session: Session, predictions: Sequence[Prediction], roles: Mapping[str, CaseRole]) -> None:
     """Upsert scores: a higher revision replaces the score of a case that is in no batch yet."""
-    if _on_sqlite(session):
-        rows = [_case_row(item, roles[item.patient_key], _json, _utc, "[]") for item in predictions]
-    else:
-        rows = [_case_row(item, roles[item.patient_key], _same, _same, ()) for item in predictions]
+    document, time, nothing = (_json, _utc, "[]") if _on_sqlite(session) else (_same, _same, ())
+    rows = [
+        (
+            item.study_key,
+            item.model,
+            item.version,
+            item.task,
+            item.patient_key,
+            roles[item.patient_key],
+            _WAITING,
+            item.revision,
+            item.serving,
+            item.predicted,
+            document(item.probabilities),
+            document(item.facets),
+            document(item.findings) if item.findings else nothing,
+            time(item.acquired_at),
+            time(item.scored_at),
+        )
+        for item in predictions
+    ]
     _store(session, STORE_CASES, CASE_COLUMNS, rows)
-
-
-def _case_row(item: Prediction, role: str, document: Stored, time: Stored, nothing: Any) -> Values:
-    """In the order of `CASE_COLUMNS`. `nothing` is how an empty list is stored."""
-    return (
-        item.study_key,
-        item.model,
-        item.version,
-        item.task,
-        item.patient_key,
-        role,
-        _WAITING,
-        item.revision,
-        item.serving,
-        item.predicted,
-        document(item.probabilities),
-        document(item.facets),
-        document(item.findings) if item.findings else nothing,
-        time(item.acquired_at),
-        time(item.scored_at),
-    )
 
 
 def store_labels(session: Session, labels: Sequence[Label], now: datetime) -> None:

@@ -103,7 +103,7 @@ def upgrade() -> None:
             sqlite_where=sa.text("batch_id IS NOT NULL"),
             postgresql_where=sa.text("batch_id IS NOT NULL"),
         )
-        batch_op.create_index(batch_op.f("ix_case_model_version_role"), ["model", "version", "role"], unique=False)
+        batch_op.create_index(batch_op.f("ix_case_model_version_scored_at"), ["model", "version", "scored_at"], unique=False)
         batch_op.create_index(
             "ix_case_open",
             ["model", "version", "joined_at"],
@@ -179,6 +179,7 @@ def upgrade() -> None:
         sa.Column("origin", sa.String(length=16), nullable=False),
         sa.Column("batch_size", sa.Integer(), nullable=False),
         sa.Column("batches_per_year", sa.Integer(), nullable=False),
+        sa.Column("smallest_fall", sa.Float(), nullable=True),
         sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("model", "version", "fingerprint", name=op.f("pk_detector_calibration")),
     )
@@ -724,7 +725,7 @@ def downgrade() -> None:
             sqlite_where=sa.text("state = 'joined' AND role = 'trigger' AND serving"),
             postgresql_where=sa.text("state = 'joined' AND role = 'trigger' AND serving"),
         )
-        batch_op.drop_index(batch_op.f("ix_case_model_version_role"))
+        batch_op.drop_index(batch_op.f("ix_case_model_version_scored_at"))
         batch_op.drop_index(
             batch_op.f("ix_case_batch_id"),
             sqlite_where=sa.text("batch_id IS NOT NULL"),
