@@ -5,15 +5,17 @@ like a person's name, an identifier, a date or a UID, or that share a term with 
 person only the sex and a wide band of age are kept (docs/decisions/0014-sex-and-age-band.md).
 """
 
-import re
-from collections.abc import Callable, Mapping
-from datetime import date
-from typing import Any, Final
+from __future__ import annotations
 
-from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
+import re
+from collections.abc import Callable, Mapping, MutableSequence
+from datetime import date
+from typing import TYPE_CHECKING, Any, Final
 
 from models.identity_terms import IdentityTerms
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 MAX_LENGTH: Final = 64
 _UNSAFE: Final = re.compile(r"[^\w .,:/+()\\-]")
@@ -127,7 +129,7 @@ def code_of(dataset: Dataset, name: str, text: str) -> str:
 def _facet(dataset: Dataset, name: str, terms: IdentityTerms) -> str:
     try:
         value: Any = dataset.get(name)
-        values = value if isinstance(value, list | tuple | MultiValue) else [value]
+        values = value if isinstance(value, MutableSequence | tuple) else [value]
         text = "\\".join(str(each) for each in values if each is not None).strip()
     except Exception:  # noqa: BLE001 - pydicom raises many kinds; a fact that cannot be read is none
         return ""

@@ -4,15 +4,17 @@ Both sides are compared in every writing that a site is likely to use: without c
 as one or two letters, dates as day, month and year in any order. What cannot be read counts as shared.
 """
 
+from __future__ import annotations
+
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 NAMES: Final = (
     "PatientName",
@@ -107,7 +109,7 @@ def _values(dataset: Dataset, keyword: str) -> list[str]:
     value: Any = dataset.get(keyword)
     if value is None or value == "":
         return []
-    values = [str(each) for each in (value if isinstance(value, list | tuple | MultiValue) else [value])]
+    values = [str(each) for each in (value if isinstance(value, MutableSequence | tuple) else [value])]
     if sum(map(len, values)) > LONGEST:
         raise ValueError(keyword)
     return values

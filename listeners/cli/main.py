@@ -8,21 +8,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from sqlalchemy.exc import DBAPIError
 
-from listeners.cli import (
-    agents,
-    archive,
-    dead_letters,
-    evaluate,
-    inspect,
-    labels,
-    models,
-    orders,
-    pacs,
-    reports,
-    run,
-    studies,
-    talk,
-)
+from listeners.cli import run
 from listeners.cli.context import console
 from models.errors import ModelError
 from schemas.settings import Settings, UnknownSetting, settings_file
@@ -30,6 +16,9 @@ from services.runtime.database import reason_of
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.migrations import UnknownTables
 from services.runtime.privacy import keep_to_this_user
+
+RUNNING_ONLY = (["serve"], ["up"])
+"""Started with these, a process runs for weeks: it loads what it serves, and none of the other commands."""
 
 app = typer.Typer(
     name="reclaim",
@@ -44,19 +33,10 @@ app.command()(run.serve)
 app.command()(run.demo)
 app.command()(run.settings)
 app.command()(run.doctor)
-app.command()(studies.send)
-app.command()(studies.reindex)
-app.command()(evaluate.evaluate)
-app.command()(talk.chat)
-app.add_typer(agents.app, name="agents")
-app.add_typer(archive.app, name="archive")
-app.add_typer(labels.app, name="labels")
-app.add_typer(models.app, name="models")
-app.add_typer(inspect.evaluations, name="evaluations")
-app.add_typer(reports.app, name="reports")
-app.add_typer(orders.app, name="orders")
-app.add_typer(pacs.app, name="pacs")
-app.add_typer(dead_letters.app, name="dead-letters")
+if sys.argv[1:2] not in RUNNING_ONLY:
+    from listeners.cli.commands import add_to
+
+    add_to(app)
 
 
 def main() -> None:

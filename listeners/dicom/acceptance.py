@@ -1,22 +1,13 @@
 """Decides about association requests: who may call, and which presentation contexts are accepted in which transfer syntax.
 
-pynetdicom decodes the request, negotiates its contexts and encodes the response; the rules are ours.
+The request is decoded and the response encoded here (PS3.8 §9.3.2, §9.3.3, Annex D): the memory and the milliseconds that a
+general library takes for it count where associations are short.
 """
 
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
-
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-    SCP_SCU_RoleSelectionNegotiation,
-)
-from pynetdicom.presentation import PresentationContext, build_context, negotiate_as_acceptor
+from typing import Final, NamedTuple
 
 from listeners.dicom.association import VERIFICATION, Acceptance, AcceptedContext, Rejection
 from listeners.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -28,9 +19,13 @@ from schemas.settings import DicomSettings
 APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
 _LAST_RESORT: Final = "1.2.840.10008.1.2"
 _FIXED_BYTES: Final = 68
-_ACCEPTED: Final = 0x00
+_ACCEPTED, _CLASS_UNKNOWN, _SYNTAXES_UNKNOWN = 0x00, 0x03, 0x04
 _ITEM: Final = struct.Struct(">BxH")
-_APPLICATION, _CONTEXT, _USER = 0x10, 0x20, 0x50
+_LENGTH: Final = struct.Struct(">L")
+_APPLICATION, _CONTEXT, _RESULT, _ABSTRACT, _TRANSFER, _USER = 0x10, 0x20, 0x21, 0x30, 0x40, 0x50
+_MAXIMUM_LENGTH, _IMPLEMENTATION_CLASS, _IMPLEMENTATION_VERSION = 0x51, 0x52, 0x55
+_LONGEST_UID: Final = 65
+"""With the padding that some senders add although PS3.8 has none."""
 MOST_SYNTAXES: Final = 64
 """Transfer syntaxes of one presentation context; DICOM has fewer."""
 MOST_USER_ITEMS: Final = 256
@@ -77,11 +72,11 @@ class Rules:
         self._syntaxes = dict.fromkeys((VERIFICATION, *other_classes), frozenset(NATIVE_SYNTAXES))
         self._syntaxes.update(dict.fromkeys(self._storage, frozenset(TRANSFER_SYNTAXES)))
 
-    def refusal(self, request: A_ASSOCIATE, protocol_version: int, peer: Peer) -> Refusal | None:
+    def refusal(self, request: "Proposal", peer: Peer) -> Refusal | None:
         """Why this peer may not associate, whatever else is going on; None when it may."""
-        if not protocol_version & 1:
+        if not request.protocol_version & 1:
             return VERSION_UNKNOWN
-        if request.application_context_name != APPLICATION_CONTEXT:
+        if request.application_context != APPLICATION_CONTEXT:
             return CONTEXT_UNKNOWN
         if self._calling and peer.calling_ae not in self._calling:
             return CALLING_UNKNOWN
@@ -89,65 +84,101 @@ class Rules:
             return CALLED_UNKNOWN
         return None
 
-    def proposes_storage(self, request: A_ASSOCIATE) -> bool:
+    def proposes_storage(self, request: "Proposal") -> bool:
         """Whether objects may come."""
-        return any(str(proposed.abstract_syntax) in self._storage for proposed in request.presentation_context_definition_list)
+        return any(proposed.abstract_syntax in self._storage for proposed in request.contexts)
 
-    def accept(self, request: A_ASSOCIATE) -> Acceptance:
-        """Negotiate the contexts of a request that is let in; raises ProtocolError when they make no sense."""
-        try:
-            results, roles = self._negotiate(request)
-            response = A_ASSOCIATE_AC(_acceptance(request, results, roles, self._max_pdu)).encode()
-            contexts = {result.context_id: self._context(result) for result in results if result.result == _ACCEPTED}
-            return Acceptance(response, contexts, request.maximum_length_received or 0)
-        except Exception:  # noqa: BLE001 - pynetdicom raises many kinds for values that make no sense
-            raise ProtocolError(AbortReason.INVALID_PARAMETER, "an association request that makes no sense") from None
+    def accept(self, request: "Proposal") -> Acceptance:
+        """Negotiate the contexts of a request that is let in. Roles are the default ones: the peer is the user (PS3.7 D.3.3.4)."""
+        results, contexts = [], {}
+        for proposed in sorted(request.contexts):
+            result, syntax = self._chosen(proposed)
+            results.append(_result(proposed.context_id, result, syntax))
+            if result == _ACCEPTED:
+                is_storage = proposed.abstract_syntax in self._storage
+                accepted = AcceptedContext(proposed.context_id, proposed.abstract_syntax, syntax, is_storage)
+                contexts[proposed.context_id] = accepted
+        return Acceptance(_acceptance(request, b"".join(results), self._max_pdu), contexts, request.max_pdu)
 
-    def _negotiate(self, request: A_ASSOCIATE) -> tuple[list[Any], list[Any]]:
-        wanted = {
-            item.sop_class_uid: (item.scu_role, item.scp_role)
-            for item in request.user_information
-            if isinstance(item, SCP_SCU_RoleSelectionNegotiation)
-        }
-        results: list[Any] = []
-        roles: list[Any] = []
-        for proposed in request.presentation_context_definition_list:
-            result, role = negotiate_as_acceptor([proposed], self._supported(proposed), wanted)
-            results += result
-            roles += role
-        return results, roles
-
-    def _supported(self, proposed: PresentationContext) -> list[PresentationContext]:
-        """Our side of one proposed context: its syntaxes in the sender's order, so that it has nothing to convert.
+    def _chosen(self, proposed: "ProposedContext") -> tuple[int, str]:
+        """Result (PS3.8 Table 9-18) and transfer syntax: the sender's first that we know, so that it has nothing to convert.
 
         Implicit VR comes last whatever the order: the sender would lose the VRs of private elements.
         """
-        known = self._syntaxes.get(str(proposed.abstract_syntax))
+        known = self._syntaxes.get(proposed.abstract_syntax)
         if known is None:
-            return []
-        common = sorted((uid for uid in proposed.transfer_syntax if uid in known), key=lambda uid: uid == _LAST_RESORT)
-        return [build_context(str(proposed.abstract_syntax), common or sorted(known))]
-
-    def _context(self, result: Any) -> AcceptedContext:
-        abstract_syntax = str(result.abstract_syntax)
-        return AcceptedContext(result.context_id, abstract_syntax, str(result.transfer_syntax[0]), abstract_syntax in self._storage)
+            return _CLASS_UNKNOWN, proposed.transfer_syntaxes[0]
+        common = [uid for uid in proposed.transfer_syntaxes if uid in known]
+        if not common:
+            return _SYNTAXES_UNKNOWN, proposed.transfer_syntaxes[0]
+        return _ACCEPTED, next((uid for uid in common if uid != _LAST_RESORT), _LAST_RESORT)
 
 
-def read_request(body: bytes, address: str) -> tuple[A_ASSOCIATE, int, Peer]:
-    """Decode the body of an A-ASSOCIATE-RQ: request, protocol version, and who calls; raises ProtocolError."""
+class ProposedContext(NamedTuple):
+    """A presentation context as proposed, in the sender's order of transfer syntaxes."""
+
+    context_id: int
+    abstract_syntax: str
+    transfer_syntaxes: tuple[str, ...]
+
+
+class Proposal(NamedTuple):
+    """An A-ASSOCIATE-RQ. `titles` are both AE titles as sent; `max_pdu` is 0 where the peer sets no limit."""
+
+    protocol_version: int
+    titles: bytes
+    application_context: str
+    contexts: tuple[ProposedContext, ...]
+    max_pdu: int
+
+
+def read_request(body: bytes, address: str) -> tuple[Proposal, Peer]:
+    """Decode the body of an A-ASSOCIATE-RQ: what it proposes, and who calls; raises ProtocolError."""
     _check_items(body)
-    try:
-        pdu = A_ASSOCIATE_RQ()
-        pdu.decode(struct.pack(">BxL", PduType.ASSOCIATE_RQ, len(body)) + body)
-        request = pdu.to_primitive()
-        peer = Peer(str(request.calling_ae_title).strip(), str(request.called_ae_title).strip(), address)
-    except Exception:  # noqa: BLE001 - pynetdicom raises many kinds for values that make no sense
-        raise _unreadable() from None
-    return request, pdu.protocol_version, peer
+    application, contexts, max_pdu = "", [], 0
+    for kind, start, end in _items(body, _FIXED_BYTES, len(body)):
+        if kind == _APPLICATION:
+            application = _uid(body, start, end)
+        elif kind == _CONTEXT:
+            contexts.append(_proposed(body, start, end))
+        else:
+            max_pdu = _maximum_length(body, start, end)
+    called, calling = (body[start : start + 16].decode("ascii", "replace").strip(" \x00") for start in (4, 20))
+    if not called or not calling:
+        raise _unreadable()
+    proposal = Proposal(int.from_bytes(body[:2], "big"), body[4:36], application, tuple(contexts), max_pdu)
+    return proposal, Peer(calling, called, address)
+
+
+def _proposed(body: bytes, start: int, end: int) -> ProposedContext:
+    abstract, syntaxes = [], []
+    for kind, first, last in _items(body, start + _ITEM.size, end):
+        if kind not in (_ABSTRACT, _TRANSFER):
+            raise _unreadable()
+        (abstract if kind == _ABSTRACT else syntaxes).append(_uid(body, first, last))
+    if len(abstract) != 1 or not syntaxes:
+        raise _unreadable()
+    return ProposedContext(body[start], abstract[0], tuple(syntaxes))
+
+
+def _maximum_length(body: bytes, start: int, end: int) -> int:
+    """Of the user information, all else of which is left alone (PS3.8 D.1, PS3.7 D.3.3)."""
+    for kind, first, last in _items(body, start, end):
+        if kind == _MAXIMUM_LENGTH:
+            if last - first != _LENGTH.size:
+                raise _unreadable()
+            return int(_LENGTH.unpack_from(body, first)[0])
+    return 0
+
+
+def _uid(body: bytes, start: int, end: int) -> str:
+    if not 0 < end - start <= _LONGEST_UID:
+        raise _unreadable()
+    return body[start:end].decode("ascii", "replace").rstrip("\x00 ")
 
 
 def _check_items(body: bytes) -> None:
-    """Raise ProtocolError for items that do not fit, or are more than there can be: pynetdicom takes seconds for thousands."""
+    """Raise ProtocolError for items that do not fit, or are more than there can be."""
     if len(body) < _FIXED_BYTES:
         raise _unreadable()
     single = {_APPLICATION, _USER}
@@ -189,19 +220,21 @@ def _unreadable() -> ProtocolError:
     return ProtocolError(AbortReason.INVALID_PARAMETER, "an association request that cannot be read")
 
 
-def _acceptance(request: A_ASSOCIATE, results: list[Any], roles: list[Any], max_pdu: int) -> A_ASSOCIATE:
-    length, implementation, version = (
-        MaximumLengthNotification(),
-        ImplementationClassUIDNotification(),
-        ImplementationVersionNameNotification(),
+def _item(kind: int, value: bytes) -> bytes:
+    return _ITEM.pack(kind, len(value)) + value
+
+
+def _result(context_id: int, result: int, syntax: str) -> bytes:
+    return _item(_RESULT, struct.pack(">BxBx", context_id, result) + _item(_TRANSFER, syntax.encode("ascii", "replace")))
+
+
+def _acceptance(request: Proposal, results: bytes, max_pdu: int) -> bytes:
+    """An A-ASSOCIATE-AC (PS3.8 §9.3.3)."""
+    user = (
+        _item(_MAXIMUM_LENGTH, _LENGTH.pack(max_pdu))
+        + _item(_IMPLEMENTATION_CLASS, IMPLEMENTATION_CLASS_UID.encode())
+        + _item(_IMPLEMENTATION_VERSION, IMPLEMENTATION_VERSION_NAME.encode())
     )
-    length.maximum_length_received = max_pdu
-    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    response = A_ASSOCIATE()
-    response.application_context_name = APPLICATION_CONTEXT
-    response.calling_ae_title, response.called_ae_title = request.calling_ae_title, request.called_ae_title
-    response.result, response.result_source = 0x00, 0x01
-    response.presentation_context_definition_results_list = results
-    response.user_information = [length, implementation, version, *roles]
-    return response
+    items = _item(_APPLICATION, APPLICATION_CONTEXT.encode()) + results + _item(_USER, user)
+    body = struct.pack(">H2x32s32x", 1, request.titles) + items
+    return struct.pack(">BxL", PduType.ASSOCIATE_AC, len(body)) + body

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from listeners.dicom.commitment import commitment_handlers
-from listeners.dicom.mpps import mpps_handlers
-from listeners.dicom.operations import Handlers
+from listeners.dicom.operations import MPPS, N_ACTION_RQ, N_CREATE_RQ, N_SET_RQ, PUSH_MODEL, Handlers, late
 from listeners.dicom.reception import Reception
 from listeners.dicom.scp import StorageScp, check_settings
 from services.assembly.files import ArchiveFiles
@@ -78,7 +76,18 @@ async def _end(tasks: list[asyncio.Task[None]], stop: StopSignal) -> None:
 
 def _handlers(context: Context) -> Handlers:
     """Everything on an association that is neither C-STORE nor C-ECHO."""
-    return {**mpps_handlers(context.database), **commitment_handlers(context.database, context.settings.dicom.peers)}
+
+    def steps() -> Handlers:
+        from listeners.dicom.mpps import mpps_handlers  # noqa: PLC0415 - see `late`
+
+        return mpps_handlers(context.database)
+
+    def commitments() -> Handlers:
+        from listeners.dicom.commitment import commitment_handlers  # noqa: PLC0415 - see `late`
+
+        return commitment_handlers(context.database, context.settings.dicom.peers)
+
+    return {**late(steps, (MPPS, N_CREATE_RQ), (MPPS, N_SET_RQ)), **late(commitments, (PUSH_MODEL, N_ACTION_RQ))}
 
 
 def _reception(context: Context, files: ArchiveFiles) -> Reception:

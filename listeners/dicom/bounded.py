@@ -11,11 +11,11 @@ from typing import Final
 
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset, read_sequence
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
 from services.assembly.commitments import MOST_REFERENCES
+from services.assembly.pydicom_reading import read_dataset, read_sequence
 
 MOST_STEPS: Final = 7 * MOST_REFERENCES // 2
 """Elements and items of one message: a reference is an item of two elements, and of a delimiter where the item has no length."""

@@ -29,7 +29,7 @@ from listeners.dicom.normalized import (
     text_of,
     uid_of,
 )
-from listeners.dicom.operations import N_CREATE_RQ, N_SET_RQ, Handlers, Operation, Reply
+from listeners.dicom.operations import MPPS, N_CREATE_RQ, N_SET_RQ, Handlers, Operation, Reply
 from schemas.vocabulary import StepState
 from services.assembly.commitments import Reference
 from services.assembly.headers import is_valid_uid
@@ -38,7 +38,6 @@ from services.assembly.steps import StepRefusal
 from services.runtime.database import Database
 
 logger = logging.getLogger(__name__)
-MPPS: Final = "1.2.840.10008.3.1.2.3.3"
 NO_LONGER_UPDATED: Final = 0xA710
 """Error ID of PS3.4 F.7.2.2.3: the Performed Procedure Step Object may no longer be updated."""
 

@@ -4,12 +4,20 @@ The association decodes the message, calls the handler of its (abstract syntax, 
 operation without handler is answered 0211 (unrecognized operation, PS3.7 Annex C).
 """
 
+from __future__ import annotations
+
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from pydicom.dataset import Dataset
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
+MPPS: Final = "1.2.840.10008.3.1.2.3.3"
+"""Modality Performed Procedure Step SOP Class (PS3.4 F.7)."""
+PUSH_MODEL: Final = "1.2.840.10008.1.20.1"
+"""Storage Commitment Push Model SOP Class (PS3.4 J.3)."""
 N_EVENT_REPORT_RQ: Final = 0x0100
 N_GET_RQ: Final = 0x0110
 N_SET_RQ: Final = 0x0120
@@ -52,3 +60,13 @@ OperationHandler: TypeAlias = Callable[[Operation], Reply]
 
 Handlers: TypeAlias = Mapping[tuple[str, int], OperationHandler]
 """(abstract syntax UID, Command Field (0000,0100) of the request) to its handler."""
+
+
+def late(load: Callable[[], Handlers], *keys: tuple[str, int]) -> Handlers:
+    """Handlers that the first request loads: they need pydicom and its 45 MB, and many listeners never get such a request."""
+    loaded = functools.cache(load)
+
+    def waiting(key: tuple[str, int]) -> OperationHandler:
+        return lambda operation: loaded()[key](operation)  # noqa: PLW0108 - not before an operation comes
+
+    return {key: waiting(key) for key in keys}

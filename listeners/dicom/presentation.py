@@ -3,10 +3,6 @@
 from collections.abc import Iterable
 from typing import Final
 
-from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
-from pynetdicom.service_class import StorageServiceClass
-from pynetdicom.sop_class import uid_to_service_class
-
 from services.runtime.errors import InvalidInput
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
@@ -41,18 +37,47 @@ STORAGE_CLASSES: Final[dict[str, str]] = {
 }
 """Accepted without configuration: what a study of MR, CT, CR or DX consists of."""
 
-_NOT_STORABLE: Final = (
-    "1.2.840.10008.1.2.4.94",  # JPIP: the pixels stay at the sender
-    "1.2.840.10008.1.2.4.95",
-    "1.2.840.10008.1.2.4.204",
-    "1.2.840.10008.1.2.4.205",
-    "1.2.840.10008.1.2.7",  # SMPTE ST 2110: live streams
+TRANSFER_SYNTAXES: Final[tuple[str, ...]] = (
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.57",
+    "1.2.840.10008.1.2.4.70",
+    "1.2.840.10008.1.2.4.80",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.90",
+    "1.2.840.10008.1.2.4.91",
+    "1.2.840.10008.1.2.4.92",
+    "1.2.840.10008.1.2.4.93",
+    "1.2.840.10008.1.2.4.100",
+    "1.2.840.10008.1.2.4.100.1",
+    "1.2.840.10008.1.2.4.101",
+    "1.2.840.10008.1.2.4.101.1",
+    "1.2.840.10008.1.2.4.102",
+    "1.2.840.10008.1.2.4.102.1",
+    "1.2.840.10008.1.2.4.103",
+    "1.2.840.10008.1.2.4.103.1",
+    "1.2.840.10008.1.2.4.104",
+    "1.2.840.10008.1.2.4.104.1",
+    "1.2.840.10008.1.2.4.105",
+    "1.2.840.10008.1.2.4.105.1",
+    "1.2.840.10008.1.2.4.106",
+    "1.2.840.10008.1.2.4.106.1",
+    "1.2.840.10008.1.2.4.107",
+    "1.2.840.10008.1.2.4.108",
+    "1.2.840.10008.1.2.4.110",
+    "1.2.840.10008.1.2.4.111",
+    "1.2.840.10008.1.2.4.112",
+    "1.2.840.10008.1.2.4.201",
+    "1.2.840.10008.1.2.4.202",
+    "1.2.840.10008.1.2.4.203",
+    "1.2.840.10008.1.2.5",
+    "1.2.840.10008.1.2.8.1",
 )
-
-TRANSFER_SYNTAXES: Final[tuple[str, ...]] = tuple(
-    uid for uid in ALL_TRANSFER_SYNTAXES if uid not in _NOT_STORABLE and not uid.startswith("1.2.840.10008.1.2.7.")
-)
-"""Accepted for every storage class, and stored as sent."""
+"""Accepted for every storage class, and stored as sent: all of DICOM's but those whose pixels stay at the sender."""
 
 NATIVE_SYNTAXES: Final = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 """Accepted for everything else."""
@@ -60,8 +85,12 @@ NATIVE_SYNTAXES: Final = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 
 def storage_classes(further: Iterable[str]) -> tuple[str, ...]:
     """Storage classes to accept; InvalidInput names a configured one that is not a storage class of DICOM."""
-    chosen = dict.fromkeys((*STORAGE_CLASSES, *further))
-    for uid in chosen:
-        if uid_to_service_class(uid) is not StorageServiceClass:
-            raise InvalidInput(f"RECLAIM_DICOM_SOP_CLASSES: {uid} is not a storage SOP class that this listener knows")
-    return tuple(chosen)
+    configured = [uid for uid in further if uid not in STORAGE_CLASSES]
+    if configured:
+        from pynetdicom.service_class import StorageServiceClass  # noqa: PLC0415 - 45 MB, and most sites need none of it
+        from pynetdicom.sop_class import uid_to_service_class  # noqa: PLC0415
+
+        for uid in configured:
+            if uid_to_service_class(uid) is not StorageServiceClass:
+                raise InvalidInput(f"RECLAIM_DICOM_SOP_CLASSES: {uid} is not a storage SOP class that this listener knows")
+    return tuple(dict.fromkeys((*STORAGE_CLASSES, *configured)))

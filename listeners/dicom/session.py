@@ -9,7 +9,6 @@ from typing import Final
 
 from opentelemetry import trace
 
-from listeners.dicom import messages
 from listeners.dicom.acceptance import Rules, read_request
 from listeners.dicom.association import (
     Acceptance,
@@ -212,6 +211,8 @@ class Session:
             case StoreEnded(request):
                 self._finish_store(request)
             case Message(request):
+                from listeners.dicom import messages  # noqa: PLC0415 - see `operations.late`
+
                 command, dataset = messages.answer(action, self._environment.handlers, self._peer)
                 self._connection.send(self._association.message_response(request, command, dataset))
             case Closed(problem):
@@ -243,8 +244,8 @@ class Session:
 
     def _accept(self, body: bytes) -> Acceptance | Rejection:
         environment = self._environment
-        request, version, self._peer = read_request(body, self._peer.address)
-        refusal = environment.rules.refusal(request, version, self._peer)
+        request, self._peer = read_request(body, self._peer.address)
+        refusal = environment.rules.refusal(request, self._peer)
         if refusal is None:
             refusal = environment.gate.admit(self._peer.address, stores=environment.rules.proposes_storage(request))
             self._holds_slot = refusal is None

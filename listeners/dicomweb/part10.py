@@ -7,10 +7,10 @@ from io import BytesIO
 from typing import IO, Final
 
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
 
 from listeners.dicom.reception import StoreHead
 from services.assembly.headers import is_valid_uid, read_facts
+from services.assembly.pydicom_reading import read_dataset
 from services.assembly.sources import StreamSource
 
 SOURCE: Final = "STOW-RS"

@@ -8,39 +8,32 @@ from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Any, Final, NamedTuple
 
-from pydicom import config
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
-from pydicom.tag import Tag
-
 from models.facets import code_of
 from services.assembly.outlines import Outlines
 from services.assembly.sources import BrokenStructureError, Source
 from services.assembly.structure import DEFLATED, check_structure, plain_source
 
-config.settings.reading_validation_mode = config.IGNORE  # pydicom's warnings quote the values, which may be identities
-
-KEYWORDS: Final = (
-    "SpecificCharacterSet",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "Modality",
-    "TimezoneOffsetFromUTC",
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "BodyPartExamined",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "NumberOfStudyRelatedInstances",
-)
-LAST_GROUP: Final = 0x0020
-TAGS: Final[Mapping[str, int]] = {keyword: int(Tag(keyword)) for keyword in KEYWORDS}
+TAGS: Final[Mapping[str, int]] = {
+    "SpecificCharacterSet": 0x00080005,
+    "SOPClassUID": 0x00080016,
+    "SOPInstanceUID": 0x00080018,
+    "StudyDate": 0x00080020,
+    "StudyTime": 0x00080030,
+    "AccessionNumber": 0x00080050,
+    "Modality": 0x00080060,
+    "TimezoneOffsetFromUTC": 0x00080201,
+    "PatientName": 0x00100010,
+    "PatientID": 0x00100020,
+    "IssuerOfPatientID": 0x00100021,
+    "PatientBirthDate": 0x00100030,
+    "BodyPartExamined": 0x00180015,
+    "StudyInstanceUID": 0x0020000D,
+    "SeriesInstanceUID": 0x0020000E,
+    "NumberOfStudyRelatedInstances": 0x00201208,
+}
 """Where the index's elements stand: none behind group 0020."""
+KEYWORDS: Final = tuple(TAGS)
+LAST_GROUP: Final = 0x0020
 _WANTED: Final = frozenset(TAGS.values())
 _INSTANCE: Final = TAGS["SOPInstanceUID"]
 _NO_CODE: Final = re.compile(r"[^A-Z0-9_ ]")
@@ -63,7 +56,7 @@ class MissingElement(Exception):  # noqa: N818 - named for what the data set lac
     def __init__(self, keyword: str) -> None:
         super().__init__(f"{keyword} is missing or invalid")
         self.keyword = keyword
-        self.tag = int(Tag(keyword))
+        self.tag = TAGS[keyword]
 
 
 class InstanceFacts(NamedTuple):
@@ -143,8 +136,10 @@ class _Header:
         return value.partition(b"\\")[0].decode("ascii") if value.isascii() else self._decoded.get(keyword)
 
     @cached_property
-    def _decoded(self) -> Dataset:
+    def _decoded(self) -> Any:
         """In implicit VR: all of them are text, which no byte order changes, and no value is so long as to look like a VR."""
+        from services.assembly.pydicom_reading import read_dataset  # noqa: PLC0415 - 35 MB that ASCII headers do not need
+
         encoded = (struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value for tag, value in sorted(self._values.items()))
         return read_dataset(BytesIO(b"".join(encoded)), is_implicit_VR=True, is_little_endian=True)
 

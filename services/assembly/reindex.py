@@ -8,8 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from pydicom.filereader import read_file_meta_info
-
 from services.assembly.conflicts import keep_aside
 from services.assembly.files import ArchiveFiles, NotPart10Error, dataset_digest, layout_of, study_folders
 from services.assembly.headers import MissingElement, UnreadableHeader, read_facts
@@ -97,6 +95,8 @@ def read_stored(path: Path) -> StoredFile:
 
     Raises NotPart10Error, UnreadableHeader or MissingElement.
     """
+    from services.assembly.pydicom_reading import read_file_meta_info  # noqa: PLC0415 - for the few files without row
+
     layout = layout_of(path)
     try:
         meta = read_file_meta_info(path)

@@ -2,17 +2,23 @@
 
 import contextlib
 import struct
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
+from pynetdicom.presentation import build_context, negotiate_as_acceptor
 
 from listeners.dicom.acceptance import Rules, read_request
 from listeners.dicom.association import Acceptance
 from listeners.dicom.commands import Command
+from listeners.dicom.file_meta import IMPLEMENTATION_VERSION_NAME
 from listeners.dicom.operations import Peer
 from listeners.dicom.pdu import LONGEST_REQUEST, ProtocolError
+from listeners.dicom.presentation import TRANSFER_SYNTAXES
 from schemas.settings import DicomSettings
 from tests.dicom_wire import CT, EXPLICIT, VERIFICATION, association_request
 
@@ -21,8 +27,8 @@ BODY = association_request((CT, EXPLICIT, "1.2.840.10008.1.2"), (VERIFICATION, E
 
 
 def accept(body):
-    request, version, peer = read_request(body, "127.0.0.1")
-    RULES.refusal(request, version, peer)
+    request, peer = read_request(body, "127.0.0.1")
+    RULES.refusal(request, peer)
     RULES.proposes_storage(request)
     return RULES.accept(request)
 
@@ -93,8 +99,7 @@ def test_as_many_contexts_as_there_can_be():
         "a user cut short",
     ],
 )
-def test_what_would_cost_time_is_refused_before_it_is_decoded(items, monkeypatch):
-    monkeypatch.setattr(A_ASSOCIATE_RQ, "decode", lambda *_: pytest.fail("decoded"))
+def test_what_no_request_may_hold_is_refused(items):
     with pytest.raises(ProtocolError):
         read_request(body_of(*items), "127.0.0.1")
 
@@ -129,9 +134,57 @@ def test_any_command_set_ends_in_an_answer(encoded):
 
 @pytest.mark.parametrize("title", ["A\nB", "\x1b[31mX", "é"])
 def test_titles_are_the_peers(title):
-    """They are cut off by pynetdicom, or arrive as sent: whoever logs them makes them printable."""
+    """They arrive as sent: whoever logs them makes them printable."""
     body = bytearray(BODY)
     body[20:36] = title.encode("latin-1").ljust(16)
     with contextlib.suppress(ProtocolError):
-        _, _, peer = read_request(bytes(body), "127.0.0.1")
+        _, peer = read_request(bytes(body), "127.0.0.1")
         assert isinstance(peer, Peer)
+
+
+uids = st.sampled_from([CT, VERIFICATION, "1.2.840.10008.1.20.1", "1.2.3"])
+syntaxes = st.lists(st.sampled_from([EXPLICIT, "1.2.840.10008.1.2", "1.2.840.10008.1.2.4.70", "1.2.9"]), min_size=1, unique=True)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(uids, syntaxes), min_size=1, max_size=6), st.integers(0, 1 << 20))
+def test_negotiation_is_pynetdicoms(proposed, max_pdu):
+    """Except for the order of preference: the sender's, implicit VR last."""
+    pdu = association_request(*((uid, *names) for uid, names in proposed), calling="SCANNER 1", max_pdu=max_pdu)
+    request, peer = read_request(pdu[6:], "10.0.0.1")
+    assert peer == Peer("SCANNER 1", "RECLAIM", "10.0.0.1")
+    acceptance = RULES.accept(request)
+    assert acceptance.peer_max_pdu == max_pdu
+    theirs, ours = A_ASSOCIATE_RQ(), A_ASSOCIATE_AC()
+    theirs.decode(pdu)
+    ours.decode(acceptance.response)
+    answer = ours.to_primitive()
+    assert (answer.calling_ae_title, answer.called_ae_title, answer.maximum_length_received) == ("SCANNER 1", "RECLAIM", 131072)
+    asked = theirs.to_primitive().presentation_context_definition_list
+    for context, answered in zip(asked, answer.presentation_context_definition_results_list, strict=True):
+        names = RULES._syntaxes.get(str(context.abstract_syntax))
+        supported = [] if names is None else [build_context(context.abstract_syntax, preferred(context, names) or sorted(names))]
+        ((expected,), _) = negotiate_as_acceptor([context], supported)
+        assert (answered.context_id, answered.result) == (expected.context_id, expected.result)
+        assert answered.transfer_syntax == expected.transfer_syntax
+        assert (context.context_id in acceptance.contexts) is (expected.result == 0)
+    assert acceptance.response[-len(IMPLEMENTATION_VERSION_NAME) :] == IMPLEMENTATION_VERSION_NAME.encode()
+
+
+def preferred(asked, known):
+    common = [uid for uid in asked.transfer_syntax if uid in known]
+    return sorted(common, key=lambda uid: uid == "1.2.840.10008.1.2")
+
+
+def test_no_transfer_syntax_of_dicom_is_forgotten():
+    left_out = {uid for uid in ALL_TRANSFER_SYNTAXES if uid not in TRANSFER_SYNTAXES}
+    referenced = {f"1.2.840.10008.1.2.4.{number}" for number in (94, 95, 204, 205)}
+    assert left_out == referenced | {uid for uid in ALL_TRANSFER_SYNTAXES if uid.startswith("1.2.840.10008.1.2.7")}
+    assert set(TRANSFER_SYNTAXES) <= set(ALL_TRANSFER_SYNTAXES)
+
+
+def test_a_listener_loads_no_library_that_objects_do_not_need():
+    """What is loaded stays in memory for weeks: pydicom, pynetdicom and numpy come with the first request that needs them."""
+    script = "import sys; sys.argv[1:] = ['serve']; import listeners.cli.main, listeners.dicom.app; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pydicom", "pynetdicom", "numpy", "scipy", "torch", "requests", "PIL"} & set(loaded)

@@ -16,7 +16,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian
 
 from listeners.dicom.file_meta import encode_file_meta
-from services.assembly import headers
+from services.assembly import pydicom_reading
 from services.assembly.files import layout_of
 from services.assembly.headers import UnreadableHeader, read_facts
 from services.assembly.reindex import read_stored
@@ -186,9 +186,9 @@ def test_a_length_that_reads_as_a_vr_changes_nothing():
 def test_only_the_values_of_the_index_are_decoded(monkeypatch):
     """Text beyond ASCII needs pydicom, which must never see what else a sender put beside it."""
     seen = []
-    ordinary = headers.read_dataset
+    ordinary = pydicom_reading.read_dataset
     monkeypatch.setattr(
-        headers, "read_dataset", lambda stream, **how: seen.append(len(stream.getvalue())) or ordinary(stream, **how)
+        pydicom_reading, "read_dataset", lambda stream, **how: seen.append(len(stream.getvalue())) or ordinary(stream, **how)
     )
     items = struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 10_000 + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
     sequence = struct.pack("<HH2s2xL", 0x0008, 0x1140, b"SQ", 0xFFFFFFFF) + items
