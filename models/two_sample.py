@@ -32,6 +32,10 @@ class Comparison:
     p_value: float
 
 
+Test = Callable[[NDArray[np.floating], NDArray[np.floating], np.random.Generator, int], Comparison]
+"""A permutation test on vectors [n, d] and [m, d] with at most so many permutations."""
+
+
 def numbers(first: Sequence[float] | NDArray[np.floating], second: Sequence[float] | NDArray[np.floating]) -> Comparison:
     """Kolmogorov-Smirnov on two samples of numbers; p = 1 where one is empty."""
     if not len(first) or not len(second):

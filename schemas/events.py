@@ -184,6 +184,37 @@ class OrderDecision(Event):
     approve: bool
 
 
+class DriftSignal(Event):
+    """One signal of the early warning. A signal without threshold is shown and never warns."""
+
+    name: str
+    statistic: float
+    threshold: float | None = Field(None, description="Level of the statistic that warns, or None where the p-value decides")
+    p_value: float | None = None
+    warning: bool
+    sentence: str = Field(description="What it says, in plain words")
+    detail: dict[str, float | str | None] = Field(default_factory=dict)
+
+
+class MonitoringDrift(Event):
+    """What the label-free early warning sees in a window of predictions, or in the arrival of studies. It orders nothing."""
+
+    drift_id: str
+    model: str
+    version: int
+    kind: str = Field(description="cases: a window of predictions; feed: the arrival of studies")
+    number: int = Field(ge=1, description="1, 2, 3 … within version and kind")
+    cases: int = Field(ge=0)
+    first_at: AwareDatetime
+    last_at: AwareDatetime
+    warning: bool
+    new: bool = Field(description="True where the window before did not warn of the same")
+    suspected: Diagnosis = Field(description="Kind of change that fits what warns; a concept cannot be seen without labels")
+    signals: tuple[DriftSignal, ...]
+    summary: str = Field(description="Two sentences")
+    measured_at: AwareDatetime
+
+
 class AgentCommand(Event):
     """Plain language from a person, or a button pressed; then `decision` says it and nothing is read out of `text`."""
 

@@ -39,7 +39,7 @@ PREDICTION: Final = Topic(
     events.Prediction,
     "study_key",
     "inference",
-    ("ground_truth", "results"),
+    ("ground_truth", "results", "drift"),
     "One model version scored one study",
 )
 LABEL: Final = Topic(
@@ -50,6 +50,9 @@ BATCH_READY: Final = Topic(
 )
 EVALUATION_COMPLETED: Final = Topic(
     "evaluation.completed.v1", events.EvaluationCompleted, "model", "evaluation", ("agents",), "A batch has been evaluated"
+)
+DRIFT: Final = Topic(
+    "monitoring.drift.v1", events.MonitoringDrift, "model", "drift", (), "What can be seen of a change before any label arrives"
 )
 AGENT_COMMAND: Final = Topic("agent.command.v1", events.AgentCommand, "thread", "chat", ("agents",), "Plain language from a person")
 AGENT_REPLY: Final = Topic("agent.reply.v1", events.AgentReply, "thread", "agents", ("chat",), "The agents' answer to a command")
@@ -88,6 +91,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
     LABEL,
     BATCH_READY,
     EVALUATION_COMPLETED,
+    DRIFT,
     AGENT_COMMAND,
     AGENT_REPLY,
     ORDER,

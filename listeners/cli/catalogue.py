@@ -14,6 +14,7 @@ BUILDERS: Final[dict[str, str]] = {
     "inference": "services.inference.app",
     "ground_truth": "services.ground_truth.app",
     "evaluation": "services.evaluation.app",
+    "drift": "services.drift.app",
     "agents": "agents.app",
     "remediation": "services.remediation.app",
     "reporting": "services.reporting.app",
@@ -27,7 +28,7 @@ PROCESSES: Final[dict[str, tuple[str, ...]]] = {
     "bus": ("relay", "ground_truth", "evaluation", "http", "chat"),
     "inference": ("inference",),
     "agents": ("agents",),
-    "upkeep": ("remediation", "reporting", "results"),
+    "upkeep": ("remediation", "reporting", "results", "drift"),
 }
 """Processes of `reclaim up`: what must not wait for each other is apart, the rest shares memory."""
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from diagnosis_bench.shifts import LABELS, PATIENTS, Shift
 from diagnosis_bench.sites import CT_LOW, CT_SPAN, Scored, Site, frames_of, score
+
 from models.frames import Frames
 from models.spec import FixedWindow
 from schemas.vocabulary import Diagnosis
@@ -55,7 +55,9 @@ def _after(site: Site, shift: Shift, rest: Array, random: np.random.Generator) -
     frames = [_frames(site, shift, image.astype(np.float64), random) for image in images[chosen]]
     findings = ("rescale_missing", "rescale_without_negative") if shift.special == "rescale header" else ()
     found = score(site.predictor, frames, _relabelled(truth, site.spec.classes, shift, random))
-    return Scored(found.truth, found.predicted, found.probabilities, found.images, tuple((*each, *findings) for each in found.findings))
+    return Scored(
+        found.truth, found.predicted, found.probabilities, found.images, tuple((*each, *findings) for each in found.findings)
+    )
 
 
 def _scored(site: Site, images: Array, labels: Array) -> Scored:
