@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from schemas.events import Label, Prediction
@@ -76,10 +76,11 @@ def newest_labels(labels: Iterable[Label]) -> list[Label]:
 
 def check_prediction(prediction: Prediction) -> None:
     """Raise InvalidInput for what the contract's types let through but no table or statistic can take."""
-    names = [prediction.model, prediction.task, prediction.predicted, *prediction.probabilities, *prediction.facets]
-    if not all(names) or max(map(len, names)) > MAX_NAME:
+    facets = prediction.facets
+    names = (prediction.model, prediction.task, prediction.predicted, *prediction.probabilities, *facets)
+    if "" in names or max(map(len, names)) > MAX_NAME:
         raise InvalidInput(f"a name is empty or longer than {MAX_NAME} characters")
-    if "\0" in "".join((*names, *prediction.facets.values(), *prediction.findings)):
+    if "\0" in "".join((*names, *facets.values(), *prediction.findings)):
         raise InvalidInput("a text holds a NUL character")  # PostgreSQL stores none
     _check_time("acquired_at", prediction.acquired_at)
     _check_time("scored_at", prediction.scored_at)
@@ -112,16 +113,21 @@ def label_faults(task: str, value: str, source: str, known_classes: Sequence[str
 
 def time_fault(labelled_at: datetime, now: datetime) -> str:
     """What is wrong with a label's time; empty for nothing."""
-    try:
-        labelled_at.astimezone(UTC)
-    except (OverflowError, ValueError):
+    if not MINYEAR < labelled_at.year < MAXYEAR and utc_fault(labelled_at):
         return "labelled_at cannot be expressed in UTC"
     return "labelled_at lies in the future" if labelled_at > now + CLOCK_SKEW else ""
 
 
 def _check_time(name: str, value: datetime) -> None:
     """Times within a day of year 1 or 9999 have no UTC equivalent."""
+    if not MINYEAR < value.year < MAXYEAR and utc_fault(value):
+        raise InvalidInput(f"{name} cannot be expressed in UTC")
+
+
+def utc_fault(value: datetime) -> bool:
+    """Whether a time cannot be expressed in UTC."""
     try:
         value.astimezone(UTC)
     except (OverflowError, ValueError):
-        raise InvalidInput(f"{name} cannot be expressed in UTC") from None
+        return True
+    return False

@@ -1,10 +1,17 @@
 """What runs for every polled batch finds its rows by index, on a database that was never analysed, as a new one is."""
 
+import gc
+from datetime import UTC, datetime
+
 import pytest
 from sqlalchemy import event, text
 
+from schemas.events import Label
 from schemas.tables import Case
+from schemas.topics import LABEL
 from services.ground_truth import repository
+from services.runtime.consumer import BatchConsumer, process
+from services.runtime.messages import Record, headers_of
 
 
 def statements(database, call):
@@ -64,3 +71,22 @@ def test_postgresql_sets_truths_by_the_primary_key_before_it_was_ever_analysed(p
     database.close()
     assert any("pk_case" in line for line in plan)
     assert not any("Seq Scan" in line for line in plan)
+
+
+def test_cycles_are_collected_again_after_a_batch_whatever_became_of_it(sqlite_database):
+    seen = []
+
+    class Watcher(BatchConsumer):
+        name, topics = "watcher", (LABEL,)
+
+        def apply(self, tx, batch, prepared):
+            seen.append(gc.isenabled())
+            raise ZeroDivisionError
+
+    at = datetime(2026, 3, 2, tzinfo=UTC)
+    label = Label(study_key="a" * 32, task="t", value="v", source="s", labelled_at=at)
+    record = Record(LABEL.name, 0, 0, label.study_key, headers_of(LABEL, "e", at), label.model_dump_json().encode())
+    with pytest.raises(ZeroDivisionError):
+        process(sqlite_database, Watcher(), [record])
+    assert seen == [False]
+    assert gc.isenabled()
