@@ -12,25 +12,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from agents.ladder import ADVICE, EXECUTABLE, above
 from agents.names import nearest
 from agents.proposals import Proposal
+from agents.roles import AGENT_KINDS, APPROVERS, FOUR_EYES, ROLE_KINDS
 from agents.wording import ORDERS
 from schemas.settings import Settings
 from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole
 from services.remediation.plan import labels_for
 from services.runtime.words import TO_DO
-
-AGENT_KINDS: Final = frozenset({OrderKind.REPORT, OrderKind.REMEDY, OrderKind.LABEL_REQUEST})
-"""What the agents may order without a person."""
-
-_RADIOLOGIST = frozenset({OrderKind.REPORT, OrderKind.LABEL_REQUEST})
-_ML_OWNER = _RADIOLOGIST | {OrderKind.REMEDY, OrderKind.STOP_SERVING, OrderKind.RESUME_SERVING}
-ROLE_KINDS: Final[dict[UserRole, frozenset[OrderKind]]] = {
-    UserRole.VIEWER: frozenset(),
-    UserRole.RADIOLOGIST: _RADIOLOGIST,
-    UserRole.ML_OWNER: _ML_OWNER,
-    UserRole.ADMIN: _ML_OWNER | {OrderKind.ROLLBACK},
-}
-APPROVERS: Final = frozenset({UserRole.ML_OWNER, UserRole.ADMIN})
-FOUR_EYES: Final = frozenset({OrderKind.REMEDY, OrderKind.ROLLBACK})
 
 LABELS_ONCE_IN: Final = timedelta(days=7)
 """The agents do not ask again for labels of a model while a request younger than this is unanswered."""
@@ -165,11 +152,6 @@ def check(proposal: Proposal, actor: Actor, facts: Facts, limits: Limits) -> Ver
         if verdict is not None:
             return verdict
     return Accepted()
-
-
-def may_decide(role: UserRole | None, kind: OrderKind) -> bool:
-    """Whether a person with this role may approve or reject an order of this kind."""
-    return role in APPROVERS and role is not None and kind in ROLE_KINDS[role]
 
 
 def _known_model(proposal: Proposal, _actor: Actor, facts: Facts, _limits: Limits) -> Verdict | None:

@@ -16,10 +16,10 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from opentelemetry import trace
 
-from agents.guardrails import AGENT_KINDS
 from agents.ladder import ADVICE
 from agents.proposals import Cause, Decision, Ledger
 from agents.redaction import without_uids
+from agents.roles import AGENT_KINDS
 from agents.telemetry import count_run, note_proposals, planner_span, run_span, run_traceparent
 from agents.tools.catalogue import BY_NAME
 from agents.tools.desk import Desk

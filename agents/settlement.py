@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from sqlmodel import Session
 
 from agents import repository
-from agents.guardrails import LABELS_ONCE_IN, Accepted, Actor, Limits, NeedsApproval, Refused, Verdict, check, may_decide
+from agents.guardrails import LABELS_ONCE_IN, Accepted, Actor, Limits, NeedsApproval, Refused, Verdict, check
 from agents.planner.language import parse
 from agents.proposals import Cause, Decision, Proposal, idempotency_key, order_id
+from agents.roles import may_decide
 from agents.runner import PRESSED, RULES, Run
 from schemas.events import MaintenanceApproval, MaintenanceOrder
 from schemas.settings import Settings

@@ -11,9 +11,9 @@ from typing import Any, Final
 from pydantic import ValidationError
 from sqlmodel import select
 
-from agents.guardrails import may_decide
 from agents.proposals import reply_event_id
 from agents.redaction import without_uids
+from agents.roles import may_decide
 from listeners.chat import repository
 from listeners.chat.cards import Card, seen
 from listeners.chat.people import NOT_LISTED, Person, person_of

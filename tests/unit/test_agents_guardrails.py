@@ -8,8 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.guardrails import (
-    APPROVERS,
-    ROLE_KINDS,
     Accepted,
     Actor,
     Facts,
@@ -18,10 +16,10 @@ from agents.guardrails import (
     Refused,
     Situation,
     check,
-    may_decide,
 )
 from agents.ladder import ADVICE, EXECUTABLE, above, next_rung
 from agents.proposals import Proposal
+from agents.roles import APPROVERS, ROLE_KINDS, may_decide
 from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
