@@ -73,7 +73,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file or a torch state dict; raises BrokenBundle for anything else, without executing it."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise BrokenBundle(f"{path.name} is not a readable safetensors file or state dict ({type(error).__name__})") from error

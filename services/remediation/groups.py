@@ -68,7 +68,7 @@ def groups_of(
             if len(own) >= LEAST:
                 large = len(own) >= 3 / margin
                 bound = resampling.upper(resampling.means(loss[own], draws[:, own]), level) if large else None
-                p_value = _shown([patients[place] for place in own], loss[own])
+                p_value = _shown([patients[int(place)] for place in own], loss[own])
                 yield Group(facet, value, len(own), float(loss[own].mean()), bound, p_value)
 
 
