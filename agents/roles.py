@@ -23,3 +23,8 @@ FOUR_EYES: Final = frozenset({OrderKind.REMEDY, OrderKind.ROLLBACK})
 def may_decide(role: UserRole | None, kind: OrderKind) -> bool:
     """Whether a person with this role may approve or reject an order of this kind."""
     return role in APPROVERS and role is not None and kind in ROLE_KINDS[role]
+
+
+def needs_another(kind: OrderKind, ordered_by: str, decider: str, *, four_eyes: bool) -> bool:
+    """Whether somebody else has to approve: the decider ordered it, and the site wants four eyes on this kind."""
+    return four_eyes and kind in FOUR_EYES and ordered_by == decider

@@ -8,7 +8,7 @@ from agents import repository
 from agents.guardrails import LABELS_ONCE_IN, Accepted, Actor, Limits, NeedsApproval, Refused, Verdict, check
 from agents.planner.language import parse
 from agents.proposals import Cause, Decision, Proposal, idempotency_key, order_id
-from agents.roles import may_decide
+from agents.roles import may_decide, needs_another
 from agents.runner import PRESSED, RULES, Run
 from schemas.events import MaintenanceApproval, MaintenanceOrder
 from schemas.settings import Settings
@@ -220,7 +220,8 @@ def _may_not_decide(cause: Cause, decision: Decision, row: Order, settings: Sett
     word = "approve" if decision.approve else "reject"
     if not may_decide(cause.role, OrderKind(row.kind)):
         return f"Your role {cause.role or 'agent'} may not {word} order {row.order_id}; this needs {_who_may(OrderKind(row.kind))}."
-    if decision.approve and settings.policy.four_eyes and row.actor == cause.actor:
+    four_eyes = settings.policy.four_eyes
+    if decision.approve and needs_another(OrderKind(row.kind), row.actor, cause.actor, four_eyes=four_eyes):
         return f"You ordered {row.order_id} yourself; this site wants a second person to approve it."
     return ""
 

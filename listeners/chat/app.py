@@ -6,6 +6,7 @@ from functools import partial
 from listeners.chat import repository
 from listeners.chat.courier import Courier
 from listeners.chat.delivery import Delivery, Front
+from listeners.chat.extras import need
 from schemas.settings import Settings
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context, Service, Ticker, Worker
@@ -31,10 +32,12 @@ def fronts(settings: Settings) -> list[Front]:
     """The channels that are set up; their libraries are imported only then."""
     found: list[Front] = []
     if settings.slack.bot_token.get_secret_value():
+        need("slack")
         from listeners.chat.slack.front import SlackFront  # noqa: PLC0415 - as above
 
         found.append(SlackFront(settings))
     if settings.teams.app_id:
+        need("teams")
         from listeners.chat.teams.front import TeamsFront  # noqa: PLC0415 - as above
 
         found.append(TeamsFront(settings))

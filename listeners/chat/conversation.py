@@ -13,7 +13,7 @@ from sqlmodel import select
 
 from agents.proposals import reply_event_id
 from agents.redaction import without_uids
-from agents.roles import may_decide
+from agents.roles import may_decide, needs_another
 from listeners.chat import repository
 from listeners.chat.cards import Card, seen
 from listeners.chat.people import NOT_LISTED, Person, person_of
@@ -145,7 +145,7 @@ def _refusal(tx: Transaction, person: Person | None, pressed: Pressed, *, four_e
         return f"Order {order.order_id} does not wait any more: it is {order.state.replace('_', ' ')}."
     if not may_decide(person.role, OrderKind(order.kind)):
         return f"Your role {person.role} may not decide on order {order.order_id}."
-    if pressed.approve and four_eyes and order.actor == f"user:{person.user}":
+    if pressed.approve and needs_another(OrderKind(order.kind), order.actor, f"user:{person.user}", four_eyes=four_eyes):
         return f"You ordered {order.order_id} yourself; this site wants a second person to approve it."
     return ""
 

@@ -6,12 +6,12 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from importlib.util import find_spec
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from listeners.chat import repository
 from listeners.chat.app import missing
+from listeners.chat.extras import lacks
 from listeners.cli.findings import Finding
 from schemas.settings import Settings
 from services.runtime.database import Database
@@ -60,7 +60,7 @@ def messages(settings: Settings) -> Iterator[Finding]:
 
 def _slack(settings: Settings) -> Iterator[Finding]:
     slack = settings.slack
-    if find_spec("slack_bolt") is None:
+    if lacks("slack"):
         yield Finding("Slack", "slack-bolt is not installed", "pip install 'reclaim[slack]'", bad=True)
         return
     if slack.bot_token.get_secret_value() and not slack.bot_token.get_secret_value().startswith("xoxb-"):
@@ -102,7 +102,7 @@ def _socket(settings: Settings) -> Iterator[Finding]:
 
 def _teams(settings: Settings) -> Iterator[Finding]:
     teams = settings.teams
-    if find_spec("microsoft_teams") is None:
+    if lacks("teams"):
         yield Finding("Teams", "microsoft-teams-apps is not installed", "pip install 'reclaim[teams]'", bad=True)
         return
     keys = f"{teams.openid_url.removesuffix('/openidconfiguration')}/keys"

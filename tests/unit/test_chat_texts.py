@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from listeners.chat import extras
 from listeners.chat.cards import Card, progress_card, seen
 from listeners.chat.people import Person, person_of
 from listeners.chat.slack import text as slack
@@ -14,6 +15,7 @@ from schemas.chat_settings import ChatSettings
 from schemas.events import MaintenanceRun
 from schemas.settings import Settings
 from schemas.vocabulary import Remedy, UserRole
+from services.runtime.errors import InvalidInput
 
 NASTY = "<!channel> <@U1> <https://evil.example|click> @everyone [x](https://evil.example) <at>all</at> **b** &lt;"
 
@@ -154,3 +156,16 @@ def test_unknown_people_are_viewers_or_refused():
     assert person_of(settings(), "slack", "U9") == Person("slack:U9", UserRole.VIEWER)
     assert person_of(settings(refuse_unknown=True), "slack", "U9") is None
     assert person_of(settings(default_role=UserRole.RADIOLOGIST), "slack", "U9").role == UserRole.RADIOLOGIST
+
+
+def test_an_object_id_is_the_same_in_either_case():
+    known = settings(users={"ada": UserRole.ADMIN}, identities={"teams:ABCDEF01-0000-0000-0000-000000000000": "ada"})
+    assert person_of(known, "teams", "abcdef01-0000-0000-0000-000000000000") == Person("ada", UserRole.ADMIN)
+    assert person_of(settings(users={"slack:U1": UserRole.ADMIN}), "slack", "u1").role == UserRole.VIEWER
+
+
+@pytest.mark.parametrize("extra", ["slack", "teams"])
+def test_a_missing_library_is_named_with_what_to_install(extra, monkeypatch):
+    monkeypatch.setitem(extras.PACKAGES, extra, "no_such_package_anywhere")
+    with pytest.raises(InvalidInput, match=rf"reclaim\[{extra}\]"):
+        extras.need(extra)

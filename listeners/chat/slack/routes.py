@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
+from listeners.chat.extras import need
 from services.runtime.service import Context
 
 PATH = "/chat/slack/events"
@@ -14,6 +15,7 @@ def routes(context: Context) -> Iterable[web.RouteDef]:
     slack = context.settings.slack
     if not slack.bot_token.get_secret_value() or not slack.signing_secret.get_secret_value():
         return []
+    need("slack")
     from slack_bolt.adapter.aiohttp import to_aiohttp_response  # noqa: PLC0415 - Bolt only where Slack is set up
     from slack_bolt.request.async_request import AsyncBoltRequest  # noqa: PLC0415
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from aiohttp import web
 from pydantic import ValidationError
 
+from listeners.chat.extras import need
 from services.runtime.service import Context
 
 logger = logging.getLogger(__name__)
@@ -16,6 +17,7 @@ def routes(context: Context) -> Iterable[web.RouteDef]:
     """The route, where Teams is set up."""
     if not context.settings.teams.app_id or not context.settings.teams.tenant:
         return []
+    need("teams")
     from listeners.chat.teams.app import Activity, Bot  # noqa: PLC0415 - Microsoft's SDK only where Teams is set up
     from listeners.chat.teams.tokens import BotConnector, KeysAway, Unproven  # noqa: PLC0415
 

@@ -107,3 +107,20 @@ def test_a_model_cannot_decide_on_another_order_than_the_words_name(sqlite_datab
     cunning.say(f"approve {first.order_id}" if named else "approve it", UserRole.ML_OWNER, user="bob")
     assert state(hospital, second.order_id) == "awaiting_approval"
     assert hospital.sent() == []
+
+
+def test_what_a_model_made_up_is_confirmed_by_the_person_alone(sqlite_database, make_hospital, llm_server):
+    """Four eyes are for remedies and rollbacks; a report that the words did not ask for needs only the person's own yes."""
+    llm = LlmSettings(base_url=llm_server.url, model="scripted", max_retries=0)
+    hospital = make_hospital(sqlite_database, llm=llm, policy=PolicySettings(four_eyes=True))
+    script = [
+        llm_server.tool("handoff", to_agent="monitoring", reason="x"),
+        llm_server.tool("order_report", model="brain_mri"),
+        "Done.",
+    ]
+    llm_server.script = lambda _request, number: script[min(number, 3) - 1]
+    hospital.say("how is brain_mri?", UserRole.ML_OWNER, user="ada")
+    (waiting,) = hospital.orders()
+    assert (waiting.kind, waiting.state) == ("report", "awaiting_approval")
+    press(hospital, waiting.order_id, approve=True, role=UserRole.ML_OWNER, user="ada")
+    assert state(hospital, waiting.order_id) == "accepted"
