@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Link, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from sqlalchemy import select
 
@@ -29,6 +30,8 @@ from services.runtime.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 P = TypeVar("P")
+TRACED: Final = 128
+"""Most events of a batch that have a span each."""
 Batch = Sequence[Received[Any]]
 
 
@@ -183,24 +186,40 @@ def _unhandled(database: Database, consumer: str, batch: list[Received[Event]]) 
 def _spans(consumer: str, batch: list[Received[Event]]) -> Iterator[list[Received[Event]]]:
     """One consumer span per event, child of the event's producer, so that a study is one trace from C-STORE to report.
 
-    Where nobody keeps spans, the events go on as they are, each with its producer's trace.
+    Where nobody keeps spans, the events go on as they are, each with its producer's trace. So do those of a batch larger than
+    `TRACED`, which has one span with links to some of them: a span each took longer than the work, and the exporter's queue
+    (2,048) dropped many of them anyway.
     """
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
         yield batch
         return
     tracer = trace.get_tracer("reclaim")
+    if len(batch) > TRACED:
+        attributes = {"messaging.system": "kafka", "messaging.batch.message_count": len(batch)}
+        with tracer.start_as_current_span(f"{consumer} batch", Context(), SpanKind.CONSUMER, attributes, _links(batch)):
+            yield batch
+        return
     with ExitStack() as stack:
         yield [_start_span(stack, tracer, consumer, event) for event in batch]
 
 
+def _links(batch: Sequence[Received[Event]]) -> list[Link]:
+    """To the producers of the first events, as many as a span takes."""
+    found = (trace.get_current_span(_parent(event)).get_span_context() for event in batch[:TRACED])
+    return [Link(context) for context in found if context.is_valid]
+
+
+def _parent(event: Received[Event]) -> Context:
+    return TraceContextTextMapPropagator().extract({"traceparent": event.traceparent}, Context())
+
+
 def _start_span(stack: ExitStack, tracer: trace.Tracer, consumer: str, event: Received[Event]) -> Received[Event]:
-    parent = TraceContextTextMapPropagator().extract({"traceparent": event.traceparent})
     attributes = {
         "messaging.system": "kafka",
         "messaging.destination.name": event.topic.name,
         "messaging.message.id": event.event_id,
     }
-    span = tracer.start_span(f"{consumer} {event.topic.name}", parent, SpanKind.CONSUMER, attributes)
+    span = tracer.start_span(f"{consumer} {event.topic.name}", _parent(event), SpanKind.CONSUMER, attributes)
     stack.callback(span.end)
     context = span.get_span_context()
     if not context.is_valid:

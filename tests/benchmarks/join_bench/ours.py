@@ -10,6 +10,7 @@ from sqlalchemy import text
 from schemas.settings import DatabaseSettings, JoinSettings, KafkaSettings, Settings
 from services.ground_truth.app import CONSUMER
 from services.ground_truth.handlers import Join
+from services.runtime import telemetry
 from services.runtime.clock import SystemClock
 from services.runtime.consumer import process
 from services.runtime.database import Database
@@ -75,6 +76,7 @@ def make_context(url: str, bootstrap: str, incarnation: str, state: Path) -> Con
 
 async def _run(context: Context, join: Watched, meter: Meter, events: int) -> None:
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    telemetry.setup(context.settings, "join")  # as `reclaim serve` does
     health = Health()
 
     async def watch() -> None:
