@@ -19,7 +19,7 @@ from listeners.dicom.gate import Gate
 from listeners.dicom.operations import Handlers
 from listeners.dicom.presentation import storage_classes
 from listeners.dicom.reception import Reception
-from listeners.dicom.session import Environment, Session
+from listeners.dicom.session import Environment, Session, buffer_bytes
 from schemas.settings import DicomSettings
 from services.runtime.errors import InvalidInput, Transient
 
@@ -102,7 +102,8 @@ class StorageScp:
             return
         session: Session | None = None
         try:
-            session = Session(_wrap(connection, self._tls), address, self._environment, self._on_established)
+            room = buffer_bytes(len(self._sessions))
+            session = Session(_wrap(connection, self._tls), address, self._environment, self._on_established, room)
             thread = threading.Thread(target=self._serve, args=(session,), name="dicom-association", daemon=True)
             with self._lock:
                 self._sessions[session] = thread

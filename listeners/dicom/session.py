@@ -37,8 +37,11 @@ tracer = trace.get_tracer("reclaim.dicom")
 BUFFER_BYTES: Final = 132 * 1024
 """One PDU of DCMTK's greatest length with what comes before it. Fits the second-level cache; larger buffers cost several
 times the kernel time (docs/decisions/0010)."""
+ALL_BUFFERS_BYTES: Final = 1 << 23
+SMALLEST_BUFFER_BYTES: Final = 1 << 15
+"""The more connections there are, the smaller is the buffer of a new one."""
 LEAST_ROOM: Final = 1 << 16
-"""What is received is written before less of the buffer than this is left."""
+"""What is received is written before less of the buffer than this, or than half of it, is left."""
 WHOLE_FROM: Final = 1 << 15
 """From so many bytes of a data set on, the kernel collects them: the thread is woken once instead of for each segment."""
 PACE_BYTES: Final = 1 << 16
@@ -56,11 +59,21 @@ class Environment:
     gate: Gate
 
 
+def buffer_bytes(connections: int) -> int:
+    """Of a new connection, beside so many others."""
+    return max(SMALLEST_BUFFER_BYTES, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // (connections + 1)))
+
+
 class Session:
     """Serves one connection. `on_established` is called once when the peer has been let in."""
 
     def __init__(
-        self, connection: Connection, address: str, environment: Environment, on_established: Callable[["Session"], None]
+        self,
+        connection: Connection,
+        address: str,
+        environment: Environment,
+        on_established: Callable[["Session"], None],
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         self._connection = connection
         self._environment = environment
@@ -75,7 +88,8 @@ class Session:
         self._ending = False
         self._has_spoken = False
         self._window_began, self._window_bytes = 0.0, 0
-        self._buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))  # pages that nothing was received into take no memory
+        self._buffer = memoryview(mmap.mmap(-1, buffer_bytes))  # pages that nothing was received into take no memory
+        self._least_room = min(LEAST_ROOM, buffer_bytes // 2)
         self._filled = 0
         self._pieces: list[memoryview] = []  # of the data set, to be written before their place in the buffer is used again
         self._data_bytes = 0
@@ -128,7 +142,7 @@ class Session:
 
     def _receive_any(self) -> int:
         """Receive once and have the state machine say what it means; returns the number of bytes, 0 at the end."""
-        size = self._connection.receive(self._room(LEAST_ROOM))
+        size = self._connection.receive(self._room(self._least_room))
         if self.is_idle:
             self._window_began, self._window_bytes = time.monotonic(), 0
         incoming, before, start = self._incoming, self._data_bytes, self._filled
@@ -167,7 +181,7 @@ class Session:
 
     def _receive_data(self, ahead: int) -> int:
         """The same for bytes that are nothing but data set, past the state machine."""
-        room = self._room(min(ahead, LEAST_ROOM))
+        room = self._room(min(ahead, self._least_room))
         size = self._connection.receive(room[:ahead], whole=True)
         if size:
             self._filled += size
@@ -182,7 +196,7 @@ class Session:
 
     def _room(self, least: int) -> memoryview:
         """The unused part of the buffer; all of it where less than `least` would be left."""
-        if BUFFER_BYTES - self._filled < least:
+        if len(self._buffer) - self._filled < least:
             self._flush()
         return self._buffer[self._filled :]
 

@@ -102,14 +102,12 @@ def sending(uid, data, sizes):
     return stream + p_data(1, 2, rest[-1])
 
 
-def served(environment, stream, sizes, cuts, buffer_bytes, whole_from, monkeypatch):
+def served(environment, stream, sizes, cuts, room, whole_from, monkeypatch):
     """What a session says to a stream, and the data sets that it stores, by name; the archive is empty again afterwards."""
     with monkeypatch.context() as patch:
-        patch.setattr(session, "BUFFER_BYTES", buffer_bytes)
-        patch.setattr(session, "LEAST_ROOM", buffer_bytes // 2)
         patch.setattr(session, "WHOLE_FROM", whole_from)
         connection = Scripted(stream, sizes, cuts)
-        Session(connection, "127.0.0.1", environment, lambda _: None).run()
+        Session(connection, "127.0.0.1", environment, lambda _: None, room).run()
     stored = {path: path.read_bytes() for path in environment.reception.files.root.rglob("*.dcm")}
     rows = len(environment.reception.writer._queue)
     environment.reception.writer._queue.clear()
@@ -212,3 +210,10 @@ def test_nothing_is_ahead_but_data_of_the_store_under_way(words):
     association = machine()
     list(association.receive(memoryview(words)))
     assert association.data_ahead == 0
+
+
+def test_many_buffers_take_little_memory():
+    sizes = [session.buffer_bytes(others) for others in range(1000)]
+    assert sizes[:60] == [session.BUFFER_BYTES] * 60
+    assert sum(sizes[:200]) < 20_000_000
+    assert min(sizes) == session.SMALLEST_BUFFER_BYTES
