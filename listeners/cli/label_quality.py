@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from listeners.cli.context import console, open_context
+from schemas.vocabulary import Status
 from services.evaluation import repository
 from services.evaluation.delays import Quantile
 from services.evaluation.intervals import Interval
@@ -42,11 +43,13 @@ def suspects(
     reclaim labels suspects lung --limit 100 --json
 
     """
-    name, number, found, contested = _examined(model, version)
+    name, number, found, contested, degraded = _examined(model, version)
     if as_json:
         noise = replace(found.noise, suspects=found.noise.suspects[:limit]) if found.noise else None
-        _print_json({"model": name, "version": number, "noise": noise, "conflicts": contested[:limit]})
+        _print_json({"model": name, "version": number, "noise": noise, "degraded": degraded, "conflicts": contested[:limit]})
         return
+    if degraded:
+        console.print("[yellow]This version is degraded: much of what looks like wrong labels may be the model's own errors.[/]")
     _print_noise(name, number, found.noise, limit)
     _print_conflicts(contested, limit)
     if contested or (found.noise and found.noise.suspects):
@@ -60,7 +63,7 @@ def quality(model: Model, version: Version = None, as_json: Json = False) -> Non
     reclaim labels quality lung
 
     """
-    name, number, found, _ = _examined(model, version)
+    name, number, found, _, _ = _examined(model, version)
     if as_json:
         whole = {field.name: getattr(found, field.name) for field in fields(found) if field.name != "noise"}
         _print_json({"model": name, "version": number, **whole})
@@ -85,7 +88,8 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _examined(model: str, version: int | None) -> tuple[str, int, Labelling, list[Conflict]]:
+def _examined(model: str, version: int | None) -> tuple[str, int, Labelling, list[Conflict], bool]:
+    """Name, version, what was found, contradicting sources, and whether the newest evaluation says degraded."""
     context = open_context()
     with context.database.read() as session:
         owner = registry.model(session, model)
@@ -97,11 +101,12 @@ def _examined(model: str, version: int | None) -> tuple[str, int, Labelling, lis
         cases = [case for case in scored_cases(session, owner.name, number) if case.patient_key not in taught]
         baseline = list(registry.baseline(session, owner.name, number))
         contested = conflicts(session, owner.name, number)
+        newest = repository.latest(session, owner.name, number)
     if not cases:
         raise InvalidInput(f"version {number} of {owner.name} has scored no study yet")
     chosen = context.settings.evaluation
     found = examine(cases, owner.classes, baseline, context.clock.now(), chosen.label_wait_days, chosen.seed)
-    return owner.name, number, found, contested
+    return owner.name, number, found, contested, newest is not None and newest.status == Status.DEGRADED
 
 
 def _print_noise(name: str, number: int, noise: Noise | None, limit: int) -> None:

@@ -93,13 +93,16 @@ def evaluate(material: Material) -> Outcome:
     since = _since(judged) if judged else None
     subgroups = judge(independent, material.classes, material.subgroup_risk, material.thresholds.per_year)
     line = root_cause(cause, assessment.fall if assessment else None, since)
+    said = _worse(subgroups) | _evidence(material, independent, judged, since, cause, line, rule)
     return Outcome(
         status=assessment.status if assessment else Status.UNDECIDED,
         diagnosis=cause.kind,
         cases=sum(case.batch == material.batch for case in material.stream),
         stream_cases=len(material.stream),
         metrics=_values(metrics, before),
-        evidence=_worse(subgroups) | _evidence(material, independent, judged, since, cause, line, rule) | _labels(material),
+        evidence=said | _labels(material, assessment),
+        | _evidence(material, independent, judged, since, cause, line, rule)
+        | _labels(material, assessment),
         reclaim_rule=rule.declined,
         summary=summarise(material.model, _seen(material, evidence, judged), assessment, cause, line, since, subgroups),
         subgroups=subgroups,
@@ -108,12 +111,13 @@ def evaluate(material: Material) -> Outcome:
     )
 
 
-def _labels(material: Material) -> Evidence:
+def _labels(material: Material, assessment: Assessment | None) -> Evidence:
     unknown = [case for case in material.scored if case.patient_key not in material.taught]
     if not unknown:
         return {}
     now = material.now or max(case.scored_at for case in unknown)
-    return evidence_of(examine(unknown, material.classes, material.baseline, now, material.wait_days, material.seed))
+    found = examine(unknown, material.classes, material.baseline, now, material.wait_days, material.seed)
+    return evidence_of(found, degraded=assessment is not None and assessment.status is Status.DEGRADED)
 
 
 def _worse(subgroups: Sequence[SubgroupResult]) -> Evidence:

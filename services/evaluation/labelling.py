@@ -66,9 +66,13 @@ def facets_of(cases: Sequence[ScoredCase]) -> list[str]:
     return found[:MAX_FACETS]
 
 
-def evidence_of(found: Labelling) -> Evidence:
-    """The parts that a reader of an evaluation needs; what says nothing is left out."""
-    parts = _delay_evidence(found) | _verification_evidence(found.verification) | _noise_evidence(found.noise)
+def evidence_of(found: Labelling, *, degraded: bool = False) -> Evidence:
+    """The parts that a reader of an evaluation needs; what says nothing is left out.
+
+    A model that is `degraded` contradicts right labels, so nothing is said then of wrong ones.
+    """
+    parts = _delay_evidence(found) | _verification_evidence(found.verification)
+    parts |= _noise_evidence(None if degraded else found.noise)
     return {name: value for name, value in parts.items() if value is not None}
 
 

@@ -195,7 +195,7 @@ def _spans(consumer: str, batch: list[Received[Event]]) -> Iterator[list[Receive
         return
     tracer = trace.get_tracer("reclaim")
     if len(batch) > TRACED:
-        attributes = {"messaging.system": "kafka", "messaging.batch.message_count": len(batch)}
+        attributes: dict[str, str | int] = {"messaging.system": "kafka", "messaging.batch.message_count": len(batch)}
         with tracer.start_as_current_span(f"{consumer} batch", Context(), SpanKind.CONSUMER, attributes, _links(batch)):
             yield batch
         return

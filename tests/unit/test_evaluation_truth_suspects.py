@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from services.evaluation.cases import Cases
+from services.evaluation.labelling import evidence_of, examine
 from services.evaluation.suspects import find_suspects, probability_wrong, temperature, tempered
 from tests.truth_world import CLASSES, calibrated, scored
 
@@ -85,3 +86,12 @@ def test_few_cases_and_classes_that_do_not_exclude_each_other_say_nothing():
     shares, truth = calibrated(rng, 200)
     assert find_suspects(scored(np.minimum(shares * 2, 1), truth), (), CLASSES) is None
     assert find_suspects([], (), CLASSES) is None
+
+
+def test_a_degraded_model_accuses_right_labels_so_the_evidence_is_silent():
+    rng = np.random.default_rng(7)
+    shares, truth = calibrated(rng, 1000, 4.0)
+    fallen = scored(shares, np.where(rng.random(1000) < 0.2, (truth + 1) % 4, truth))
+    found = examine(fallen, CLASSES, (), fallen[-1].scored_at, 90.0)
+    assert evidence_of(found)["label_noise"] > 0.15
+    assert not {name for name in evidence_of(found, degraded=True) if "noise" in name or "suspect" in name}
