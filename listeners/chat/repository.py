@@ -21,6 +21,8 @@ BELL: Final = "chat"
 ACTOR: Final = "service:chat"
 DELIVERED: Final = frozenset({"slack", "teams"})
 """Channels to which messages are brought; the others look for theirs."""
+PATIENCE: Final = 8
+"""Attempts (some eight minutes with the default delays) after which a message holds up those behind it in its thread no more."""
 UNFINISHED: Final = (MessageState.QUEUED, MessageState.SENDING)
 
 
@@ -121,6 +123,7 @@ def claim_next(tx: Transaction, owner: str, channel: str, settings: ChatSettings
         col(earlier.id) < col(ChatMessage.id),
         col(earlier.state).in_(UNFINISHED),
         col(earlier.sent_revision) == 0,
+        col(earlier.attempt) < PATIENCE,
     )
     due = or_(
         and_(col(ChatMessage.state) == MessageState.QUEUED, col(ChatMessage.due_at) <= now),

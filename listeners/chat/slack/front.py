@@ -64,7 +64,7 @@ class SlackFront:
                 logger.info("CHT-106 %s had arrived already", claim.message_id)
                 return found
         if claim.kind == "picture":
-            return await self._guarded(lambda: self._upload(claim), posts=True)
+            return await self._guarded(lambda: self._allowed_upload(claim), posts=True)
         return await self._guarded(lambda: self._post(claim), posts=True)
 
     async def _post(self, claim: Claim) -> Delivered:
@@ -74,7 +74,11 @@ class SlackFront:
         except SlackApiError as error:
             if _code(error) not in NOT_THERE or "user" not in reference or reference.get("thread_ts"):
                 raise
-        opened = await self._client.conversations_open(users=str(reference["user"]))
+            refused = error
+        try:
+            opened = await self._client.conversations_open(users=str(reference["user"]))
+        except SlackApiError as error:
+            raise (refused if _code(error) == "missing_scope" else error) from None
         return await self._post_to(claim, _text(opened.get("channel"), "id"))
 
     async def _post_to(self, claim: Claim, channel: str) -> Delivered:
@@ -91,6 +95,15 @@ class SlackFront:
             return Delivered(claim.external_id)
 
         return await self._guarded(update)
+
+    async def _allowed_upload(self, claim: Claim) -> Delivered:
+        """A figure is an extra: without the right to upload it is left out, and the card stands without it."""
+        try:
+            return await self._upload(claim)
+        except SlackApiError as error:
+            if _code(error) == "missing_scope":
+                raise Never("the app lacks the scope files:write") from None
+            raise
 
     async def _upload(self, claim: Claim) -> Delivered:
         """A figure into the thread; its file name is how it is found again."""

@@ -138,6 +138,22 @@ def test_after_the_last_attempt_it_is_given_up_and_audited(database, clock):
         assert repository.waiting(session) == (0, 1)
 
 
+def test_a_message_that_keeps_failing_holds_its_thread_up_for_a_while_only(database, clock):
+    patient = ChatSettings(first_delay_s=1.0, longest_delay_s=2.0)
+    put(database, "stuck")
+    put(database, "behind")
+    seen = []
+    for _ in range(repository.PATIENCE + 3):
+        clock.advance(10)
+        taken = claim(database)
+        seen.append(taken.message_id)
+        with database.transaction() as tx:
+            repository.postpone(tx, taken, "odd", patient, wait_s=None, uncertain=False)
+    stuck = repository.message_id("slack:T:C:1", "stuck")
+    assert set(seen[: repository.PATIENCE]) == {stuck}
+    assert repository.message_id("slack:T:C:1", "behind") in seen
+
+
 def test_what_nobody_brings_is_kept_for_those_who_look(database):
     put(database, "k", thread="http:ada:main", channel="http")
     assert claim(database, channel="http") is None

@@ -377,3 +377,11 @@ async def test_a_refusal_that_cannot_be_told_is_a_refusal_all_the_same(slack_sit
     slack_site.pump()
     assert slack_site.orders()[0].state == "awaiting_approval"
     assert len(slack_site.audit("order.decision_refused")) == 1
+
+
+async def test_where_it_may_neither_post_nor_write_directly_it_is_given_up(slack_site, slack_client, slack):
+    slack.fail("conversations.open", Fault(200, {"ok": False, "error": "missing_scope"}))
+    await command(slack_client, "status", channel="CSTRANGE")
+    await slack_site.answer()
+    assert slack_site.messages()[0].state == "given_up"
+    assert "not_in_channel" in slack_site.messages()[0].error

@@ -138,6 +138,19 @@ async def test_a_figure_whose_answer_was_lost_is_not_uploaded_again(site, slack)
     assert sum(bool(each.get("files")) for each in slack.messages["C1"]) == 1
 
 
+async def test_without_the_right_to_upload_the_card_stands_without_its_figure(site, slack):
+    from tests.slack_server import Fault
+
+    order, _ = await repaired(site)
+    slack.fail("files.getUploadURLExternal", Fault(200, {"ok": False, "error": "missing_scope"}))
+    written(site, order.order_id)
+    await site.answer()
+    say(site, "status", 7)
+    await site.answer()
+    assert [each.kind for each in site.messages() if each.state == "given_up"] == ["picture"]
+    assert len(slack.messages["C1"]) == 3
+
+
 async def test_what_no_thread_has_ordered_goes_to_the_site_s_channel(site, slack):
     written(site, None)
     await site.answer()
