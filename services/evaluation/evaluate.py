@@ -101,8 +101,6 @@ def evaluate(material: Material) -> Outcome:
         stream_cases=len(material.stream),
         metrics=_values(metrics, before),
         evidence=said | _labels(material, assessment),
-        | _evidence(material, independent, judged, since, cause, line, rule)
-        | _labels(material, assessment),
         reclaim_rule=rule.declined,
         summary=summarise(material.model, _seen(material, evidence, judged), assessment, cause, line, since, subgroups),
         subgroups=subgroups,
