@@ -6,7 +6,7 @@ DCMTK's storescu sends; our own SCU takes response times. Every run starts its s
 C-ECHO, counts from the first sender's start to the last one's end, and compares the stored files with the sent ones. All
 servers of a cell take turns within one round, forwards and backwards; a target's ratio is the median over rounds of two
 runs of the same round. `--quick` takes about five minutes on two cores and leaves out rounds and cells, `--targets` about
-a quarter of an hour, the whole about an hour. `--data`: a folder of DICOM files or zip archives of them, sent once more in
+eleven, the whole about an hour. `--data`: a folder of DICOM files or zip archives of them, sent once more in
 their own transfer syntaxes. `--scratch`: where stores are written; it decides which disk is measured. Linux only.
 """
 
@@ -48,7 +48,7 @@ class Part:
 def main() -> None:
     """Run the benchmark and print it."""
     parser = arguments("DICOM ingest: ours, DCMTK, Orthanc, pynetdicom and a raw writer")
-    parser.add_argument("--rounds", type=int, help="rounds of the main cells; default 5, with --quick 2")
+    parser.add_argument("--rounds", type=int, help="rounds of the main cells; default 5, with --targets 4, with --quick 2")
     parser.add_argument("--targets", action="store_true", help="only the cells that targets are taken from, in full size")
     parser.add_argument("--scratch", type=Path, help="folder for stores; default: the system's for temporary files")
     options = parser.parse_args()
@@ -79,7 +79,7 @@ def version(name: str, option: str) -> str:
 
 def plan(options: Namespace) -> list[Part]:
     """The cells. The main ones come first and, where a target is taken from them, with all rounds."""
-    rounds = options.rounds or (2 if options.quick else 5)
+    rounds = options.rounds or (2 if options.quick else 4 if options.targets else 5)
     if options.quick:
         return targets_plan(rounds, {"CT": 160, "MR": 800, "DX": 24}, nagle=(40, 1))
     return targets_plan(rounds, COUNTS, nagle=(100, min(rounds, 3))) if options.targets else full_plan(rounds)
