@@ -150,6 +150,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         ),
         model=False,
     ),
+    Intent("drift_warnings", _any(r"\bdrift(?:s|ed|ing)?\b", r"\bearly warnings?\b", r"\bwithout (?:any )?labels?\b")),
     Intent(
         "explain_decline",
         _any(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agents.tools import answers, orders, past, read
+from agents.tools import answers, drift, orders, past, read
 from agents.tools import arguments as arg
 from agents.tools.answers import Answer
 from agents.tools.desk import Desk
@@ -44,6 +44,7 @@ CATALOGUE: Final[tuple[ToolSpec, ...]] = (
     ToolSpec(MONITORING, read.model_status, arg.OneModel, answers.ModelStatus),
     ToolSpec(MONITORING, read.metric_history, arg.HistoryArguments, answers.History),
     ToolSpec(MONITORING, past.explain_decline, arg.OneModel, Explanation),
+    ToolSpec(MONITORING, drift.drift_warnings, arg.OneModel, drift.Drift),
     ToolSpec(MONITORING, orders.order_report, arg.ReportArguments, answers.Recorded, orders=True),
     ToolSpec(EVALUATION, read.list_evaluations, arg.ListArguments, answers.History),
     ToolSpec(EVALUATION, read.compare_versions, arg.CompareArguments, answers.Comparison),

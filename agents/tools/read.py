@@ -34,7 +34,7 @@ from services.runtime.change_plans import plan_of
 from services.runtime.errors import InvalidInput
 
 HELP = """You can ask me, in your own words:
-- how a model is doing, its trend, why it declined, how two versions compare
+- how a model is doing, its trend, why it declined, whether its images drift, how two versions compare
 - which models, evaluations, orders and reports there are
 - to write a report or to ask for labels (radiologist and above)
 - to fine-tune a model, with epochs, learning rate and strategy (head only, partial, full), to stop or resume serving, \

@@ -2,11 +2,14 @@
 
 import asyncio
 import uuid
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sqlmodel import select
 
+from agents.tools.arguments import OneModel
+from agents.tools.drift import drift_warnings
 from models.signature import LAYOUT, QUALITY, Signature
 from schemas import topics
 from schemas.drift import DriftCalibration, DriftCase, DriftWindow, ImageSignature, ReferenceSignature
@@ -208,6 +211,18 @@ def test_estimates_stand_beside_the_truth_and_are_switched_off_where_it_disagree
     assert told["detail"]["glioma: true"] == pytest.approx(12 / 40)
     assert told["detail"]["glioma: value"] is None
     assert told["sentence"].endswith("Off for glioma: the truth that came says otherwise.")
+
+
+def test_the_agents_read_the_warnings_and_say_that_they_order_nothing(site):
+    desk = SimpleNamespace(database=site.database)
+    assert "has measured nothing of m yet" in drift_warnings(desk, OneModel(model="m")).say()
+    site.window(fault=True)
+    site.window()
+    told = drift_warnings(desk, OneModel(model="m")).say()
+    assert "version 1, quiet" in told.splitlines()[0]
+    assert "version 1, warning: m, last 100 studies" in told
+    assert "turned by 90 degrees" in told
+    assert told.endswith("and order nothing.")
 
 
 def test_a_warning_alone_leads_to_no_order(site):

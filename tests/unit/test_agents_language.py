@@ -35,6 +35,8 @@ def orders(text, known=KNOWN, earlier=()):
         ("is v3 of brain better than v2?", [("compare_versions", {**BRAIN, "first": 3, "second": 2})]),
         ("why did the brain model get worse?", [("explain_decline", BRAIN)]),
         ("Explain the decline of CHEST_XRAY", [("explain_decline", CHEST)]),
+        ("is there any drift in brain?", [("drift_warnings", BRAIN)]),
+        ("show me the early warnings of chest", [("drift_warnings", CHEST)]),
         ("which models are there", [("list_models", {})]),
         ("show the last 3 reports on brain", [("list_reports", {**BRAIN, "last": 3})]),
         ("which orders are waiting?", [("list_orders", {"waiting": True})]),
