@@ -55,6 +55,8 @@ class Thresholds:
     origin: str
     per_year: int = YEAR
     """Batches in the year over which they keep the budget."""
+    smallest_fall: float | None = None
+    """The smallest fall of any usual class that alarms within a year with 80 % probability; 1 where none does."""
 
 
 def statistics(counts: Counts, reference_size: int) -> Floats:

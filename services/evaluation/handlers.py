@@ -16,6 +16,7 @@ from services.evaluation.detector import Thresholds
 from services.evaluation.evaluate import Material, Outcome, evaluate
 from services.evaluation.pace import blocks_per_year
 from services.evaluation.picture_repository import pictures
+from services.evaluation.power import with_smallest_fall
 from services.evaluation.stream import StreamCase, count, one_per_patient
 from services.evaluation.truth_repository import scored_cases
 from services.runtime import registry
@@ -123,8 +124,9 @@ class Evaluate(BatchConsumer[Prepared]):
             budget, seed = self.settings.false_alarms_per_year, self.settings.seed
             counts = count(one_per_patient(baseline), (), classes, 1)
             errors, cases = counts.baseline_errors[0], counts.baseline_cases[0]
-            made = calibrate(errors, cases, self.batch_size, budget, seed, per_year) if baseline else bound(budget, per_year)
-            self._fresh[mark] = made
+            size = self.batch_size
+            made = calibrate(errors, cases, size, budget, seed, per_year) if baseline else bound(budget, per_year)
+            self._fresh[mark] = with_smallest_fall(made, errors, cases, size, seed) if baseline else made
         return self._fresh[mark]
 
 
@@ -185,5 +187,6 @@ def _calibration(tx: Transaction, finished: Finished) -> DetectorCalibration:
         origin=kept.origin,
         batch_size=finished.batch_size,
         batches_per_year=kept.per_year,
+        smallest_fall=kept.smallest_fall,
         made_at=tx.clock.now(),
     )

@@ -108,4 +108,4 @@ def classes(session: Session, model: str) -> tuple[str, ...]:
 def thresholds(session: Session, model: str, version: int, fingerprint: str) -> Thresholds | None:
     """Thresholds kept from an earlier calibration for exactly these conditions."""
     row = session.get(DetectorCalibration, (model, version, fingerprint))
-    return Thresholds(row.threshold_a, row.threshold_b, row.origin, row.batches_per_year) if row else None
+    return Thresholds(row.threshold_a, row.threshold_b, row.origin, row.batches_per_year, row.smallest_fall) if row else None

@@ -11,7 +11,7 @@ from services.evaluation.cases import Floats
 from services.evaluation.detector import LOG_CAP, Counts, Thresholds, statistics
 from services.evaluation.dispersion import steadied
 from services.evaluation.fall import LIKELY, MEANINGFUL_FALL, Fall, locate, parted, place, probability, supported
-from services.evaluation.sufficiency import smallest_fall, sufficiency
+from services.evaluation.sufficiency import Sufficiency, smallest_fall, sufficiency
 
 __all__ = ["Assessment", "Episode", "Episodes", "Fall", "assess", "episodes", "first_alarm"]
 
@@ -87,8 +87,15 @@ def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch
         unproven=tuple(known.missing),
         own_baseline=known.own_cases,
         restarted_after=first,
-        smallest_fall=smallest_fall(raw, known.own_counts, thresholds, batch_size),
+        smallest_fall=_smallest_fall(raw, known, thresholds, batch_size),
     )
+
+
+def _smallest_fall(counts: Counts, known: Sufficiency, thresholds: Thresholds, batch_size: int) -> float | None:
+    """As simulated with the thresholds; where it was not, by the formula, which errs to the safe side."""
+    if thresholds.smallest_fall is not None:
+        return thresholds.smallest_fall if thresholds.smallest_fall < 1 else None
+    return smallest_fall(counts, known.own_counts, thresholds, batch_size)
 
 
 def episodes(counts: Counts, thresholds: Thresholds, batch_size: int) -> Episodes:

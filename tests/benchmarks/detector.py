@@ -8,16 +8,9 @@ calibrated by itself, as at registration. `--quick` takes under three minutes on
 `--minutes` stops after the piece in hand.
 """
 
-import os
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
 import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench_report import arguments, finish
 from detector_bench.pieces import FULL, QUICK, Store, plan

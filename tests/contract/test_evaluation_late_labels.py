@@ -11,7 +11,7 @@ from schemas import topics
 from schemas.events import Label, Prediction
 from schemas.settings import EvaluationSettings, JoinSettings
 from schemas.tables import BaselineCase, Batch, DetectorCalibration, Evaluation, ModelVersion, Outbox
-from services.evaluation import calibration, repository
+from services.evaluation import calibration, power, repository
 from services.evaluation.app import build
 from services.ground_truth.handlers import Join
 from services.runtime import registry
@@ -31,6 +31,7 @@ LATER = {"right": 8.0, "wrong": 0.5}
 def open_clinic(context, monkeypatch):
     """A clinic that waits for labels for so many days."""
     monkeypatch.setattr(calibration, "STREAMS", 250)
+    monkeypatch.setattr(power, "STREAMS", 20)
 
     def make(wait_days):
         chosen = EvaluationSettings(bootstrap_draws=100, label_wait_days=wait_days)

@@ -12,7 +12,7 @@ from schemas import topics
 from schemas.events import Label, Prediction
 from schemas.settings import EvaluationSettings, JoinSettings
 from schemas.tables import Audit, BaselineCase, DeadLetter, DetectorCalibration, Evaluation, ModelVersion, Outbox, TrainingPatient
-from services.evaluation import calibration, repository
+from services.evaluation import calibration, power, repository
 from services.evaluation.app import build
 from services.ground_truth.handlers import Join
 from services.runtime import registry
@@ -28,6 +28,7 @@ CLASSES = ["glioma", "none"]
 def fewer_streams(monkeypatch):
     """Thresholds from 125 streams instead of 1,000: the tests of the calibration itself use them all."""
     monkeypatch.setattr(calibration, "STREAMS", 125)
+    monkeypatch.setattr(power, "STREAMS", 20)
 
 
 @pytest.fixture

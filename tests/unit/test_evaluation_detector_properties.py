@@ -14,6 +14,7 @@ from services.evaluation.fall import probability, supported
 from services.evaluation.judgement import Question, judge_stream, waiting
 from services.evaluation.lateness import Pending, blocks, complete, order
 from services.evaluation.pace import blocks_per_year
+from services.evaluation.power import with_smallest_fall
 from services.evaluation.stream import StreamCase, count
 from services.evaluation.verdict import episodes
 
@@ -214,3 +215,25 @@ def test_the_probability_of_a_fall_is_that_of_two_jeffreys_posteriors(wrong, rig
 def test_a_recall_that_is_better_supports_no_fall():
     better = Counts(ERRORS[None], CASES[None], np.array([[[1, 0]] * 6]), np.array([[[40, 60]] * 6]))
     assert not supported(better)
+
+
+def test_the_smallest_fall_of_a_year_alarms_in_four_of_five_simulated_years():
+    """Fresh streams with the weak class lower by the fall that the year is said to show, and by half of it."""
+    limits = with_smallest_fall(Thresholds(5.2, 2.5, "simulation"), ERRORS, CASES, 100, 0)
+    generator = np.random.default_rng(5)
+    found = []
+    for drop in (limits.smallest_fall, limits.smallest_fall / 2):
+        rates = np.repeat(generator.beta(ERRORS + 0.5, CASES - ERRORS + 0.5, size=(150, 1, 2)), 65, 1)
+        rates[:, 13:, 0] += drop
+        cases = generator.multinomial(100, CASES / CASES.sum(), size=(150, 65))
+        base = np.broadcast_to(ERRORS, (150, 2)), np.broadcast_to(CASES, (150, 2))
+        value = statistics(steadied(Counts(*base, generator.binomial(cases, rates), cases)), 100)
+        found.append(((value[..., 0] >= 5.2) | (value[..., 1] >= 2.5)).any(1).mean())
+    assert found[0] >= 0.7
+    assert found[1] < 0.7
+
+
+def test_a_longer_year_shows_smaller_falls_and_hopeless_thresholds_none():
+    short, long = (with_smallest_fall(Thresholds(5.2, 2.5, "s", year), ERRORS, CASES, 100, 0).smallest_fall for year in (13, 104))
+    assert long < short
+    assert with_smallest_fall(Thresholds(1e3, 1e3, "s"), ERRORS, CASES, 100, 0).smallest_fall == 1
