@@ -5,6 +5,7 @@ start (`reindex.enter_missing`). The queue has a limit: `has_room` is what slows
 not keep up.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -82,6 +83,8 @@ class IndexWriter:
             self._wake.set()
 
     def _run(self) -> None:
+        with contextlib.suppress(Transient, DBAPIError):  # a database that is away costs the first study the time
+            self._index.prepare()
         try:
             self._write_until_stopped()
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end this thread alone

@@ -291,3 +291,11 @@ def test_concurrent_transactions_lose_no_update_and_do_not_deadlock(context, tmp
     assert study.instances == 10
     assert [body["revision"] for body in bodies] == list(range(1, study.revision + 1))
     assert sum(series["instances"] for series in bodies[-1]["series"]) == 10
+
+
+def test_compiling_the_statements_early_leaves_nothing(database):
+    index = ArchiveIndex(database, Pseudonyms(b"k" * 32))
+    index.prepare()
+    with database.read() as session:
+        assert session.exec(select(Instance)).all() == []
+        assert session.exec(select(Study)).all() == []
