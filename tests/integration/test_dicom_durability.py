@@ -33,6 +33,7 @@ from services.assembly.repository import Recorded
 from services.assembly.rules import Rules
 from services.runtime.clock import SystemClock
 from services.runtime.database import Database
+from services.runtime.identity import Pseudonyms
 from tests.dicom_process import Process, acknowledged, dataset_of, everything_is_there_once, images, storescu
 
 ACQUIRED = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
