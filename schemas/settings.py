@@ -122,6 +122,9 @@ class DicomSettings(Group):
     acse_timeout_s: float = Field(30.0, gt=0, description="Time for TLS handshake and association negotiation together")
     calling_ae_titles: tuple[str, ...] = Field((), description="Who may call; empty: everybody")
     called_ae_titles: tuple[str, ...] = Field((), description="By which titles we may be called; empty: by any")
+    mpps_ae_titles: tuple[str, ...] = Field(
+        (), description="Who may announce performed procedure steps, which complete studies; empty: whoever may call"
+    )
     allowed_networks: tuple[str, ...] = Field((), description="Networks (CIDR) that may connect; empty: all")
     sop_classes_by_ae: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="Calling AE title to the only SOP Class UIDs that it may store; the others may store all"

@@ -41,7 +41,7 @@ async def serve(context: Context, stop: StopSignal) -> None:
     with _open_files(context.settings.archive_dir, context.settings.dicom.min_free_bytes) as files:
         reception = _reception(context, files)
         assert reception.writer is not None
-        scp = StorageScp(context.settings.dicom, reception, _handlers(context))
+        scp = StorageScp(context.settings.dicom, reception, _handlers(context, reception.writer))
         background: list[asyncio.Task[None]] = []
         async with contextlib.AsyncExitStack() as ending:  # every step is taken, whatever another one raises
             ending.push_async_callback(_end, background, stop)
@@ -74,18 +74,18 @@ async def _end(tasks: list[asyncio.Task[None]], stop: StopSignal) -> None:
             await task
 
 
-def _handlers(context: Context) -> Handlers:
+def _handlers(context: Context, writer: IndexWriter) -> Handlers:
     """Everything on an association that is neither C-STORE nor C-ECHO."""
 
     def steps() -> Handlers:
         from listeners.dicom.mpps import mpps_handlers  # noqa: PLC0415 - see `late`
 
-        return mpps_handlers(context.database)
+        return mpps_handlers(context.database, context.settings.dicom.mpps_ae_titles)
 
     def commitments() -> Handlers:
         from listeners.dicom.commitment import commitment_handlers  # noqa: PLC0415 - see `late`
 
-        return commitment_handlers(context.database, context.settings.dicom.peers)
+        return commitment_handlers(context.database, context.settings.dicom.peers, writer.has_caught_up)
 
     return {**late(steps, (MPPS, N_CREATE_RQ), (MPPS, N_SET_RQ)), **late(commitments, (PUSH_MODEL, N_ACTION_RQ))}
 

@@ -1,7 +1,7 @@
 """Storage Commitment Push Model as SCP (PS3.4 Annex J): N-ACTION in. The report goes out from `services.assembly.reporter`."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from listeners.dicom.normalized import (
@@ -11,6 +11,7 @@ from listeners.dicom.normalized import (
     NO_SUCH_ACTION,
     NO_SUCH_INSTANCE,
     PROCESSING_FAILURE,
+    RESOURCE_LIMITATION,
     SUCCESS,
     Refused,
     answering,
@@ -28,6 +29,7 @@ from services.assembly.signals import Entered, request_commitment
 from services.runtime.database import Database
 
 logger = logging.getLogger(__name__)
+INDEX_WAIT_S: Final = 5.0
 _ANSWER: Final = {
     "AffectedSOPClassUID": PUSH_MODEL,
     "AffectedSOPInstanceUID": PUSH_MODEL_INSTANCE,
@@ -36,8 +38,14 @@ _ANSWER: Final = {
 """Optional in PS3.7 Table 10.1-7, and yet Orthanc takes a response without them for a broken one."""
 
 
-def commitment_handlers(database: Database, peers: Mapping[str, PeerSettings]) -> Handlers:
-    """N-ACTION of the Storage Commitment Push Model. `peers` are those that a report can be sent to."""
+def commitment_handlers(
+    database: Database, peers: Mapping[str, PeerSettings], has_caught_up: Callable[[float], bool] = lambda _: True
+) -> Handlers:
+    """N-ACTION of the Storage Commitment Push Model. `peers` are those that a report can be sent to.
+
+    `has_caught_up` waits until the index knows what was acknowledged so far: an object with the UID of another study is found
+    by the index alone, and its sender must not be told that it is committed.
+    """
 
     def handle(operation: Operation) -> Reply:
         _check_command(operation)
@@ -49,6 +57,8 @@ def commitment_handlers(database: Database, peers: Mapping[str, PeerSettings]) -
                 "No address is configured for this AE title",
                 f"add the peer with ae_title {request.peer_ae} to dicom.peers, or the report cannot be delivered",
             )
+        if not has_caught_up(INDEX_WAIT_S):
+            raise Refused(RESOURCE_LIMITATION, "SCM-208", "Temporary: index is behind, ask again", "see `reclaim doctor`")
         with database.transaction() as tx:
             entered = request_commitment(tx, request)
         if entered is Entered.OTHER_CONTENT:

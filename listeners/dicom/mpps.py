@@ -5,7 +5,7 @@ are not used are not checked: a step with a flaw elsewhere is a better signal th
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from pydicom.dataset import Dataset
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 NO_LONGER_UPDATED: Final = 0xA710
 """Error ID of PS3.4 F.7.2.2.3: the Performed Procedure Step Object may no longer be updated."""
 
+_ADD_IT: Final = "add its title to RECLAIM_DICOM_MPPS_AE_TITLES if it is a modality that announces steps"
+
 _REFUSALS: Final[dict[StepRefusal, tuple[int, str, str, str]]] = {
     StepRefusal.DUPLICATE: (DUPLICATE_INSTANCE, "MPS-201", "A step with this SOP Instance UID exists", "the sender is at fault"),
     StepRefusal.UNKNOWN: (NO_SUCH_INSTANCE, "MPS-202", "No step with this SOP Instance UID", "its N-CREATE was refused or lost"),
@@ -54,10 +56,15 @@ _REFUSALS: Final[dict[StepRefusal, tuple[int, str, str, str]]] = {
 }
 
 
-def mpps_handlers(database: Database) -> Handlers:
-    """N-CREATE and N-SET of Modality Performed Procedure Step."""
+def mpps_handlers(database: Database, ae_titles: Collection[str] = ()) -> Handlers:
+    """N-CREATE and N-SET of Modality Performed Procedure Step.
+
+    `ae_titles` are those that may create a step, which completes a study by naming its instances; empty: everybody.
+    """
 
     def create(operation: Operation) -> Reply:
+        if ae_titles and operation.peer.calling_ae not in ae_titles:
+            raise Refused(NOT_AUTHORIZED, "MPS-209", "This AE may not announce steps", _ADD_IT)
         _require_class(operation, "AffectedSOPClassUID")
         step_uid = text_of(operation.command, "AffectedSOPInstanceUID") or str(generate_uid())
         _require_uid(step_uid)

@@ -35,6 +35,14 @@ def set_aside_of(session: Session, names: Sequence[str]) -> dict[str, list[PureP
     return found
 
 
+def noted_among(session: Session, paths: Sequence[str]) -> set[str]:
+    """Which of some files under `conflicts/` are noted."""
+    noted: set[str] = set()
+    for wanted in _chunks(paths):
+        noted |= set(session.scalars(select(col(SetAside.kept_as)).where(col(SetAside.kept_as).in_(wanted))))
+    return noted
+
+
 def refused_among(session: Session, paths: Sequence[str]) -> set[str]:
     """Which files under `conflicts/` their sender was told are not stored, so that nobody relies on them."""
     refused: set[str] = set()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from services.assembly.conflict_repository import noted_among
 from services.assembly.files import CONFLICTS, ArchiveFiles, dataset_digest
 from services.assembly.index import ArchiveIndex
 
@@ -20,3 +21,18 @@ def keep_aside(files: ArchiveFiles, index: ArchiveIndex, source: str | Path, pat
     files.publish(source, kept_as)
     files.discard(source)
     return kept_as
+
+
+def note_missing(files: ArchiveFiles, index: ArchiveIndex) -> int:
+    """Note again the files under `conflicts/` that an empty or restored database does not know; returns how many.
+
+    Whether their senders were told of success is not known any more: they count as acknowledged, so nobody deletes them.
+    """
+    found = {path.relative_to(files.root).as_posix(): path for path in sorted((files.root / CONFLICTS).glob("*/*.dcm"))}
+    with index.database.read() as session:
+        noted = noted_among(session, list(found))
+    missing = [(kept_as, path) for kept_as, path in found.items() if kept_as not in noted]
+    for kept_as, path in missing:
+        name = path.stem.rpartition("-")[0]
+        index.note_conflict(path.parent.name, name, kept_as, dataset_digest(path), acknowledged=True)
+    return len(missing)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from services.assembly.conflicts import keep_aside
+from services.assembly.conflicts import keep_aside, note_missing
 from services.assembly.files import ArchiveFiles, NotPart10Error, dataset_digest, layout_of, study_folders
 from services.assembly.headers import MissingElement, UnreadableHeader, read_facts
 from services.assembly.index import ArchiveIndex, StoredFile
@@ -33,6 +33,7 @@ class ReindexSummary:
     unreadable: list[str] = field(default_factory=list)
     misplaced: list[str] = field(default_factory=list)
     lost: int = 0
+    noted: int = 0
 
     def text(self) -> str:
         """One sentence per fact, for a terminal or a log."""
@@ -45,6 +46,8 @@ class ReindexSummary:
             lines.append(f"{len(self.misplaced)} files are not what the index knows under their UID, e.g. {self.misplaced[0]}.")
         if self.aside:
             lines.append(f"{self.aside} objects with the UID of another study or series were put under conflicts/.")
+        if self.noted:
+            lines.append(f"{self.noted} objects under conflicts/ were noted again: decide which of two is right (runbook).")
         if self.lost:
             lines.append(f"{self.lost} indexed instances have no file: restore the archive, or send the studies again.")
         return "\n".join(lines)
@@ -76,6 +79,7 @@ def enter_missing(context: Context, files: ArchiveFiles, stopped: Callable[[], b
             if stopped():
                 return summary
             _enter(index, files, path, summary)
+    summary.noted = note_missing(files, index)
     return summary
 
 

@@ -8,9 +8,9 @@ import zlib
 from typing import IO, Final, Protocol
 
 MOST_INFLATED_BYTES: Final = 1 << 28
-FREE_INFLATED_BYTES: Final = 1 << 20
+FREE_INFLATED_BYTES: Final = 1 << 24
 MOST_INFLATION: Final = 20
-"""A deflated data set may grow to 1 MiB, or to 20 times its size where that is more, but never beyond 256 MiB."""
+"""A deflated data set may grow to 16 MiB, or to 20 times its size where that is more, but never beyond 256 MiB."""
 LONGEST_TRAILER: Final = 9
 """After a deflated data set: a padding byte (PS3.5 §A.5), and the eight bytes of a gzip trailer that some writers leave."""
 _CHUNK: Final = 1 << 16

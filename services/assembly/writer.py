@@ -48,6 +48,8 @@ class IndexWriter:
         self._wake = threading.Event()
         self._drained = threading.Condition()
         self._stopping = False
+        self._written = 0
+        self._waiting = 0
         self._thread: threading.Thread | None = None
         self.failure: Future[None] = Future()
 
@@ -75,6 +77,16 @@ class IndexWriter:
             return True
         with self._drained:
             return self._drained.wait_for(lambda: len(self._queue) < self._capacity, wait_s)
+
+    def has_caught_up(self, wait_s: float) -> bool:
+        """Whether everything submitted so far is entered, and what contradicts it is found; waits a while if need be."""
+        with self._drained:
+            target = self._written + len(self._queue)
+            self._waiting += 1
+            try:
+                return self._drained.wait_for(lambda: self._written >= target, wait_s)
+            finally:
+                self._waiting -= 1
 
     def submit(self, file: StoredFile) -> None:
         """Have a published file entered soon. Never blocks: ask `has_room` before taking an instance."""
@@ -104,7 +116,7 @@ class IndexWriter:
 
     def _collect(self) -> None:
         end, seen = time.monotonic() + LONGEST_PAUSE_S, 0
-        while seen < len(self._queue) < MOST_AT_ONCE and not self._stopping and time.monotonic() < end:
+        while seen < len(self._queue) < MOST_AT_ONCE and not (self._stopping or self._waiting) and time.monotonic() < end:
             seen = len(self._queue)
             time.sleep(PAUSE_S)
 
@@ -124,9 +136,10 @@ class IndexWriter:
                     return False
                 time.sleep(retry_s)
                 retry_s = min(2 * retry_s, LONGEST_RETRY_S)
-        for _ in batch:
-            self._queue.popleft()
         with self._drained:
+            for _ in batch:
+                self._queue.popleft()
+            self._written += len(batch)
             self._drained.notify_all()
         return True
 

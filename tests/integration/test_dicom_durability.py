@@ -24,6 +24,7 @@ from sqlmodel import select
 from listeners.dicom import send
 from listeners.dicom.send import send_folder
 from listeners.dicom.synthesize import StudyFacts, study_instance_uid, write_image
+from schemas.announcements import SetAside
 from schemas.tables import Instance, Outbox, Study
 from services.assembly.completion import complete_studies
 from services.assembly.files import ArchiveFiles
@@ -31,6 +32,7 @@ from services.assembly.index import ArchiveIndex
 from services.assembly.reindex import enter_missing, read_stored, reindex
 from services.assembly.repository import Recorded
 from services.assembly.rules import Rules
+from services.assembly.writer import IndexWriter
 from services.runtime.clock import SystemClock
 from services.runtime.database import Database
 from services.runtime.identity import Pseudonyms
@@ -177,8 +179,31 @@ def test_a_uid_of_another_study_goes_aside_at_the_next_start(published, tmp_path
         summary = enter_missing(context, files, lambda: False)
         assert (summary.indexed, summary.aside, summary.misplaced) == (0, aside, [])
     assert not (files.root / relative).exists()
-    assert len(list((files.root / "conflicts").rglob("*.dcm"))) == 1
+    (kept,) = (files.root / "conflicts").rglob("*.dcm")
     assert first.exists()
+    with context.database.transaction() as tx:  # as in an empty database, or one restored from before
+        (noted,) = tx.session.exec(select(SetAside)).all()
+        tx.session.delete(noted)
+    assert [enter_missing(context, files, lambda: False).noted for _ in range(2)] == [1, 0]
+    with context.database.read() as session:
+        (again,) = session.exec(select(SetAside)).all()
+    assert (again.kept_as, again.name, again.acknowledged) == (noted.kept_as, noted.name, True)
+    assert again.kept_as == kept.relative_to(files.root).as_posix()
+
+
+def test_who_waits_for_the_index_knows_what_was_submitted(published):
+    context, files, first = published
+    index = ArchiveIndex(context.database, context.pseudonyms)
+    writer = IndexWriter(files, index)
+    assert writer.has_caught_up(0)
+    writer.submit(read_stored(first))
+    assert not writer.has_caught_up(0.01)
+    writer.start()
+    try:
+        assert writer.has_caught_up(10)
+        assert index.known_as(read_stored(first).facts.sop_instance_uid) is not None
+    finally:
+        writer.stop()
 
 
 def test_dead_processes_leave_nothing_and_living_ones_keep_theirs(tmp_path):

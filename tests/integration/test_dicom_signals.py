@@ -150,6 +150,16 @@ def test_nobody_else_may_update_a_step(mpps, sqlite_database):
     assert mpps(N_SET_RQ, ended).status == 0
 
 
+def test_only_the_titles_of_the_setting_may_announce_steps(sqlite_database):
+    handlers = mpps_handlers(sqlite_database, ["CT2"])
+    create = handlers[MPPS, N_CREATE_RQ]
+    asked = command(AffectedSOPClassUID=MPPS, AffectedSOPInstanceUID=STEP)
+    assert create(Operation(asked, new_step(), MPPS, IMPLICIT, PEER)).status == 0x0124
+    assert create(Operation(asked, new_step(), MPPS, IMPLICIT, Peer("CT2", "RECLAIM", "192.0.2.2"))).status == 0
+    with sqlite_database.read() as session:
+        assert [step.calling_ae for step in session.exec(select(PerformedStep))] == ["CT2"]
+
+
 def test_a_command_for_something_else_is_refused(mpps):
     assert mpps(N_CREATE_RQ, new_step(), sop_class=CT).status == 0x0119
     assert mpps(N_CREATE_RQ, new_step(), uid="abc").status == 0x0117
@@ -169,6 +179,14 @@ def commitment(sqlite_database):
 
 def asked(*numbers, transaction="1.2.99"):
     return dataset(TransactionUID=transaction, ReferencedSOPSequence=[reference(number) for number in numbers])
+
+
+def test_a_request_waits_for_the_index(sqlite_database):
+    """Only the index knows that another study has a UID: before it has caught up, nothing may be said of it."""
+    handler = commitment_handlers(sqlite_database, PEERS, lambda _: False)[PUSH_MODEL, N_ACTION_RQ]
+    elements = {"RequestedSOPClassUID": PUSH_MODEL, "RequestedSOPInstanceUID": PUSH_MODEL_INSTANCE, "ActionTypeID": 1}
+    assert handler(Operation(command(**elements), asked(1), PUSH_MODEL, IMPLICIT, PEER)).status == 0x0213
+    assert rows(sqlite_database, Commitment) == []
 
 
 def test_a_request_is_kept_before_it_is_answered(commitment, sqlite_database):
