@@ -37,7 +37,7 @@ GATE_MARGIN = "0.15"
 The version that the new scanner broke calls nearly everything one class, whose recall it so keeps at 1. A repair gives some of
 that back, and with fifty gate cases of a class three misses are more than 5 %.
 """
-RUNGS = 3
+RUNGS = 4
 """Remedies that are watched before the story ends without a repair."""
 QUESTION = "What happened to the demo model, and is it healthy now?"
 
