@@ -15,6 +15,7 @@ from services.reporting.wording import (
     STATUS,
     evidence_name,
     evidence_value,
+    in_order,
     joined,
     metric_name,
     moment,
@@ -183,5 +184,5 @@ def _missing(facts: Facts) -> list[str]:
 def _evidence(facts: Facts) -> list[Table]:
     if facts.latest is None or not facts.latest.evidence:
         return []
-    rows = [(evidence_name(key), evidence_value(key, value)) for key, value in facts.latest.evidence.items()]
+    rows = [(evidence_name(key), evidence_value(key, value)) for key, value in in_order(facts.latest.evidence)]
     return [Table("The detector's evidence", ("Statistic", "Value"), rows)]

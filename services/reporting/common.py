@@ -124,7 +124,7 @@ def confusion_picture(facts: Facts) -> list[Picture]:
     alt = "Confusion matrices: " + "; ".join(f"{title} {matrix.tolist()}" for title, matrix in named)
     caption = "Rows are the truth, columns the model's answer. Off the diagonal are the errors: which class was taken for which."
     drawing = plots.confusion_matrices(named, facts.classes)
-    return [Picture("confusion", "What was taken for what", alt, caption, drawing)]
+    return [Picture("confusion", "What was taken for what", alt, caption, drawing, 0.85 if len(facts.classes) <= 4 else 1.0)]
 
 
 def reliability_picture(facts: Facts) -> list[Picture]:
@@ -139,9 +139,8 @@ def reliability_picture(facts: Facts) -> list[Picture]:
     errors = [f"{title}: {statistics.calibration_error(bins) or 0:.3f}" for title, bins in named]
     caption = f"Below the diagonal the model is surer than it should be. Expected calibration error, {'; '.join(errors)}."
     drawing = plots.reliability_curve(named)
-    return [
-        Picture("reliability", "Does the model's confidence keep its word?", "Reliability curves. " + caption, caption, drawing)
-    ]
+    title = "Does the model's confidence keep its word?"
+    return [Picture("reliability", title, f"Reliability curves. {caption}", caption, drawing, 0.57)]
 
 
 def latest_data(facts: Facts) -> dict[str, Any]:

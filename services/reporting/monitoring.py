@@ -10,12 +10,14 @@ from services.reporting.modifications import change_control
 from services.reporting.page import KeyFigure, Page, Part, Section
 from services.reporting.wording import (
     DIAGNOSIS_STEP,
+    GROUP_STEP,
     KEEP_LABELLING,
     MIX_MOVED,
     NEXT_STEP,
     STATUS,
     STATUS_MEANING,
     UNTIL,
+    WHOLE_IS_WELL,
     counted,
     day,
     estimate,
@@ -123,11 +125,12 @@ def _what_happened(facts: Facts) -> Section:
         return Section("What happened", (nothing,))
     serving = "It serves." if facts.serving and facts.champion == facts.version else "It does not serve at present."
     reference = common.reference(facts)
-    first = " ".join([STATUS_MEANING[latest.status].format(reference=reference), *_cause(latest), serving])
+    groups = [worse_group(each) for each in latest.subgroups if each.get("worse")]
+    meaning = WHOLE_IS_WELL if groups and latest.status == Status.HEALTHY else STATUS_MEANING[latest.status]
+    first = " ".join([meaning.format(reference=reference), *_cause(latest), serving])
     shown = falls(latest)[:4] if latest.status in UNWELL else []
     points = [f"In batch {latest.number} alone, {fall_sentence(each, reference)}" for each in shown]
-    points += [worse_group(each) for each in latest.subgroups if each.get("worse")]
-    return Section("What happened", (first,), points)
+    return Section("What happened", (first,), [*points, *groups])
 
 
 def _cause(latest: EvaluationFacts) -> list[str]:
@@ -209,8 +212,10 @@ def _what_next(facts: Facts) -> Section:
     latest = facts.latest
     until = UNTIL.get(latest.diagnosis, "a repair has passed the gate")
     step = DIAGNOSIS_STEP.get(latest.diagnosis)
-    idle = latest.status == Status.HEALTHY and step is not None
-    points = [KEEP_LABELLING if idle else NEXT_STEP[latest.status].format(until=until), *([step] if step else [])]
+    worse = [GROUP_STEP] if any(each.get("worse") for each in latest.subgroups) else []
+    steps = [*([step] if step else []), *worse]
+    idle = latest.status == Status.HEALTHY and bool(steps)
+    points = [KEEP_LABELLING if idle else NEXT_STEP[latest.status].format(until=until), *steps]
     waiting = sum(facts.labels.waiting.values())
     if waiting:
         points.append(f"{number(waiting)} scored studies still wait for their label; each one sharpens the next evaluation.")

@@ -46,6 +46,8 @@ class Picture:
     alt: str
     caption: str
     drawing: Drawing
+    share: float = 1.0
+    """Of the width of the text."""
 
 
 @dataclass(frozen=True)

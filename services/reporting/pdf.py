@@ -216,7 +216,7 @@ def _picture(picture: Picture) -> list[Flowable]:
     with Pixels.open(io.BytesIO(picture.drawing.png)) as image:
         wide, high = image.size
     points = 72 / 150
-    scale = min(WIDTH / wide, 0.74 * HEIGHT / high, points)
+    scale = min(picture.share * WIDTH / wide, 0.74 * HEIGHT / high, points)
     figure = Image(io.BytesIO(picture.drawing.png), wide * scale, high * scale, hAlign="LEFT")
     return [Paragraph(markup(picture.title), _CAPTION), figure, Paragraph(markup(picture.caption), _NOTE)]
 

@@ -14,7 +14,8 @@ from services.reporting.wording import on
 
 SCHEMA = "org.reclaim.report.v1"
 _KINDS = {"monitoring": "monitoring", "routine": "routine", "remedy": "repair", "label_request": "request for labels"}
-_WIDTHS = {"reliability": "31rem"}
+_TEXT_REM = 54
+"""Width of the text in the style sheet."""
 _MARKDOWN = re.compile(r"([\\`*_\[\]|])")
 _BLOCK_START = re.compile(r"^(\s*)(#|>|[-+](?=\s)|\d+[.)](?=\s))")
 
@@ -40,7 +41,7 @@ def _html(page: Page) -> str:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_unbroken)
     style = Markup(environment.get_template("report.css").render())  # noqa: S704 - our own file, no data in it
     images = {picture.name: f"data:image/png;base64,{base64.b64encode(picture.drawing.png).decode()}" for picture in page.pictures}
-    widths = {picture.name: _WIDTHS.get(picture.name, "100%") for picture in page.pictures}
+    widths = {picture.name: f"{_TEXT_REM * picture.share:.0f}rem" for picture in page.pictures}
     return environment.get_template("report.html").render(page=page, style=style, images=images, widths=widths, **_heading(page))
 
 

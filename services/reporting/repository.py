@@ -278,8 +278,13 @@ def _job(session: Session, order_id: str | None) -> JobFacts | None:
 def _label_counts(session: Session, cause: Cause, version: int) -> LabelCounts:
     known = (Case.model == cause.model, Case.version == version, col(Case.scored_at) <= cause.as_of)
     joined = (col(Case.truth).is_not(None), col(Case.joined_at) <= cause.as_of)
-    labelled = select(Case.truth, func.count()).where(*known, *joined).group_by(col(Case.truth))
-    waiting = select(Case.predicted, func.count()).where(*known, not_(and_(*joined))).group_by(col(Case.predicted))
+    labelled = select(Case.truth, func.count()).where(*known, *joined).group_by(col(Case.truth)).order_by(col(Case.truth))
+    waiting = (
+        select(Case.predicted, func.count())
+        .where(*known, not_(and_(*joined)))
+        .group_by(col(Case.predicted))
+        .order_by(col(Case.predicted))
+    )
     return LabelCounts(
         {str(name): int(count) for name, count in session.exec(labelled)},
         {name: int(count) for name, count in session.exec(waiting)},

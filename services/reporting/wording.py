@@ -20,6 +20,10 @@ STATUS_MEANING: Final[dict[str, str]] = {
     Status.DEGRADED: "The alarm is raised: the model misses more than it did on {reference}, beyond what chance explains.",
     Status.UNDECIDED: "There are too few labelled cases to rule a decline out.",
 }
+WHOLE_IS_WELL: Final = "Taken together, the labelled cases show no decline; one group of them is read worse than the others."
+GROUP_STEP: Final = (
+    "Look at the studies of the group named above (scanner, protocol, patients): no repair is ordered for a group alone."
+)
 MIX_MOVED: Final = "The mix of patients has changed: some findings are more or less frequent than before."
 KEEP_LABELLING: Final = "Keep the labels coming: without them a decline stays unseen."
 NEXT_STEP: Final[dict[str, str]] = {
@@ -121,48 +125,57 @@ KEYWORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _STARTS: Final = ("since", "estimated_start", "start")
 _EVIDENCE: Final[dict[str, str]] = {
     "class": "Class behind the evidence",
-    "probability": "Probability of a fall of 3 points or more",
-    "cause_p_value": "p of the likely cause",
-    "rule_metric": "Metric behind the 5 % rule",
-    "rule_change": "Change of the metric behind the 5 % rule",
-    "unproven_classes": "Classes with too few cases to show a fall",
-    "recovered_after_batch": "Recovered after batch",
-    "own_baseline_cases": "Own first cases among the reference",
-    "returning_training_cases": "Left out: studies of patients known from training",
-    "returning_training_patients": "Left out: patients known from training",
-    "more_cases_needed": "Labelled cases still needed",
-    "smallest_fall_in_a_year": "Smallest fall that shows in a year",
-    "estimated_start": "Estimated start",
-    "start": "Estimated start",
-    "since": "Estimated start",
-    "root_cause": "Likely cause",
+    "scope": "Where the fall shows",
     "drop": "Estimated fall",
-    "threshold": "Alarm threshold",
-    "statistic_a": "Statistic A (worse than all before)",
-    "threshold_a": "Its threshold",
-    "statistic_b": "Statistic B (worse than the baseline)",
-    "threshold_b": "Its threshold",
-    "thresholds_from": "Thresholds from",
     "drop_low": "Estimated fall, lower limit",
     "drop_high": "Estimated fall, upper limit",
     "recall": "Recall since the fall began",
     "recall_before": "Recall before",
+    "probability": "Probability of a fall of 3 points or more",
+    "since": "Estimated start",
+    "estimated_start": "Estimated start",
+    "start": "Estimated start",
     "since_batch": "Batch in which the fall began",
     "since_batch_low": "… not before batch",
     "since_batch_high": "… not after batch",
-    "scope": "Where the fall shows",
-    "alarm_batch": "Batch that raised the alarm",
+    "root_cause": "Likely cause",
+    "cause_p_value": "p of the likely cause",
     "worse_subgroups": "Groups that are read worse than the others",
+    "alarm_batch": "Batch that raised the alarm",
+    "recovered_after_batch": "Recovered after batch",
+    "statistic_a": "Statistic A (worse than all before)",
+    "threshold_a": "Its threshold",
+    "statistic_b": "Statistic B (worse than the baseline)",
+    "threshold_b": "Its threshold",
+    "threshold": "Alarm threshold",
+    "thresholds_from": "Thresholds from",
+    "smallest_fall_in_a_year": "Smallest fall that shows in a year",
+    "more_cases_needed": "Labelled cases still needed",
+    "unproven_classes": "Classes with too few cases to show a fall",
+    "independent_cases": "Cases that count, one of each patient",
+    "own_baseline_cases": "Own first cases among the reference",
+    "returning_training_cases": "Left out: studies of patients known from training",
+    "returning_training_patients": "Left out: patients known from training",
+    "rule_metric": "Metric behind the 5 % rule",
+    "rule_change": "Change of the metric behind the 5 % rule",
+    "labelled_share": "Predictions that have a label",
     "label_delay_median_days": "Days after which half of the predictions have their label",
     "label_delay_90_percent_days": "Days after which nine of ten have it",
-    "labelled_share": "Predictions that have a label",
     "label_noise": "Share of wrong labels, estimated",
     "label_noise_low": "… lower limit",
     "label_noise_high": "… upper limit",
     "suspect_labels": "Labels to look at again",
-    "independent_cases": "Cases that count, one of each patient",
     "seed": "Seed",
+    "judged_on": "Judged on",
+    "weeks_waiting_for_labels": "Weeks of acquisition that wait for labels",
+    "first_week_waiting": "First of these weeks",
+    "last_week_waiting": "Last of these weeks",
+    "labels_awaited": "Labels that these weeks wait for",
+    "cases_held_back": "Labelled cases of these weeks, not judged yet",
+    "block_size": "Independent labelled cases in a block",
+    "blocks_per_year": "Blocks in the year of the false-alarm budget",
 }
+"""Names of statistics, in the order in which a reader looks for them."""
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -217,6 +230,12 @@ def number(value: Any) -> str:
 def evidence_name(key: str) -> str:
     """A reader's name for a statistic."""
     return _EVIDENCE.get(key, metric_name(key))
+
+
+def in_order(evidence: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Statistics as readers look for them, unknown ones by name at the end: a database may keep them in any order."""
+    places = {key: place for place, key in enumerate(_EVIDENCE)}
+    return sorted(evidence.items(), key=lambda item: (places.get(item[0], len(places)), item[0]))
 
 
 def evidence_value(key: str, value: Any) -> str:

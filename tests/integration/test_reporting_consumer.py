@@ -37,6 +37,16 @@ from tests.reporting_world import (
 
 @pytest.fixture
 def story(context, clock):
+    """What `told` tells, once on each database engine."""
+    return tell(context, clock)
+
+
+@pytest.fixture
+def told(sqlite_context, clock):
+    return tell(sqlite_context, clock)
+
+
+def tell(context, clock):
     """A model with seven evaluated batches, the last two degraded, and a repair that waits for its verdict."""
     with context.database.transaction() as tx:
         registry.register_model(tx, MODEL, "brain-tumour", CLASSES, {})
@@ -102,16 +112,16 @@ def test_a_correction_of_an_old_batch_moves_no_alarm(story, clock):
     assert data["latest"]["batch_number"] == 7, "with the figures of the newest batch"
 
 
-def test_a_batch_that_labels_re_opened_shows_both_judgements(story, clock):
-    with story.database.read() as session:
+def test_a_batch_that_labels_re_opened_shows_both_judgements(told, clock):
+    with told.database.read() as session:
         old = session.get(Evaluation, f"ev-{MODEL}-1-2").metrics
     corrected = [each | ({"value": 0.2, "low": 0.1, "high": 0.4} if each["name"] == "recall:glioma" else {}) for each in old]
     clock.advance(3600)
-    judged_again(story, 2, "corrected", stream_cases=700, evaluated_at=clock.now(), metrics=corrected)
+    judged_again(told, 2, "corrected", stream_cases=700, evaluated_at=clock.now(), metrics=corrected)
     clock.advance(60)
-    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
-    [report] = reported(story)
-    files = contents(story, report)
+    process(told.database, consumer_of(told), [ordered(told, OrderKind.REPORT)])
+    [report] = reported(told)
+    files = contents(told, report)
     document = json.loads(files["report.json"])
     second = document["data"]["history"][1]
     assert second["recall"]["glioma"] == 0.2
@@ -124,13 +134,13 @@ def test_a_batch_that_labels_re_opened_shows_both_judgements(story, clock):
     assert b"before labels changed" in files["control_chart.svg"]
 
 
-def test_a_late_judgement_of_a_shorter_stream_is_not_the_newest(story, clock):
+def test_a_late_judgement_of_a_shorter_stream_is_not_the_newest(told, clock):
     clock.advance(3600)
-    judged_again(story, 3, "late", evaluated_at=clock.now())
+    judged_again(told, 3, "late", evaluated_at=clock.now())
     clock.advance(60)
-    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
-    [report] = reported(story)
-    assert (report.status, json.loads(contents(story, report)["report.json"])["data"]["latest"]["batch_number"]) == ("degraded", 7)
+    process(told.database, consumer_of(told), [ordered(told, OrderKind.REPORT)])
+    [report] = reported(told)
+    assert (report.status, json.loads(contents(told, report)["report.json"])["data"]["latest"]["batch_number"]) == ("degraded", 7)
 
 
 def test_the_json_holds_the_numbers_of_the_tables(story):
@@ -144,12 +154,12 @@ def test_the_json_holds_the_numbers_of_the_tables(story):
     assert document["data"]["latest"]["metrics"] == row.metrics
 
 
-def test_no_report_holds_a_key_of_a_study_or_patient(story):
-    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
-    [report] = reported(story)
-    with story.database.read() as session:
+def test_no_report_holds_a_key_of_a_study_or_patient(told):
+    process(told.database, consumer_of(told), [ordered(told, OrderKind.REPORT)])
+    [report] = reported(told)
+    with told.database.read() as session:
         keys = session.execute(select(Case.study_key)).scalars().all()
-    forms = texts(contents(story, report))
+    forms = texts(contents(told, report))
     assert keys
     assert "brain-mri" in forms["report.pdf"]
     assert not [(key, name) for key in keys for name, text in forms.items() if key in text]
@@ -171,28 +181,28 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").
 
 
 @pytest.mark.parametrize("kind", [OrderKind.REPORT, OrderKind.LABEL_REQUEST])
-def test_the_json_keeps_to_its_schema(story, kind):
-    process(story.database, consumer_of(story), [ordered(story, kind), repaired(story, Verdict.PROMOTE)])
-    for report in reported(story):
-        document = json.loads(contents(story, report)["report.json"])
+def test_the_json_keeps_to_its_schema(told, kind):
+    process(told.database, consumer_of(told), [ordered(told, kind), repaired(told, Verdict.PROMOTE)])
+    for report in reported(told):
+        document = json.loads(contents(told, report)["report.json"])
         validator = Draft202012Validator(SCHEMA, format_checker=FormatChecker())
         assert [error.message for error in validator.iter_errors(document)] == []
         assert len(sentences(report.summary)) == 2
         assert report.summary == document["summary"]
 
 
-def test_the_event_names_every_form(story):
-    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
-    [report] = reported(story)
+def test_the_event_names_every_form(told):
+    process(told.database, consumer_of(told), [ordered(told, OrderKind.REPORT)])
+    [report] = reported(told)
     named = {Path(path).name for path in (report.location, report.markdown, report.data, report.pdf)}
     assert named == {"report.html", "report.md", "report.json", "report.pdf"}
-    assert named <= set(contents(story, report))
+    assert named <= set(contents(told, report))
 
 
-def test_the_chapters_are_those_that_a_committee_files(story):
-    process(story.database, consumer_of(story), [repaired(story, Verdict.PROMOTE)])
-    [report] = reported(story)
-    forms = texts(contents(story, report))
+def test_the_chapters_are_those_that_a_committee_files(told):
+    process(told.database, consumer_of(told), [repaired(told, Verdict.PROMOTE)])
+    [report] = reported(told)
+    forms = texts(contents(told, report))
     parts = {part["title"]: part["sections"] for part in json.loads(forms["report.json"])["parts"]}
     assert parts["Post-market monitoring"] == ["Data collected", "Analysis", "Conclusions", "Corrective actions"]
     assert parts["Change control"] == ["Description of modifications", "Modification protocol", "Impact assessment"]
@@ -202,13 +212,13 @@ def test_the_chapters_are_those_that_a_committee_files(story):
         assert f"# {heading}" in forms["report.md"]
 
 
-def test_the_change_control_plan_is_cited_with_its_clauses(story):
-    plans = story.settings.state_dir / "plans"
+def test_the_change_control_plan_is_cited_with_its_clauses(told):
+    plans = told.settings.state_dir / "plans"
     plans.mkdir(parents=True)
     example = Path(__file__).parents[2] / "docs" / "examples" / "change-plan.yaml"
     (plans / f"{MODEL}.yaml").write_bytes(example.read_bytes())
-    process(story.database, consumer_of(story), [repaired(story, Verdict.PROMOTE)])
-    text = contents(story, reported(story)[0])["report.md"].decode()
+    process(told.database, consumer_of(told), [repaired(told, Verdict.PROMOTE)])
+    text = contents(told, reported(told)[0])["report.md"].decode()
     digest = sha256(example.read_bytes()).hexdigest()
     for words in (
         f"in force: version 1.0, approved by AI committee on 2026-03-02, SHA-256 {digest}",
@@ -220,24 +230,24 @@ def test_the_change_control_plan_is_cited_with_its_clauses(story):
         assert words in text
 
 
-def test_a_plan_that_is_not_valid_is_told_and_stops_no_report(story):
-    (story.settings.state_dir / "plans").mkdir(parents=True)
-    (story.settings.state_dir / "plans" / f"{MODEL}.yaml").write_text("format: other")
-    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
-    assert "is not valid, so nothing may change" in contents(story, reported(story)[0])["report.md"].decode()
+def test_a_plan_that_is_not_valid_is_told_and_stops_no_report(told):
+    (told.settings.state_dir / "plans").mkdir(parents=True)
+    (told.settings.state_dir / "plans" / f"{MODEL}.yaml").write_text("format: other")
+    process(told.database, consumer_of(told), [ordered(told, OrderKind.REPORT)])
+    assert "is not valid, so nothing may change" in contents(told, reported(told)[0])["report.md"].decode()
 
 
-def test_signals_without_labels_stand_in_the_analysis(story, clock):
+def test_signals_without_labels_stand_in_the_analysis(told, clock):
     window = DriftWindow(drift_id="d1", model=MODEL, version=1, kind="cases", number=3, cases=200, warning=True)
     window.first_at = window.last_at = window.measured_at = clock.now()
     window.suspected, window.signals, window.summary = "covariate", [], "The images look different."
-    with story.database.transaction() as tx:
+    with told.database.transaction() as tx:
         tx.session.add(window)
     clock.advance(60)
-    process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
+    process(told.database, consumer_of(told), [ordered(told, OrderKind.REPORT)])
     [table] = [
         each
-        for each in json.loads(contents(story, reported(story)[0])["report.json"])["tables"]
+        for each in json.loads(contents(told, reported(told)[0])["report.json"])["tables"]
         if each["title"] == "Drift signals without labels"
     ]
     assert "The images look different." in table["rows"][0]
@@ -269,21 +279,21 @@ def test_a_crash_after_the_files_rewrites_the_same_report(story, clock):
     assert [path.name for path in story.settings.reports_dir.iterdir()] == [folder.name], "no draft stays behind"
 
 
-def test_a_label_request_shares_its_total_between_the_classes(story):
-    asked = ordered(story, OrderKind.LABEL_REQUEST, settings={"cases": 60})
-    process(story.database, consumer_of(story), [asked])
-    [report] = reported(story)
-    document = json.loads(contents(story, report)["report.json"])
+def test_a_label_request_shares_its_total_between_the_classes(told):
+    asked = ordered(told, OrderKind.LABEL_REQUEST, settings={"cases": 60})
+    process(told.database, consumer_of(told), [asked])
+    [report] = reported(told)
+    document = json.loads(contents(told, report)["report.json"])
     assert report.kind == "label_request"
     assert "60 more labelled cases" in report.title
     assert sum(document["data"]["needed"].values()) == 60
 
 
-def test_a_label_request_takes_the_orders_number_per_class(story):
-    asked = ordered(story, OrderKind.LABEL_REQUEST, settings={"cases:glioma": 25})
-    process(story.database, consumer_of(story), [asked])
-    [report] = reported(story)
-    assert json.loads(contents(story, report)["report.json"])["data"]["needed"] == {"glioma": 25}
+def test_a_label_request_takes_the_orders_number_per_class(told):
+    asked = ordered(told, OrderKind.LABEL_REQUEST, settings={"cases:glioma": 25})
+    process(told.database, consumer_of(told), [asked])
+    [report] = reported(told)
+    assert json.loads(contents(told, report)["report.json"])["data"]["needed"] == {"glioma": 25}
     assert "“glioma” are wanted most (25)" in report.summary
 
 
@@ -337,15 +347,16 @@ def test_a_promotion_report_has_every_number_of_the_gate(story):
 
 
 @pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.NEED_LABELS])
-def test_a_version_that_is_not_promoted_says_who_goes_on_serving(story, verdict):
-    process(story.database, consumer_of(story), [repaired(story, verdict)])
-    [report] = reported(story)
+def test_a_version_that_is_not_promoted_says_who_goes_on_serving(told, verdict):
+    process(told.database, consumer_of(told), [repaired(told, verdict)])
+    [report] = reported(told)
     assert "Version 1 goes on serving." in report.summary
-    with story.database.read() as session:
+    with told.database.read() as session:
         assert session.get(Order, "order-remedy").state == OrderState.ACCEPTED, "the remedy's order is not this service's to close"
 
 
-def test_a_model_without_evaluations_gets_an_honest_report(context, clock):
+def test_a_model_without_evaluations_gets_an_honest_report(sqlite_context, clock):
+    context = sqlite_context
     with context.database.transaction() as tx:
         registry.register_model(tx, MODEL, "brain-tumour", CLASSES, {})
         registry.add_version(tx, version_row(1, clock), baseline_rows(1), actor="test")
@@ -355,35 +366,35 @@ def test_a_model_without_evaluations_gets_an_honest_report(context, clock):
     assert "No batch of version 1" in report.summary
 
 
-def test_an_order_for_an_unknown_model_goes_to_the_dead_letters_and_others_go_on(story):
-    good = ordered(story, OrderKind.REPORT, event_id="good")
+def test_an_order_for_an_unknown_model_goes_to_the_dead_letters_and_others_go_on(told):
+    good = ordered(told, OrderKind.REPORT, event_id="good")
     data = MaintenanceOrder(
-        order_id="x", kind=OrderKind.REPORT, model="../other", reason="r", actor="user:x", ordered_at=story.clock.now()
+        order_id="x", kind=OrderKind.REPORT, model="../other", reason="r", actor="user:x", ordered_at=told.clock.now()
     )
-    bad = record(ORDER, data, "bad", story.clock.now())
-    assert process(story.database, consumer_of(story), [bad, good]) == 1
-    assert len(reported(story)) == 1
-    with story.database.read() as session:
+    bad = record(ORDER, data, "bad", told.clock.now())
+    assert process(told.database, consumer_of(told), [bad, good]) == 1
+    assert len(reported(told)) == 1
+    with told.database.read() as session:
         [letter] = session.execute(select(DeadLetter)).scalars()
     assert letter.event_id == "bad"
     assert "there is no model" in letter.reason
 
 
-def test_orders_of_other_kinds_are_left_to_others(story):
-    process(story.database, consumer_of(story), [ordered(story, OrderKind.REMEDY, remedy=Remedy.HEAD_ONLY)])
-    assert reported(story) == []
-    assert list(story.settings.reports_dir.iterdir()) == []
+def test_orders_of_other_kinds_are_left_to_others(told):
+    process(told.database, consumer_of(told), [ordered(told, OrderKind.REMEDY, remedy=Remedy.HEAD_ONLY)])
+    assert reported(told) == []
+    assert list(told.settings.reports_dir.iterdir()) == []
 
 
-def test_text_of_an_order_cannot_become_markup(story, clock):
+def test_text_of_an_order_cannot_become_markup(told, clock):
     clock.advance(timedelta(minutes=5).total_seconds())
     reason = "<script>alert(1)</script> [x](http://evil.example) | # no"
     data = MaintenanceOrder(
         order_id="o", kind=OrderKind.LABEL_REQUEST, model=MODEL, reason=reason, actor="user:x", ordered_at=clock.now()
     )
-    process(story.database, consumer_of(story), [record(ORDER, data, "markup", clock.now())])
-    [report] = reported(story)
-    files = contents(story, report)
+    process(told.database, consumer_of(told), [record(ORDER, data, "markup", clock.now())])
+    [report] = reported(told)
+    files = contents(told, report)
     assert b"<script" not in files["report.html"]
     assert b"<script" not in files["report.md"]
     assert b"\\[x\\](http://evil.example) \\|" in files["report.md"]

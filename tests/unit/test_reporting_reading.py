@@ -191,3 +191,15 @@ def test_a_gate_that_lacks_labels_takes_them_as_they_come():
         )
     )
     assert "rare classes first" not in found
+
+
+def test_a_worse_group_of_a_healthy_model_is_something_to_do():
+    group = {"facet": "StationName", "group": "CT2", "worse": True, "label": "glioma", "recall": 0.61, "recall_others": 0.9}
+    latest = replace(
+        evaluated(3, "healthy"), subgroups=(group | {"since": "2026-02-01T00:00:00+00:00"}, {"group": "CT1", "worse": False})
+    )
+    found = monitored(latest)
+    assert "Worse than the others since 1 February 2026: station name CT2: recall of “glioma” 61 %, elsewhere 90 %." in found
+    assert "Nothing needs to be done" not in found
+    assert "Nothing in the labelled cases" not in found.split("Conclusions")[0]
+    assert "Look at the studies of the group named above" in found
