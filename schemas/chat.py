@@ -31,7 +31,7 @@ class ChatMessage(SQLModel, table=True):
     id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True, autoincrement=True))
     message_id: str = Field(max_length=64, unique=True, description="Derived from thread and cause: the same news is one message")
     thread: str = Field(max_length=128)
-    kind: str = Field(max_length=16, description="question, reply, progress, report, picture, verdict or approval")
+    kind: str = Field(max_length=16, description="question, reply, progress, report, picture, verdict, approval or warning")
     content: dict[str, Any] = Field(sa_column=Column(Json, nullable=False))
     state: str = Field(default=MessageState.QUEUED, max_length=16)
     revision: int = 1

@@ -52,7 +52,12 @@ EVALUATION_COMPLETED: Final = Topic(
     "evaluation.completed.v1", events.EvaluationCompleted, "model", "evaluation", ("agents",), "A batch has been evaluated"
 )
 DRIFT: Final = Topic(
-    "monitoring.drift.v1", events.MonitoringDrift, "model", "drift", (), "What can be seen of a change before any label arrives"
+    "monitoring.drift.v1",
+    events.MonitoringDrift,
+    "model",
+    "drift",
+    ("chat",),
+    "What can be seen of a change before any label arrives",
 )
 AGENT_COMMAND: Final = Topic("agent.command.v1", events.AgentCommand, "thread", "chat", ("agents",), "Plain language from a person")
 AGENT_REPLY: Final = Topic("agent.reply.v1", events.AgentReply, "thread", "agents", ("chat",), "The agents' answer to a command")

@@ -5,7 +5,14 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.events import AgentReply, MaintenanceApproval, MaintenancePromotion, MaintenanceReport, MaintenanceRun
+from schemas.events import (
+    AgentReply,
+    MaintenanceApproval,
+    MaintenancePromotion,
+    MaintenanceReport,
+    MaintenanceRun,
+    MonitoringDrift,
+)
 from schemas.vocabulary import JobState, OrderState, Verdict
 
 MAX_TEXT: Final = 8_000
@@ -81,6 +88,20 @@ def verdict_card(promotion: MaintenancePromotion) -> Card:
     else:
         title = VERDICTS[promotion.verdict].format(**promotion.model_dump())
     return Card(title=seen(title, 150), text="\n".join(seen(f"- {reason}", 400) for reason in promotion.reasons[:8]))
+
+
+def warning_card(drift: MonitoringDrift) -> Card:
+    """What can be seen of a change before any label arrives: the sentences of the signals that warn."""
+    told = [f"- {each.sentence}" for each in drift.signals if each.warning]
+    lines = [drift.summary, *told[:6]]
+    facts = (
+        ("model", f"{drift.model}, version {drift.version}"),
+        ("suspected", str(drift.suspected)),
+        ("studies", str(drift.cases)),
+    )
+    return Card(
+        title=seen(f"Early warning for {drift.model}", 150), text="\n".join(seen(line, 400) for line in lines), facts=_clean(facts)
+    )
 
 
 def approval_card(approval: MaintenanceApproval) -> Card:

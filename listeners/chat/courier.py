@@ -1,4 +1,4 @@
-"""From the bus into threads: replies, progress, reports, verdicts and approvals become messages, each once."""
+"""From the bus into threads: replies, progress, reports, verdicts, approvals and warnings become messages, each once."""
 
 import json
 from collections.abc import Callable
@@ -8,12 +8,19 @@ from typing import Any, ClassVar, Final
 from sqlmodel import Session
 
 from listeners.chat import repository
-from listeners.chat.cards import Card, approval_card, progress_card, reply_card, report_card, verdict_card
+from listeners.chat.cards import Card, approval_card, progress_card, reply_card, report_card, verdict_card, warning_card
 from schemas.chat import ChatThread
-from schemas.events import AgentReply, MaintenanceApproval, MaintenancePromotion, MaintenanceReport, MaintenanceRun
+from schemas.events import (
+    AgentReply,
+    MaintenanceApproval,
+    MaintenancePromotion,
+    MaintenanceReport,
+    MaintenanceRun,
+    MonitoringDrift,
+)
 from schemas.settings import Settings
 from schemas.tables import Order
-from schemas.topics import AGENT_REPLY, APPROVAL, PROMOTION, REPORT, RUN, Topic
+from schemas.topics import AGENT_REPLY, APPROVAL, DRIFT, PROMOTION, REPORT, RUN, Topic
 from schemas.vocabulary import JobState
 from services.runtime.consumer import Batch, BatchConsumer
 from services.runtime.messages import Received
@@ -27,7 +34,7 @@ class Courier(BatchConsumer[None]):
     """Puts news into the thread that ordered it, and into the site's own channels what no thread has ordered."""
 
     name: ClassVar[str] = "chat"
-    topics: ClassVar[tuple[Topic, ...]] = (AGENT_REPLY, APPROVAL, RUN, REPORT, PROMOTION)
+    topics: ClassVar[tuple[Topic, ...]] = (AGENT_REPLY, APPROVAL, RUN, REPORT, PROMOTION, DRIFT)
     max_records: ClassVar[int] = 100
 
     def __init__(self, settings: Settings) -> None:
@@ -38,6 +45,7 @@ class Courier(BatchConsumer[None]):
             RUN.name: self._progress,
             REPORT.name: self._report,
             PROMOTION.name: self._verdict,
+            DRIFT.name: self._warning,
         }
 
     def apply(self, tx: Transaction, batch: Batch, prepared: None) -> None:  # noqa: ARG002 - nothing is prepared
@@ -84,6 +92,13 @@ class Courier(BatchConsumer[None]):
     def _verdict(self, tx: Transaction, event: Received[MaintenancePromotion]) -> None:
         for thread in self._threads_of(tx, event.data.order_id):
             repository.put(tx, thread, event.event_id, "verdict", verdict_card(event.data), traceparent=event.traceparent)
+
+    def _warning(self, tx: Transaction, event: Received[MonitoringDrift]) -> None:
+        """A window that warns of what the one before did not; nobody has ordered it."""
+        if not (event.data.warning and event.data.new):
+            return
+        for thread in self._homes(tx):
+            repository.put(tx, thread, event.event_id, "warning", warning_card(event.data), traceparent=event.traceparent)
 
     def _threads_of(self, tx: Transaction, order_id: str | None) -> list[ChatThread]:
         """The thread in which it was ordered, else the site's channels."""

@@ -158,6 +158,32 @@ async def test_what_no_thread_has_ordered_goes_to_the_site_s_channel(site, slack
     assert len(slack.messages["CHOME"]) == 2
 
 
+def drift(site, number, *, warning, new):
+    from schemas.events import DriftSignal, MonitoringDrift
+    from schemas.topics import DRIFT
+    from schemas.vocabulary import Diagnosis
+
+    signals = (
+        DriftSignal(name="images", statistic=9.0, warning=warning, sentence="The images look <!here> different."),
+        DriftSignal(name="mix", statistic=0.1, warning=False, sentence="The mix is as it was."),
+    )
+    at = site.clock.now()
+    about = {"drift_id": f"d{number}", "model": "brain_mri", "version": 1, "kind": "cases", "number": number, "cases": 200}
+    shown = {"suspected": Diagnosis.COVARIATE, "signals": signals, "summary": "New images.", "measured_at": at}
+    site.emit(DRIFT, MonitoringDrift(**about, first_at=at, last_at=at, warning=warning, new=new, **shown), f"drift-{number}")
+
+
+async def test_an_early_warning_is_told_once_where_all_read(site, slack):
+    drift(site, 1, warning=False, new=False)
+    drift(site, 2, warning=True, new=True)
+    drift(site, 3, warning=True, new=False)
+    await site.answer()
+    (warning,) = slack.messages["CHOME"]
+    assert "The images look <!here> different." in texts(warning)
+    assert "The mix" not in texts(warning)
+    assert "<!here>" not in warning["text"]
+
+
 async def test_a_verdict_is_told_in_the_thread(site, slack):
     order, _ = await repaired(site)
     promotion = MaintenancePromotion(
