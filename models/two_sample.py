@@ -11,10 +11,10 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2_contingency, fisher_exact, ks_2samp, rankdata
+from scipy.stats import chi2_contingency, fisher_exact, ks_2samp
 
 Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
+Keys = NDArray[np.float32]
 EXCEEDANCES: Final = 10
 """A permutation test stops when so many permutations were at least as extreme: its p-value is large then."""
 _CHUNK: Final = 500
@@ -108,19 +108,18 @@ def stratified_kernel(
     share = np.array([n * m / (n + m) for n, m in counts])
     scale = np.sqrt(share / share.sum())
 
-    def weights(order: Integers) -> NDArray[np.float32]:
-        """[n, permutations]: within each stratum the first sample's part positive, the second's negative."""
-        found = np.zeros(order.shape, np.float32)
+    def weights(keys: Keys) -> NDArray[np.float32]:
+        """[n, permutations]: within each stratum the cases of the smallest keys positive, the others negative."""
+        found = np.empty(keys.shape, np.float32)
         for each, (n, m), factor in zip(members, counts, scale, strict=True):
-            ranks = order[each].argsort(axis=0).argsort(axis=0)
-            found[each] = np.where(ranks < n, factor / n, -factor / m)
+            found[each] = np.where(_smallest(keys[each], n), factor / n, -factor / m)
         return found
 
-    def statistic(order: Integers) -> Array:
-        chosen = weights(order)
+    def statistic(keys: Keys) -> Array:
+        chosen = weights(keys)
         return np.asarray((chosen * (matrix @ chosen)).sum(0), np.float64)
 
-    own = np.arange(len(pooled))[:, None]
+    own = np.arange(len(pooled), dtype=np.float32)[:, None]
     return _permuted(float(statistic(own)[0]), _shuffled(len(pooled), statistic, generator), most)
 
 
@@ -135,12 +134,11 @@ def classifier(
     pooled = np.concatenate([first, second]).astype(np.float64)
     pooled = (pooled - pooled.mean(0)) / (pooled.std(0) + 1e-9)
     operator = _out_of_fold(pooled, generator)
-    labels = np.r_[np.zeros(len(first)), np.ones(len(second))]
 
-    def statistic(order: Integers) -> Array:
-        return _auc(operator, labels[order.argsort(axis=0)])
+    def statistic(keys: Keys) -> Array:
+        return _auc(operator, (~_smallest(keys, len(first))).astype(np.float64))
 
-    own = np.arange(len(pooled))[:, None]
+    own = np.arange(len(pooled), dtype=np.float32)[:, None]
     return _permuted(float(statistic(own)[0]), _shuffled(len(pooled), statistic, generator), most)
 
 
@@ -158,9 +156,16 @@ def _gaussian(pooled: NDArray[np.floating]) -> NDArray[np.float32]:
     return found
 
 
-def _shuffled(count: int, statistic: Callable[[Integers], Array], generator: np.random.Generator) -> Iterator[Array]:
+def _shuffled(count: int, statistic: Callable[[Keys], Array], generator: np.random.Generator) -> Iterator[Array]:
+    """Statistics of permutations without end: the order of random keys is a random permutation."""
     while True:
-        yield statistic(generator.random((count, _CHUNK)).argsort(axis=0))
+        yield statistic(generator.random((count, _CHUNK), dtype=np.float32))
+
+
+def _smallest(keys: Keys, count: int) -> NDArray[np.bool_]:
+    """Which `count` of the keys [n, permutations] are the smallest of their column."""
+    found: NDArray[np.bool_] = keys <= np.partition(keys, count - 1, axis=0)[count - 1]
+    return found
 
 
 def _permuted(observed: float, draws: Iterator[Array], most: int) -> Comparison:
@@ -192,8 +197,8 @@ def _out_of_fold(features: Array, generator: np.random.Generator) -> Array:
 
 def _auc(operator: Array, labels: Array) -> Array:
     """AUC of the predictions of labels [n, permutations]."""
-    ranks = rankdata(operator @ labels, axis=0)
+    order = (operator @ labels).argsort(axis=0)
+    ranks = np.arange(1, len(labels) + 1)[:, None]
     ones = labels.sum(0)
-    zeros = len(labels) - ones
-    found: Array = ((ranks * labels).sum(0) - ones * (ones + 1) / 2) / (ones * zeros)
+    found: Array = ((np.take_along_axis(labels, order, 0) * ranks).sum(0) - ones * (ones + 1) / 2) / (ones * (len(labels) - ones))
     return found
