@@ -1,8 +1,9 @@
 """Late labels: which weeks of acquisition can be judged, and blocks of equal size in the order of acquisition.
 
 Where errors get their label sooner than right answers, whatever is judged as labels trickle in looks worse than it is.
-Two streams are free of that, and both are watched. One has only weeks in which nearly every prediction has its label. The
-other has every week and counts a prediction that still waits as right, which can hide a fall but never make one up.
+Two streams are free of that, and both are watched. One ends before the first week in which not nearly every prediction has
+its label: a later week that is complete already may be so because it has more errors. The other has every week and counts a
+prediction that still waits as right, which can hide a fall but never make one up.
 
 Assumed: a prediction that has no label after `wait_days` never gets one, and whether it got one says nothing about whether
 it was right. A week is one of acquisition, from Monday, UTC.
@@ -35,13 +36,13 @@ class Pending(NamedTuple):
 class Ordered:
     """The two streams in order of acquisition, `batch` being the number of the block, and what is waited for.
 
-    `settled`: cases of weeks that are complete. `assumed`: all cases, with what waits counted as right.
+    `settled`: cases of weeks up to which all are complete. `assumed`: all cases, with what waits counted as right.
     """
 
     settled: tuple[StreamCase, ...]
     assumed: tuple[StreamCase, ...]
     weeks: tuple[date, ...]
-    """Mondays of the weeks that wait for labels, the oldest first."""
+    """Mondays of the weeks that wait for labels, or for an earlier week's, the oldest first."""
     labels: int
     """Labels that these weeks wait for."""
     held_back: int
@@ -76,10 +77,10 @@ def order(cases: Sequence[StreamCase], pending: Sequence[Pending], size: int, no
 
 
 def complete(weeks: Integers, labelled: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Per prediction [n], whether at least 95 % of its week's predictions are labelled."""
+    """Per prediction [n], whether in its week and all weeks before at least 95 % of each week's predictions are labelled."""
     _, place = np.unique(weeks, return_inverse=True)
     share = np.bincount(place, labelled) / np.maximum(np.bincount(place), 1)
-    found: NDArray[np.bool_] = (share >= COMPLETE)[place]
+    found: NDArray[np.bool_] = np.logical_and.accumulate(share >= COMPLETE)[place]
     return found
 
 

@@ -66,14 +66,17 @@ class Episodes:
 def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch_size: int, seed: int) -> Assessment:
     """Judge one stream (R = 1) after its last batch. An alarm stands until the recall is back (see `episodes`).
 
-    Where recall varies more from batch to batch than chance explains, the counts are divided by that first.
+    Where recall varies more from batch to batch than chance explains, the counts are divided by that first. A fall that
+    the detector is sure of, but that is as likely as not smaller than 3 points, is watched and no decline yet.
     """
     raw, counts = counts, steadied(counts)
     history = episodes(counts, thresholds, batch_size)
     first, alarm = history.restarted_after, history.standing
     generator = np.random.default_rng(seed)
-    fall = _located(counts, first, classes, generator) if alarm or _watch(counts) else None
-    fall = fall if fall and fall.drop > 0 else None
+    crossed = bool(history.statistics[-1, 0] >= thresholds.a or history.statistics[-1, 1] >= thresholds.b)
+    watch = alarm is not None or _watch(counts)
+    fall = _located(counts, first, classes, generator) if watch or crossed else None
+    fall = fall if fall and fall.drop > 0 and (watch or fall.low > 0) else None
     watched = alarm is None and fall is not None
     known = sufficiency(raw, classes, first)
     return Assessment(

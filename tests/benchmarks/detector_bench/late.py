@@ -33,12 +33,14 @@ def late(kind: str, world: str, fall: str, replicates: int, generator) -> dict:
 
 
 def _cases(confusion, kind, generator):
-    """Rows (week, class, predicted, week of the label) of one stream [T, K, K]."""
+    """Rows (week, class, predicted, week of the label) of one stream [T, K, K], in chance order within a week."""
     weeks, truth, said = (np.repeat(part.ravel(), confusion.ravel()) for part in np.indices(confusion.shape))
     slow = np.linspace(0.5, 4.0, confusion.shape[-1])[truth]
     means = DELAYS[kind]
     mean = slow if means is None else np.where(truth == said, *means)
-    return weeks, truth, said, weeks + generator.geometric(1 / (1 + mean)) - 1
+    labelled = weeks + generator.geometric(1 / (1 + mean)) - 1
+    chance = np.lexsort((generator.random(len(weeks)), weeks))
+    return weeks[chance], truth[chance], said[chance], labelled[chance]
 
 
 def _first(owner, cases, way, weeks):

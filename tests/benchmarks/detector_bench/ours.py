@@ -50,6 +50,13 @@ def judged(model: Model, material: Counts, judge):
     return found
 
 
+def crossings(model: Model, material: Counts) -> np.ndarray:
+    """[R, T] where a statistic is above its threshold, whether the service would let an alarm stand or not."""
+    parts = [steadied(one(material, slice(start, start + CHUNK))) for start in range(0, len(material.errors), CHUNK)]
+    found = np.concatenate([statistics(part, model.size) for part in parts])
+    return (found[..., 0] >= model.thresholds.a) | (found[..., 1] >= model.thresholds.b)
+
+
 def one(material: Counts, lines: slice) -> Counts:
     """Some of the streams."""
     return Counts(material.baseline_errors[lines], material.baseline_cases[lines], material.errors[lines], material.cases[lines])

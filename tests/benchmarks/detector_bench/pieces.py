@@ -71,6 +71,24 @@ def falls(world: str, size: int, block: int, amount: Amount, known: dict) -> dic
     return found
 
 
+def crossing(world: str, size: int, amount: Amount, known: dict) -> dict:
+    """Delays of the statistics alone, on the streams of `falls`, and years in which they cross where nothing changes."""
+    place = WORLDS[world]
+    sets = test_sets(place, amount.sets, generator("sets", world, size, 0))
+    fleet = [ours.Model(each, Thresholds(*pair, "simulation"), size) for each, pair in zip(sets, known["thresholds"], strict=True)]
+    random, hits = generator("stable", world, size, 0), []
+    for owner in fleet:
+        crossed = ours.crossings(owner, ours.counts(owner, streams([place] * (YEARS * YEAR), size, amount.stable, random)))
+        hits.append(crossed.reshape(amount.stable, YEARS, YEAR).any(2).sum(0).tolist())
+    found: dict = {"hits": hits, "replicates": amount.stable}
+    for name, fall in FALLS.items():
+        random, found[name] = generator(name, world, size, 0), []
+        for owner in fleet:
+            changed = streams(path(place, fall, STABLE + FOLLOWED), size, amount.falling, random)
+            found[name] += _delays(ours.crossings(owner, ours.counts(owner, changed)))
+    return found
+
+
 def told(world: str, size: int, amount: Amount, known: dict) -> dict:
     """How often what stands beside an alarm is true."""
     place = WORLDS[world]
@@ -170,6 +188,7 @@ def _peers(amount: Amount) -> list[Piece]:
     found: list[Piece] = [(f"peers|{w}|{n}", lambda _, w=w, n=n: peers(w, n, amount)) for n in amount.sizes for w in WORLDS]
     for n, w in product(amount.sizes, WORLDS):
         need = f"own|{w}|{n}|0"
+        found.append((f"crossing|{w}|{n}", lambda known, w=w, n=n, m=need: crossing(w, n, amount, known[m])))
         found.append((f"told|{w}|{n}", lambda known, w=w, n=n, m=need: told(w, n, amount, known[m])))
     found += [(f"horizon|{w}|{y}", lambda _, w=w, y=y: horizon(w, y, amount)) for w, y in product(WORLDS, (26, 104, 416))]
     return found
@@ -182,7 +201,7 @@ def _stresses(amount: Amount, block: int) -> list[Piece]:
         found.append((f"stress|{kind}|{w}|{block}", lambda known, k=kind, w=w, m=need: stressed(k, w, block, amount, known[m])))
     for kind, w, fall in product(DELAYS, WORLDS, ("", "one class -10")):
         random = generator("late", kind, w, fall, block)
-        found.append((f"late|{kind}|{w}|{fall}|{block}", lambda _, k=kind, w=w, f=fall, r=random: late(k, w, f, amount.late, r)))
+        found.append((f"labels|{kind}|{w}|{fall}|{block}", lambda _, k=kind, w=w, f=fall, r=random: late(k, w, f, amount.late, r)))
     return found
 
 
