@@ -1,5 +1,6 @@
 """A server that behaves like Slack: its Web API, its signatures, its Socket Mode. Nothing of it is ours."""
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -28,6 +29,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     breaks: bool = False
     done: bool = False
+    hang_s: float = 0.0
 
 
 @dataclass
@@ -92,6 +94,8 @@ class SlackServer:
             return web.json_response(fault.body, status=fault.status, headers=fault.headers)
         fields = await self._fields(request, raw)
         answer = {"ok": True} if fault is not None and not fault.done else self._work(method, fields)
+        if fault is not None and fault.hang_s:
+            await asyncio.sleep(fault.hang_s)
         if fault is not None and fault.breaks:
             assert request.transport is not None
             request.transport.close()

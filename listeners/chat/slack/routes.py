@@ -24,8 +24,8 @@ def routes(context: Context) -> Iterable[web.RouteDef]:
     app = bolt_app(context)
 
     async def post(request: web.Request) -> web.Response:
-        stamp = request.headers.get("X-Slack-Request-Timestamp", "")
-        if not (stamp.isascii() and stamp.isdigit()):
+        stamp, signature = (request.headers.get(f"X-Slack-{name}", "") for name in ("Request-Timestamp", "Signature"))
+        if not (stamp.isascii() and stamp.isdigit() and len(stamp) < 16 and signature.isascii()):
             raise web.HTTPUnauthorized(text="the request is not signed")
         try:
             body = (await request.read()).decode()

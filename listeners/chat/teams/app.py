@@ -6,7 +6,7 @@ import logging
 import re
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from listeners.chat import repository
 from listeners.chat.cards import Card
@@ -22,6 +22,12 @@ WITHOUT_ACCOUNT: Final = "Only people with an account of this organisation are a
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_absence(cls, value: Any) -> Any:
+        """A field that is null is as good as absent: a pressed Action.Submit has no text."""
+        return {name: inner for name, inner in value.items() if inner is not None} if isinstance(value, dict) else value
 
 
 class Who(_Part):

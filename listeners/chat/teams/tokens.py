@@ -44,7 +44,7 @@ class BotConnector:
     async def prove(self, authorization: str, service_url: str) -> Mapping[str, Any]:
         """The token's claims; raises Unproven or KeysAway. The reason is for the log and quotes nothing."""
         scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not token:
+        if scheme.lower() != "bearer" or not token or not token.isascii():
             raise Unproven("there is no bearer token")
         if not service_url:
             raise Unproven("the activity names no serviceUrl")

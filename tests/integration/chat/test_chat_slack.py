@@ -65,8 +65,10 @@ async def test_a_mention_is_answered_in_its_thread(slack_site, slack_client, sla
         {"headers": {"X-Slack-Signature": ""}},
         {"headers": {"X-Slack-Request-Timestamp": ""}},
         {"headers": {"X-Slack-Request-Timestamp": "tomorrow"}},
+        {"headers": {"X-Slack-Request-Timestamp": "1" * 5_000}},
+        {"headers": {"X-Slack-Signature": "v0=\xe9"}},
     ],
-    ids=["another secret", "old", "of the future", "unsigned", "no time", "no number"],
+    ids=["another secret", "old", "of the future", "unsigned", "no time", "no number", "a huge number", "no ASCII"],
 )
 async def test_what_is_not_signed_by_slack_and_new_is_refused(slack_site, slack_client, options):
     assert (await post(slack_client, event("status"), **options)).status == 401

@@ -69,7 +69,7 @@ def _unsigned(teams):
     return f"Bearer {head}.{teams.headers()['Authorization'].split('.')[1]}."
 
 
-@pytest.mark.parametrize("value", ["", "Bearer", "Bearer x.y.z", "Basic YTpi", "unsigned"])
+@pytest.mark.parametrize("value", ["", "Bearer", "Bearer x.y.z", "Bearer \xe9", "Basic YTpi", "unsigned"])
 async def test_no_token_is_refused(teams_site, teams_client, teams, value):
     headers = {"Authorization": _unsigned(teams) if value == "unsigned" else value}
     assert (await post(teams_client, teams, teams.activity("status"), headers=headers)).status == 401
@@ -147,7 +147,8 @@ async def test_a_second_person_approves_with_a_button(teams_site, teams_client, 
 async def test_action_submit_decides_too(teams_site, teams_client, teams):
     order, _ = await ordered(teams_site, teams_client, teams)
     data = pressed(order.order_id, approve=False)["value"]["action"]["data"]
-    await post(teams_client, teams, teams.activity(sender=BOB, value=data))
+    fields = {"text": None, "entities": None, "value": data}
+    assert (await post(teams_client, teams, teams.activity(sender=BOB) | fields)).status == 200
     await teams_site.answer()
     assert teams_site.orders()[0].state == "refused"
 
