@@ -61,7 +61,7 @@ def gather(session: Session, cause: Cause) -> Facts:
         history=history,
         latest=latest,
         cases=_batch_cases(session, latest),
-        baseline=[_scored(row.truth, row) for row in registry.baseline(session, cause.model, number)],
+        baseline=[_scored(row.truth, row) for row in registry.baseline(session, cause.model, latest.version if latest else number)],
         baseline_recalls=_baseline_recalls(session, cause.model),
         changes=_changes(session, cause),
         orders=_orders(session, cause),

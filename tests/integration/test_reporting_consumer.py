@@ -14,6 +14,8 @@ from schemas.events import MaintenanceOrder, MaintenancePromotion
 from schemas.tables import Audit, Case, DeadLetter, Evaluation, Job, Order, Report
 from schemas.topics import ORDER, PROMOTION
 from schemas.vocabulary import OrderKind, OrderState, Remedy, Verdict
+from services.reporting.facts import ScoredCase
+from services.reporting.statistics import digest
 from services.reporting.wording import sentences
 from services.runtime import registry
 from services.runtime.consumer import process
@@ -344,6 +346,15 @@ def test_a_promotion_report_has_every_number_of_the_gate(story):
     for expected in ("71.0 % | 88.0 % | +17.0 points", "0.210 | 0.060 | -0.150", "0.003", "64", "McNemar exact"):
         assert expected in text
     assert "before_after.png" in contents(story, report)
+
+
+def test_the_old_versions_batch_is_compared_with_the_old_versions_reference(told):
+    process(told.database, consumer_of(told), [repaired(told, Verdict.PROMOTE)])
+    document = json.loads(contents(told, reported(told)[0])["report.json"])
+    [records] = [each for each in document["tables"] if each["title"] == "Where the numbers come from"]
+    old = digest([ScoredCase(row.truth, row.predicted, row.probabilities) for row in baseline_rows(1)])
+    assert ["Development test set: cases", "320"] in records["rows"]
+    assert ["… their SHA-256", old] in records["rows"]
 
 
 @pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.NEED_LABELS])
