@@ -6,7 +6,7 @@ bundle keeps and serving applies to every image's logits.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,13 +121,16 @@ def recalibrate(base: Calibration, old: StudyLogits, new: StudyLogits, recent: S
     return Recalibration(tried[best][0], record)
 
 
-def rethreshold(base: Calibration, old: StudyLogits, new: StudyLogits, *, tolerance: float = 0.01) -> Recalibration:
+def rethreshold(
+    base: Calibration, old: StudyLogits, new: StudyLogits, *, tolerance: float = 0.01, reference: Mapping[int, float] | None = None
+) -> Recalibration:
     """Per-class offsets that raise the mean recall of the labelled `new` studies, found by coordinate search from zero.
 
-    No class of the held-out `old` studies may lose more than `tolerance` of its recall by them. A recall counts by smooth
-    margins and the offsets' squares cost a little, so that a handful of cases does not move a threshold far.
+    No class of the held-out `old` studies may come to lie more than `tolerance` below its recall in `reference` (without one,
+    its recall under `base`). A recall counts by smooth margins and the offsets' squares cost a little, so that a handful of
+    cases does not move a threshold far.
     """
-    before = class_recalls(old.probabilities(base), old.labels)
+    before = dict(reference) if reference is not None else class_recalls(old.probabilities(base), old.labels)
     cost = _decision_cost(base, old, new, before, tolerance)
     offsets = np.zeros(new.classes)
     best = start = cost(offsets)

@@ -6,7 +6,7 @@ itself (a share, a weight, an interpolation) is made on held-out new and old cas
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +43,8 @@ EXECUTABLE: Final = (Remedy.RETHRESHOLD, Remedy.RECALIBRATE, Remedy.ADAPT_STATIS
 """Everything that can be carried out, cheapest first."""
 UNLABELLED: Final = (Remedy.RECALIBRATE, Remedy.ADAPT_STATISTICS)
 """Rungs that learn from recent studies without labels too."""
+REFERENCE: Final = "reference"
+"""Where a record keeps the recalls of old classes that later repairs are held to, so that losses do not add up unseen."""
 STATISTICS_SHARES: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 INTERPOLATIONS: Final = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
 SEARCHED: Final[Mapping[str, Mapping[str, float]]] = {
@@ -101,18 +103,26 @@ def repair(
     remedy: Remedy, champion: LoadedModel, data: RepairData, settings: RepairSettings, hooks: Hooks | None = None
 ) -> Repaired:
     """Carry out one rung; the champion is not touched. Raises TrainingFailed, and whatever `hooks.check` raises."""
-    ties = hooks or Hooks()
     if remedy in FITTED:
-        return _fitted(remedy, champion, data, settings)
-    if remedy == Remedy.ADAPT_STATISTICS:
-        return _adapted(champion, data, settings)
-    if remedy in STRATEGIES:
-        return _trained(STRATEGIES[remedy], champion, data, settings, ties)
-    raise TrainingFailed(f"the remedy {remedy} changes no model")
+        made = _fitted(remedy, champion, data, settings)
+    elif remedy == Remedy.ADAPT_STATISTICS:
+        made = _adapted(champion, data, settings)
+    elif remedy in STRATEGIES:
+        made = _trained(STRATEGIES[remedy], champion, data, settings, hooks or Hooks())
+    else:
+        raise TrainingFailed(f"the remedy {remedy} changes no model")
+    kept = _jury(champion, data.new_valid, data.old_valid, settings).reference
+    reference = {champion.spec.classes[label]: round(recall, 6) for label, recall in kept.items()}
+    return replace(made, record=made.record | {REFERENCE: reference})
 
 
 def _jury(champion: LoadedModel, new: TensorSet, old: TensorSet, settings: RepairSettings) -> Jury:
-    return Jury(champion.module, champion.spec.calibration, new, old, choose_device(settings.training.device))
+    """Held-out cases; the old classes shall keep what the champion or an earlier version in its line knew of them."""
+    known: Mapping[str, float] = champion.training.get("choices", {}).get(REFERENCE, {})
+    classes = champion.spec.classes
+    inherited = {classes.index(name): recall for name, recall in known.items() if name in classes}
+    device = choose_device(settings.training.device)
+    return Jury(champion.module, champion.spec.calibration, new, old, device, inherited)
 
 
 def _fitted(remedy: Remedy, champion: LoadedModel, data: RepairData, settings: RepairSettings) -> Repaired:
@@ -125,7 +135,7 @@ def _fitted(remedy: Remedy, champion: LoadedModel, data: RepairData, settings: R
     if remedy == Remedy.RECALIBRATE:
         found = recalibrate(base, old, new, study_logits(module, data.recent, device) if len(data.recent) else new)
     else:
-        found = rethreshold(base, old, new)
+        found = rethreshold(base, old, new, reference=_jury(champion, data.new_valid, data.old_valid, settings).reference)
     spec = champion.spec.model_copy(update={"calibration": found.calibration})
     return Repaired(champion.module, spec, {"calibration": found.record}, unchanged=found.calibration == base)
 
@@ -155,8 +165,10 @@ def _trained(strategy: Strategy, champion: LoadedModel, data: RepairData, settin
     chosen, record["penalties"] = _search(job)
     tuned = job.train(chosen, "final", settings.training.epochs, hooks.on_epoch)
     module, record["interpolation"] = _interpolated(job, tuned)
-    best = tuned.result.best_epoch
-    return Repaired(module, champion.spec, record, tuned.result.history, best, unchanged=best == 0)
+    spec, best = champion.spec, tuned.result.best_epoch
+    if settings.search and best and len(data.old_valid):
+        spec, record["thresholds"] = _rebalanced(job, module)
+    return Repaired(module, spec, record, tuned.result.history, best, unchanged=best == 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +227,18 @@ def _interpolated(job: _Job, tuned: FineTuned) -> tuple[nn.Module, dict[str, Any
     tried = {share: jury.judge(between(job.champion.module, tuned.module, share)) for share in INTERPOLATIONS}
     best = min(tried, key=lambda share: (tried[share].cost, -share))
     return between(job.champion.module, tuned.module, best), {"share": best, "candidates": _rounded(tried)}
+
+
+def _rebalanced(job: _Job, module: nn.Module) -> tuple[ModelSpec, dict[str, Any]]:
+    """Offsets that give a class back what new weights have moved to another, where they cost less on the held-out cases."""
+    jury, base, device = job.jury(), job.champion.spec.calibration, choose_device(job.settings.training.device)
+    taught = together(job.data.new, job.data.new_valid)
+    old, new = (study_logits(module.to(device), each, device) for each in (job.data.old_valid, taught))
+    found = rethreshold(base, old, new, reference=jury.reference)
+    without, with_offsets = jury.judge(module), jury.judge(module, found.calibration)
+    taken = with_offsets.cost < without.cost
+    spec = job.champion.spec.model_copy(update={"calibration": found.calibration}) if taken else job.champion.spec
+    return spec, {"taken": taken, "candidates": _rounded({"none": without, "offsets": with_offsets}), **found.record}
 
 
 def _rounded(tried: Mapping[Any, Merit]) -> dict[str, Any]:

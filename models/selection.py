@@ -1,5 +1,6 @@
 """Which of several repairs is best on held-out old and new cases: one cost for every choice that a run makes by itself."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,13 +35,25 @@ class Merit:
 
 
 class Jury:
-    """Held-out new and old cases and the champion's recalls on the old ones. Either set may be empty, not both."""
+    """Held-out new and old cases, and the recalls that the old classes should keep. Either set may be empty, not both.
 
-    def __init__(self, champion: nn.Module, calibration: Calibration, new: TensorSet, old: TensorSet, device: torch.device) -> None:
+    They are the champion's on these cases, or those of `reference` where they are higher: what an earlier version knew.
+    """
+
+    def __init__(
+        self,
+        champion: nn.Module,
+        calibration: Calibration,
+        new: TensorSet,
+        old: TensorSet,
+        device: torch.device,
+        reference: Mapping[int, float] | None = None,
+    ) -> None:
         self._new, self._old, self._device = new, old, device
         self._calibration = calibration
         champion.to(device)
-        self._before = class_recalls(self._scores(champion, old, calibration), self._labels(old)) if len(old) else {}
+        own = class_recalls(self._scores(champion, old, calibration), self._labels(old)) if len(old) else {}
+        self.reference = {label: max(recall, (reference or {}).get(label, 0.0)) for label, recall in own.items()}
 
     def judge(self, module: nn.Module, calibration: Calibration | None = None) -> Merit:
         """Score a candidate, with the champion's calibration where none is given. Leaves it on the jury's device."""
@@ -48,7 +61,7 @@ class Jury:
         module.to(self._device)
         new_loss, new_recall, _ = self._measured(module, self._new, chosen)
         old_loss, old_recall, after = self._measured(module, self._old, chosen)
-        lost = [self._before[label] - after[label] for label in self._before]
+        lost = [kept - after[label] for label, kept in self.reference.items()]
         price = PRICE * sum(max(0.0, each - TOLERANCE) for each in lost)
         return Merit(new_loss + old_loss + price, new_loss, new_recall, old_loss, old_recall, max(lost, default=0.0))
 

@@ -40,7 +40,7 @@ def by_remedy(remedy: Remedy, *, search: bool) -> Callable[[LoadedModel, images.
 
     def way(champion: LoadedModel, sets: images.Protocol, tune: images.Pool, effort: Effort) -> LoadedModel:
         made = repair(remedy, champion, ways.material(sets, tune, effort.seed), effort.repairing(search=search))
-        return replace(champion, module=made.module.cpu(), spec=made.spec)
+        return replace(champion, module=made.module.cpu(), spec=made.spec, training={"choices": made.record})
 
     return way
 

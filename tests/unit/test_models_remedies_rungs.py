@@ -1,5 +1,6 @@
 """Every rung from a champion to a challenger: what it moves, what it must not move, and that it helps where it should."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,7 +177,22 @@ def test_a_search_chooses_penalty_and_interpolation_on_held_out_cases(champion):
     shares = {share: each["cost"] for share, each in mixed["candidates"].items()}
     assert shares[str(mixed["share"])] == min(shares.values())
     assert epochs == [0, 1, 2, 3]
+    assert made.record["thresholds"]["taken"] == (made.spec.calibration != champion.spec.calibration)
     assert len(said) == 4
+
+
+def test_a_line_of_repairs_is_held_to_what_its_first_version_knew(champion):
+    """The recalls of old classes travel with the bundle: a later repair is compared with the best of its line."""
+    settings = RepairSettings(training=QUICK.model_copy(update={"epochs": 1}), search=False)
+    first = repair(Remedy.HEAD_ONLY, champion, moved_data(**FAR), settings)
+    assert first.record["reference"] == dict.fromkeys(SPEC.classes, 1.0)
+    module = copy.deepcopy(champion.module)
+    with torch.no_grad():
+        module.head.bias += torch.tensor([0.0, 0.0, 30.0])
+    line = replace(champion, training={"choices": first.record}, module=module)
+    assert repair(Remedy.HEAD_ONLY, line, moved_data(**FAR), settings).record["reference"] == first.record["reference"]
+    alone = repair(Remedy.HEAD_ONLY, replace(line, training={}), moved_data(**FAR), settings).record["reference"]
+    assert alone == {"across": 0.0, "down": 0.0, "none": 1.0}
 
 
 class Killed(BaseException):
