@@ -40,6 +40,7 @@ def drawn(figure: Figure) -> Drawing:
     """Both forms of a figure, free of dates and of the software's version."""
     png, svg = io.BytesIO(), io.BytesIO()
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    figure.set_layout_engine("none")  # the places are found: both forms have the same
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     return Drawing(png.getvalue(), _numbered(svg.getvalue().decode()).encode())
 
