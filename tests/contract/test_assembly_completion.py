@@ -2,102 +2,16 @@
 
 import threading
 import time
-from datetime import timedelta
-from pathlib import PurePosixPath
 
 import pytest
-from sqlmodel import func, select
+from sqlmodel import select
 
-from schemas.announcements import Commitment, NamedInstance, PerformedStep, StepStudy
-from schemas.events import StudyReceived
-from schemas.tables import Outbox, Study
-from schemas.vocabulary import CommitmentState, StepState
-from services.assembly.announcement_repository import claim_reports, forget, postpone, references_of, settle, stored_of
-from services.assembly.commitments import Reference, Request
+from schemas.announcements import NamedInstance
+from schemas.vocabulary import StepState
 from services.assembly.completion import complete_studies
-from services.assembly.repository import ASSEMBLY_BELL, NewInstance, NewStudy, record_instances
-from services.assembly.rules import COMMITMENT_SETTLE_S, Rules
-from services.assembly.signals import Entered, create_step, request_commitment, set_step
+from services.assembly.repository import ASSEMBLY_BELL
 from services.assembly.steps import StepRefusal
-from services.runtime.identity import Pseudonyms
-
-CT, SR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.88.22"
-RULES = Rules(30.0, {"US": 120.0}, 3600.0)
-NAMES = Pseudonyms(b"k" * 32)
-STUDY = "1.2.3"
-
-
-def uid(number):
-    return f"{STUDY}.1.{number}"
-
-
-def references(*numbers):
-    return [Reference(CT, uid(number)) for number in numbers]
-
-
-class World:
-    """The index seen from its callers, with a clock that the test moves."""
-
-    def __init__(self, database, clock):
-        self.database, self.clock = database, clock
-
-    def store(self, number, *, study=STUDY, modality="CT", stated=0):
-        """One instance; returns the bells that its transaction rang."""
-        now = self.clock.now()
-        row = NewStudy(
-            study_uid=study,
-            study_key=NAMES.study(study),
-            patient_key="0" * 32,
-            acquired_at=now,
-            first_instance_at=now,
-            last_instance_at=now,
-            stated_instances=stated,
-        )
-        instance = NewInstance(
-            sop_instance_uid=uid(number),
-            study_uid=study,
-            series_uid=f"{study}.1.{modality}",
-            sop_class_uid=CT,
-            transfer_syntax_uid="1.2.840.10008.1.2.1",
-            modality=modality,
-            body_part="",
-            path=f"aa/{number}.dcm",
-            size=10,
-            sha256="0" * 64,
-            received_at=now,
-        )
-        with self.database.transaction() as tx:
-            record_instances(tx, row, [instance])
-            return tx.rings
-
-    def look(self, rules=RULES):
-        with self.database.transaction() as tx:
-            return complete_studies(tx, NAMES, rules)
-
-    def step(self, *numbers, status=None, step_uid="9.1", studies=(STUDY,), create=False, peer="CT1"):
-        with self.database.transaction() as tx:
-            if create:
-                outcome = create_step(tx, step_uid, studies, peer, None)
-            else:
-                outcome = set_step(tx, step_uid, peer, status, references(*numbers) if numbers else None)
-            return outcome, tx.rings
-
-    def ask(self, *numbers, transaction="8.1", peer="CT1"):
-        with self.database.transaction() as tx:
-            return request_commitment(tx, Request(transaction, peer, "RECLAIM", tuple(references(*numbers)))), tx.rings
-
-    def events(self):
-        with self.database.read() as session:
-            rows = session.exec(select(Outbox).order_by(Outbox.id)).all()
-        return [StudyReceived.model_validate_json(row.body) for row in rows]
-
-    @property
-    def said(self):
-        return [(event.revision, event.completed_by) for event in self.events()]
-
-    def count(self, table):
-        with self.database.read() as session:
-            return session.exec(select(func.count()).select_from(table)).one()
+from tests.assembly_world import NAMES, RULES, STUDY, World, uid
 
 
 @pytest.fixture
@@ -297,71 +211,6 @@ def test_what_a_step_may_do_is_kept_in_the_database(world):
         assert session.exec(select(NamedInstance.sop_instance_uid)).all() == [uid(2)]
 
 
-def test_a_commitment_request_for_everything_completes_after_a_moment(world, clock):
-    for number in (1, 2):
-        world.store(number)
-    assert world.ask(1)[0] is Entered.NEW
-    clock.advance(10)
-    assert world.look() == 0
-    _, rings = world.ask(2, transaction="8.2")
-    assert ASSEMBLY_BELL in rings
-    clock.advance(COMMITMENT_SETTLE_S)
-    assert world.look() == 1
-    assert world.said == [(1, "storage_commitment")]
-
-
-def test_a_commitment_asked_after_completion_is_noted_at_its_study_and_changes_nothing_else(world, clock):
-    world.store(1)
-    clock.advance(30)
-    world.look()
-    world.ask(1)
-    with world.database.read() as session:
-        (study,) = session.exec(select(Study)).all()
-    assert (study.committed_at, study.state) == (clock.now(), "complete")
-    clock.advance(60)
-    assert world.look() == 0
-
-
-def test_commitment_image_by_image_does_not_announce_image_by_image(world, clock):
-    for number in range(5):
-        world.store(number)
-        world.ask(number, transaction=f"8.{number}")
-        assert world.look() == 0
-        clock.advance(COMMITMENT_SETTLE_S - 1)
-    clock.advance(1)
-    assert world.look() == 1
-
-
-def test_a_request_again_is_the_same_request_and_other_content_is_not(world, clock):
-    world.store(1)
-    assert world.ask(1, 2)[0] is Entered.NEW
-    assert world.ask(2, 1)[0] is Entered.REPEATED
-    assert world.ask(1, 2, 3)[0] is Entered.OTHER_CONTENT
-    assert world.ask(1, 2, peer="CT2")[0] is Entered.OTHER_CONTENT
-    with world.database.transaction() as tx:
-        (owed,) = claim_reports(tx, timedelta(seconds=60), 10)
-        assert references_of(tx.session, owed.transaction_uid) == references(1, 2)
-        settle(tx, owed.transaction_uid, CommitmentState.REPORTED, 1)
-    assert world.ask(1, 2)[0] is Entered.REPEATED
-    with world.database.transaction() as tx:
-        assert [item.attempts for item in claim_reports(tx, timedelta(seconds=60), 10)] == [0]
-
-
-def test_a_claimed_report_comes_back_when_its_claimer_dies(world, clock):
-    world.ask(1)
-    with world.database.transaction() as tx:
-        assert len(claim_reports(tx, timedelta(seconds=60), 10)) == 1
-    with world.database.transaction() as tx:
-        assert claim_reports(tx, timedelta(seconds=60), 10) == []
-    clock.advance(60)
-    with world.database.transaction() as tx:
-        (owed,) = claim_reports(tx, timedelta(seconds=60), 10)
-        postpone(tx, owed.transaction_uid, clock.now() + timedelta(seconds=5), 1)
-    clock.advance(5)
-    with world.database.transaction() as tx:
-        assert [item.attempts for item in claim_reports(tx, timedelta(seconds=60), 10)] == [1]
-
-
 def test_the_stated_number_of_instances_completes(world):
     world.store(1, stated=3)
     assert world.look() == 0
@@ -404,27 +253,6 @@ def test_studies_with_a_long_quiet_period_do_not_stand_in_the_way_of_others(worl
     world.look()
     clock.advance(30)
     assert world.look() == 1
-
-
-def test_what_the_index_knows_is_found_for_thousands_of_references(world):
-    world.store(1)
-    with world.database.read() as session:
-        found = stored_of(session, [uid(number) for number in range(2000)])
-    assert [(known.sop_class_uid, known.path) for known in found.values()] == [(CT, PurePosixPath("aa/1.dcm"))]
-
-
-def test_old_announcements_go_and_owed_reports_stay(world, clock):
-    world.step(create=True)
-    world.step(1, status=StepState.COMPLETED)
-    world.ask(1)
-    world.ask(2, transaction="8.2")
-    with world.database.transaction() as tx:
-        settle(tx, "8.1", CommitmentState.REPORTED, 1)
-    clock.advance(100)
-    with world.database.transaction() as tx:
-        assert forget(tx, clock.now() - timedelta(seconds=101)) == 0
-        assert forget(tx, clock.now()) == 2
-    assert [world.count(table) for table in (PerformedStep, StepStudy, Commitment, NamedInstance)] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("attempt", range(8))

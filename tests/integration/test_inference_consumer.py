@@ -3,14 +3,11 @@
 import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 
 import pydicom
 import pytest
 import torch
-from pydicom.data import get_testdata_file
-from pydicom.uid import generate_uid
 from sqlalchemy import func, select
 
 from models.bundle import load_bundle, save_bundle
@@ -19,25 +16,17 @@ from models.predictor import Predictor
 from models.preprocessing import load_study
 from models.spec import ModelSpec, PercentileRange, PreprocessingSpec, SelectionRule
 from schemas.drift import ImageSignature
-from schemas.events import Prediction, SeriesReference, StudyReceived
-from schemas.tables import Audit, DeadLetter, Inbox, ModelVersion, Outbox, Study
-from schemas.topics import PREDICTION, STUDY_RECEIVED
+from schemas.tables import Audit, Inbox, Outbox
+from schemas.topics import PREDICTION
 from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import VersionState
 from services.inference.app import build, make_consumer
 from services.inference.bundles import BrokenChampion
-from services.inference.repository import Unscored, unscored
-from services.inference.unscored import catch_up, waiting_row
 from services.runtime import registry
-from services.runtime.archive import instance_path, series_folder
 from services.runtime.consumer import process
 from services.runtime.errors import Transient
-from services.runtime.messages import Record, headers_of
 from services.runtime.signatures import unpacked
-
-CT = get_testdata_file("CT_small.dcm")
-MR = get_testdata_file("MR_small.dcm")
-SPEC = PreprocessingSpec(size=(32, 32), intensity=PercentileRange())
+from tests.inference_archive import CT, MR, SPEC, archived, files_of, letters, predictions, record, register
 
 
 @pytest.fixture
@@ -52,73 +41,6 @@ def sqlite_consumer(sqlite_context):
     made = make_consumer(sqlite_context)
     yield made
     made.close()
-
-
-def register(context, name, number=1, *, rule=None, spec=SPEC, seed=0, state=VersionState.CHAMPION, classes=("normal", "abnormal")):
-    """A bundle on disk and in the registry."""
-    model = ModelSpec(name=name, task="finding", classes=classes, preprocessing=spec, seed=seed)
-    info = save_bundle(context.settings.models_dir / name / str(number), model, build_module(model))
-    rule = rule or SelectionRule()
-    with context.database.transaction() as tx:
-        registry.register_model(tx, name, "finding", list(classes), rule.model_dump(mode="json"))
-        row = ModelVersion(
-            model=name, version=number, bundle=f"{name}/{number}", sha256=info.sha256, state=state, created_at=tx.clock.now()
-        )
-        registry.add_version(tx, row, [], actor="test")
-    return info.folder
-
-
-def archived(context, *files, revision=1, **changes):
-    """Store copies of files as one new study; returns its event. `changes` overwrite attributes."""
-    study_uid, series = generate_uid(), {}
-    key = context.pseudonyms.study(study_uid)
-    for file in files:
-        dataset = pydicom.dcmread(file)
-        dataset.SOPInstanceUID = generate_uid()
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        for keyword, value in changes.items():
-            setattr(dataset, keyword, value)
-        series_key = context.pseudonyms.series(f"{study_uid}{dataset.Modality}")
-        path = context.settings.archive_dir / instance_path(key, series_key, dataset.SOPInstanceUID)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        dataset.save_as(path)
-        series.setdefault((series_key, dataset.Modality), []).append(path)
-    references = tuple(
-        SeriesReference(series_key=name, modality=modality, path=series_folder(key, name), instances=len(paths))
-        for (name, modality), paths in series.items()
-    )
-    now = context.clock.now()
-    return StudyReceived(
-        study_key=key,
-        patient_key=context.pseudonyms.patient(study_uid),
-        revision=revision,
-        modality=references[0].modality,
-        acquired_at=now,
-        received_at=now,
-        completed_by="quiet_period",
-        series=references,
-    )
-
-
-def record(study, event_id=None):
-    identity = event_id or f"study-{study.study_key[:20]}-{study.revision}"
-    headers = headers_of(STUDY_RECEIVED, identity, study.received_at, "00-" + "a" * 32 + "-" + "b" * 16 + "-01")
-    return Record(STUDY_RECEIVED.name, 0, 0, study.study_key, headers, study.model_dump_json().encode())
-
-
-def predictions(context):
-    with context.database.read() as session:
-        query = select(Outbox.body).where(Outbox.topic == PREDICTION.name).order_by(Outbox.id)
-        return [Prediction.model_validate_json(body) for body in session.execute(query).scalars()]
-
-
-def letters(context):
-    with context.database.read() as session:
-        return session.execute(select(DeadLetter).order_by(DeadLetter.id)).scalars().all()
-
-
-def files_of(context, study):
-    return sorted((context.settings.archive_dir / study.series[0].path).glob("*.dcm"))
 
 
 def test_a_prediction_equals_the_models_own_on_the_same_file(context, consumer):
@@ -361,111 +283,6 @@ def test_decoding_takes_one_core_a_thread_and_other_threads_keep_theirs(sqlite_c
     torch.set_num_threads(before)
 
 
-def serving(context, name, *, on):
-    with context.database.transaction() as tx:
-        registry.set_serving(tx, name, serving=on, actor="test")
-
-
-def notes(context):
-    with context.database.read() as session:
-        return session.execute(select(UnscoredStudy).order_by(UnscoredStudy.study_key)).scalars().all()
-
-
-def announced_again(context):
-    """Let the ticker look once; the records of what it announced."""
-    with context.database.transaction() as tx:
-        catch_up(tx, 30)
-    with context.database.read() as session:
-        rows = session.execute(select(Outbox).where(Outbox.topic == STUDY_RECEIVED.name).order_by(Outbox.id)).scalars()
-        return [Record(row.topic, 0, row.id, row.key, row.headers, row.body) for row in rows]
-
-
-def test_studies_that_came_while_a_model_was_stopped_are_scored_when_it_is_resumed(context, consumer):
-    register(context, "m", rule=SelectionRule(modalities=("CT",)))
-    register(context, "other")
-    serving(context, "m", on=False)
-    first, late, mr = archived(context, CT), archived(context, CT), archived(context, MR)
-    later = late.model_copy(update={"revision": 2})
-    for study in (first, late, later, mr):
-        process(context.database, consumer, [record(study)])
-    assert {each.model for each in predictions(context)} == {"other"}
-    assert announced_again(context) == []
-    assert [(note.model, note.reason) for note in notes(context)] == [("m", "the model was stopped")] * 3
-    serving(context, "m", on=True)
-    again = announced_again(context)
-    assert notes(context) == []
-    before = len(predictions(context))
-    assert process(context.database, consumer, again) == 0
-    found = predictions(context)[before:]
-    # The other model has scored them already and is not asked again; of two revisions the last one counts.
-    assert {(each.model, each.study_key, each.revision) for each in found} == {
-        ("m", first.study_key, 1),
-        ("m", late.study_key, 2),
-    }
-    assert announced_again(context) == again
-    process(context.database, consumer, again)
-    assert len(predictions(context)) == before + 2
-
-
-def test_a_model_stopped_again_before_it_has_caught_up_loses_nothing(sqlite_context, sqlite_consumer):
-    register(sqlite_context, "m")
-    study = archived(sqlite_context, CT)
-    serving(sqlite_context, "m", on=False)
-    process(sqlite_context.database, sqlite_consumer, [record(study)])
-    serving(sqlite_context, "m", on=True)
-    again = announced_again(sqlite_context)
-    serving(sqlite_context, "m", on=False)
-    sqlite_context.clock.advance(60)
-    process(sqlite_context.database, sqlite_consumer, again)
-    assert predictions(sqlite_context) == []
-    serving(sqlite_context, "m", on=True)
-    process(sqlite_context.database, sqlite_consumer, announced_again(sqlite_context))
-    assert [each.study_key for each in predictions(sqlite_context)] == [study.study_key]
-
-
-def test_a_study_waits_no_longer_than_asked(sqlite_context, sqlite_consumer):
-    register(sqlite_context, "m")
-    serving(sqlite_context, "m", on=False)
-    process(sqlite_context.database, sqlite_consumer, [record(archived(sqlite_context, CT))])
-    sqlite_context.clock.advance(31 * 86_400)
-    serving(sqlite_context, "m", on=True)
-    assert announced_again(sqlite_context) == []
-    assert notes(sqlite_context) == []
-
-
-def test_a_long_stop_is_caught_up_in_parts_oldest_first(sqlite_context, monkeypatch):
-    monkeypatch.setattr("services.inference.unscored.AT_ONCE", 2)
-    register(sqlite_context, "m")
-    with sqlite_context.database.transaction() as tx:
-        for _ in range(5):
-            study = archived(sqlite_context, CT)
-            tx.session.add(waiting_row(study, "m", sqlite_context.clock.now()))
-            sqlite_context.clock.advance(1)
-    assert [len(announced_again(sqlite_context)) for _ in range(3)] == [2, 4, 5]
-
-
-def test_a_study_that_no_model_takes_is_noted_logged_and_counted(context, consumer, caplog):
-    register(context, "mr-model", rule=SelectionRule(modalities=("MR",)))
-    register(context, "knee", rule=SelectionRule(modalities=("CT",), body_parts=("KNEE",)))
-    scout = archived(context, CT, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    chest = archived(context, CT, BodyPartExamined="CHEST")
-    dx = archived(context, CT, Modality="DX")
-    with caplog.at_level(logging.WARNING):
-        process(context.database, consumer, [record(each) for each in (scout, chest, dx, archived(context, MR))])
-    assert {note.study_key: note.reason for note in notes(context)} == {
-        scout.study_key: "no image of the study fits the model: 1 x localiser",
-        chest.study_key: "no image of the study fits the model: 1 x not what the selection rule asks for",
-        dx.study_key: "no serving model takes its modality",
-    }
-    assert f"no model takes study {dx.study_key} (modality DX)" in caplog.text
-    now = context.clock.now()
-    with context.database.read() as session:
-        assert unscored(session, now) == [Unscored("", "CT", "", 2), Unscored("", "DX", "", 1)]
-        assert unscored(session, now + timedelta(seconds=1)) == []
-    process(context.database, consumer, [record(dx, "announced under another id")])
-    assert len(notes(context)) == 3
-
-
 def test_findings_travel_with_their_details(sqlite_context, sqlite_consumer):
     register(sqlite_context, "m", spec=PreprocessingSpec(size=(32, 32), intensity=PercentileRange(), slices="evenly", max_images=4))
     files = []
@@ -482,16 +299,3 @@ def test_findings_travel_with_their_details(sqlite_context, sqlite_consumer):
         "slice_gap": "1 missing at 1 places; usual distance 5.00 mm",
         "rescale_absurd": "RescaleSlope is 0",
     }
-
-
-def test_a_study_whose_images_retention_deleted_waits_no_longer(context, caplog):
-    register(context, "m")
-    study = archived(context, CT)
-    now = context.clock.now()
-    times = {"acquired_at": now, "first_instance_at": now, "last_instance_at": now, "purged_at": now}
-    with context.database.transaction() as tx:
-        tx.session.add(waiting_row(study, "m", now))
-        tx.session.add(Study(study_uid="1.2", study_key=study.study_key, patient_key="p" * 32, **times))
-    assert announced_again(context) == []
-    assert notes(context) == []
-    assert "1 studies that waited" in caplog.text
