@@ -173,7 +173,7 @@ def test_old_messages_and_threads_are_forgotten_and_waiting_ones_are_not(databas
         assert {row.thread for row in session.exec(select(ChatThread))} == {"slack:waits", "slack:new"}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(st.tuples(st.sampled_from(["put", "edit", "send", "lose", "fail", "restart"]), st.integers(0, 3)), max_size=25)
 )

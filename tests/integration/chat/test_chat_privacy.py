@@ -46,16 +46,19 @@ async def test_no_identifier_leaves_by_the_chat(sqlite_database, clock, tmp_path
     plant(site)
     async with TestClient(TestServer(http.create_app(site.context))) as client:
         for number, text in enumerate(QUESTIONS):
-            await post(client, event(f"<@UBOT00001> {text}", ts=f"17000000{number:02d}.000100"))
-            await post(client, direct(text, ts=f"17000001{number:02d}.000100"))
-            await client.post("/chat/teams/messages", json=(said := teams.activity(text)), headers=teams.headers(said))
+            if number % 2:
+                await post(client, direct(text, ts=f"17000001{number:02d}.000100"))
+            else:
+                await post(client, event(f"<@UBOT00001> {text}", ts=f"17000000{number:02d}.000100"))
+        said = teams.activity(QUESTIONS[1])
+        await client.post("/chat/teams/messages", json=said, headers=teams.headers(said))
         await site.answer()
         order = next(row for row in site.orders() if row.kind == "remedy" and row.state == "accepted")
         told(site, site.start_job(order.order_id), "learning from 3 studies")
         written(site, None)
         written_before = len(slack.bodies) + len(teams.bodies)
         await site.answer()
-    assert len(slack.bodies) + len(teams.bodies) > written_before > 20
+    assert len(slack.bodies) + len(teams.bodies) > written_before > 8
     left = "".join([*slack.bodies, *teams.bodies])
     kept = json.dumps([row.content for row in site.messages()]) + json.dumps(site.commands())
     for canary in CANARIES:
