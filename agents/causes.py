@@ -27,7 +27,8 @@ def command_cause(event: Received[AgentCommand]) -> Cause:
     """The cause that a person's command is."""
     command = event.data
     text = without_uids(command.text).strip()
-    prompt = json.dumps({"kind": "command", "role": command.user_role, "text": text}, ensure_ascii=False)
+    said = {"kind": "command", "role": command.user_role, "today": event.record.headers.get("ce_time", "")[:10], "text": text}
+    prompt = json.dumps(said, ensure_ascii=False)
     return Cause(
         event_id=event.event_id,
         kind="command",

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import NamedTuple
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, NamedTuple
 
 from sqlalchemy import and_, or_
 from sqlmodel import Session, col, func, select
@@ -22,9 +22,21 @@ _STREAM = (col(Evaluation.stream_cases), col(Evaluation.evaluated_at), col(Evalu
 STARTED = (OrderState.ACCEPTED, OrderState.RUNNING, OrderState.DONE, OrderState.FAILED)
 
 
-def evaluations(session: Session, model: str, version: int | None = None, limit: int = 1) -> Sequence[Evaluation]:
-    """A model's newest evaluations, newest first; of one version where it is named."""
-    query = select(Evaluation).where(Evaluation.model == model)
+Days = tuple[date | None, date | None]
+"""First and last day, both included, in UTC; None is open."""
+
+
+def _within(column: Any, days: Days) -> list[Any]:
+    """The conditions that a moment lies on one of the days."""
+    first, last = (datetime.combine(day, time(), UTC) if day else None for day in days)
+    return [*([column >= first] if first else []), *([column < last + timedelta(days=1)] if last else [])]
+
+
+def evaluations(
+    session: Session, model: str, version: int | None = None, limit: int = 1, days: Days = (None, None)
+) -> Sequence[Evaluation]:
+    """A model's newest evaluations, newest first; of one version and of some days where they are named."""
+    query = select(Evaluation).where(Evaluation.model == model, *_within(Evaluation.evaluated_at, days))
     if version is not None:
         query = query.where(Evaluation.version == version)
         # Of one version the evaluation of the longest stream is the newest, whenever it was made.
@@ -67,9 +79,11 @@ def orders_since(session: Session, model: str, kind: OrderKind, since: datetime 
     return session.exec(query.where(col(Order.created_at) >= since).order_by(col(Order.created_at)).limit(5)).all()
 
 
-def orders(session: Session, model: str = "", states: Sequence[OrderState] = (), limit: int = 10) -> Sequence[Order]:
-    """Newest orders first, of one model and of some states where they are named."""
-    query = select(Order)
+def orders(
+    session: Session, model: str = "", states: Sequence[OrderState] = (), limit: int = 10, days: Days = (None, None)
+) -> Sequence[Order]:
+    """Newest orders first, of one model, of some states and of some days where they are named."""
+    query = select(Order).where(*_within(Order.created_at, days))
     if model:
         query = query.where(Order.model == model)
     if states:
@@ -83,9 +97,9 @@ def order_like(session: Session, prefix: str) -> Sequence[Order]:
     return session.exec(select(Order).where(col(Order.order_id).startswith(start, autoescape=True)).limit(5)).all()
 
 
-def reports(session: Session, model: str = "", limit: int = 5) -> Sequence[Report]:
-    """Newest reports first."""
-    query = select(Report)
+def reports(session: Session, model: str = "", limit: int = 5, days: Days = (None, None)) -> Sequence[Report]:
+    """Newest reports first, of one model and of some days where they are named."""
+    query = select(Report).where(*_within(Report.written_at, days))
     if model:
         query = query.where(Report.model == model)
     return session.exec(query.order_by(col(Report.written_at).desc(), col(Report.report_id)).limit(limit)).all()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import date
 from typing import Final
 
 from agents.planner.grammar import CANCEL_RUN
@@ -22,13 +23,13 @@ CANNOT_CANCEL: Final = (
 )
 
 
-def next_step(text: str, transcript: Transcript) -> Step:
+def next_step(text: str, transcript: Transcript, today: date | None = None) -> Step:
     """The next tool for this command, or the answer. The models' names come first: requests are read against them."""
     observed = transcript.observed
     if not observed:
         return Act("list_models")
     known = [line.name for line in Models.model_validate_json(observed[0].content).models]
-    requests = _told_once(parse(text, known, _earlier(transcript)))
+    requests = _told_once(parse(text, known, _earlier(transcript), today))
     calls = [request for request in requests if not request.question and request.tool != CANCEL_RUN]
     return _next_call(calls, list(observed[1:])) or Say(_answer(requests, observed[1:]))
 

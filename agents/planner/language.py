@@ -4,15 +4,18 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any, Final
 
 from agents import names
-from agents.planner import grammar, words
+from agents.planner import dates, grammar, words
 from agents.planner.foreign import to_english
 from agents.planner.grammar import Intent
 
 _TOKEN: Final = re.compile(r"@model|ord-[0-9a-f]+|[a-z]+|\d[\d.e-]*|\S")
 _CLOSE: Final = 0.84
+DATED: Final = frozenset({"metric_history", "list_evaluations", "list_orders", "list_reports", "replay_evaluation"})
+"""Tools that take days."""
 WELCOME: Final = "You are welcome."
 NOT_ORDERED: Final = "I have ordered nothing: your words say what should not be done, or when. Say plainly what to order."
 
@@ -36,24 +39,26 @@ class _Clause:
     hindered: bool = False
 
 
-def parse(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]] = ()) -> list[Request]:
+def parse(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]] = (), today: date | None = None) -> list[Request]:
     """All requests in a message, in order. `known` are the registered models, `earlier` the thread's (text, reply) pairs.
+
+    `today` is the day on which it was said; without it no days are read.
 
     An answer to a question of ours is read together with the message that led to the question.
     """
     if grammar.THANKS.match(to_english(names.fold(text), ()).strip()):
         return [Request("", question=WELCOME)]
-    requests = _parse(text, known, earlier)
+    requests = _parse(text, known, earlier, today)
     if requests:
         return requests
-    return (_follow_up(text, known, earlier) if earlier else []) or _bare_names(text, known)
+    return (_follow_up(text, known, earlier, today) if earlier else []) or _bare_names(text, known)
 
 
-def _follow_up(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]]) -> list[Request]:
+def _follow_up(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]], today: date | None) -> list[Request]:
     before, reply = earlier[-1]
     if grammar.YES.match(to_english(names.fold(text), ()).strip()):
         return _confirmed(reply)
-    return _parse(f"{before.rstrip('?!. ')} {text}", known, earlier[:-1]) if "?" in reply else []
+    return _parse(f"{before.rstrip('?!. ')} {text}", known, earlier[:-1], today) if "?" in reply else []
 
 
 def _bare_names(text: str, known: Sequence[str]) -> list[Request]:
@@ -71,16 +76,16 @@ def _confirmed(reply: str) -> list[Request]:
     return [Request("approve_order", {"order_id": named.pop()})] if len(named) == 1 else []
 
 
-def _parse(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]]) -> list[Request]:
-    clauses = _clauses(text, known)
+def _parse(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]], today: date | None) -> list[Request]:
+    clauses = _clauses(text, known, today)
     models = _carry(clauses, known, earlier)
     found = [request for clause, named in zip(clauses, models, strict=True) for request in _requests(clause, named, known)]
     return list({(item.tool, str(item.arguments), item.question): item for item in found}.values())
 
 
-def _clauses(text: str, known: Sequence[str]) -> list[_Clause]:
+def _clauses(text: str, known: Sequence[str], today: date | None) -> list[_Clause]:
     """Clauses that hold an intent; a piece without one belongs to the clause before it, or else to the one after it."""
-    pieces = [*grammar.SPLIT.split(_fold(text, known)), ""]
+    pieces = [*grammar.SPLIT.split(_fold(text, known, today)), ""]
     joined: list[_Clause] = []
     lead, hindered = "", False
     for piece, separator in zip(pieces[::2], pieces[1::2], strict=False):
@@ -105,12 +110,13 @@ def _hinders(body: str, separator: str, *, before: bool) -> bool:
     return before or negated or bool(grammar.CONDITION_START.match(body))
 
 
-def _fold(text: str, known: Sequence[str]) -> str:
+def _fold(text: str, known: Sequence[str], today: date | None = None) -> str:
     folded = grammar.QUOTED.sub(lambda quote: _keep_names(quote.group(), known), names.fold(text).replace("\u2019", "'"))
     folded = to_english(folded, {word for name in known for word in names.words(name)})
     folded = re.sub(r"(\w)'(s|t|d|ll|re|ve|m)\b", r"\1 \2", folded)
     folded = grammar.RUN_TOGETHER.sub(r"\1 is", folded)
-    return " ".join(_corrected(token, known) for token in re.findall(r"ord-[0-9a-f]+|[\w.-]*\w|[^\w\s]|\n", folded))
+    plain = " ".join(_corrected(token, known) for token in re.findall(r"ord-[0-9a-f]+|[\w.-]*\w|[^\w\s]|\n", folded))
+    return dates.marked(plain, today) if today else plain
 
 
 def _keep_names(quote: str, known: Sequence[str]) -> str:
@@ -220,7 +226,13 @@ def _is_command(clause: _Clause, known: Sequence[str]) -> bool:
     polite = bool(grammar.POLITE.search(text))
     text = grammar.POLITE.sub(" ", text)
     doubtful = (grammar.NEGATION, grammar.CONDITION, grammar.PAST)
-    return not clause.hindered and (polite or not clause.question) and not any(pattern.search(text) for pattern in doubtful)
+    other_day = dates.named(text) and not (clause.intent is not None and clause.intent.tool == "order_report")
+    return (
+        not clause.hindered
+        and not other_day
+        and (polite or not clause.question)
+        and not any(pattern.search(text) for pattern in doubtful)
+    )
 
 
 def _for_models(intent: Intent, clause: _Clause, models: tuple[str, ...], known: Sequence[str]) -> Iterator[Request]:
@@ -262,7 +274,8 @@ def _which(clause: _Clause, known: Sequence[str], stranger: str) -> str:
 def _slots(tool: str, clause: _Clause, model: str) -> dict[str, Any]:
     text = clause.text
     named = {"model": model} if model and tool not in {"approve_order", "reject_order", "help", "list_models"} else {}
-    return named | _SLOTS.get(tool, _no_slots)(text)
+    days = dates.slots(text) if tool in DATED else {}
+    return named | days | _SLOTS.get(tool, _no_slots)(text)
 
 
 def _no_slots(_text: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection
+from datetime import date
 from typing import Any
 
 from agents.planner import commands, evaluations, promotions
@@ -25,8 +26,15 @@ def _plan(transcript: Transcript) -> Step:
     if message.get("kind") == "promotion":
         return promotions.next_step(message, transcript.observed)
     if message.get("kind") == "command":
-        return commands.next_step(str(message.get("text", "")), transcript)
+        return commands.next_step(str(message.get("text", "")), transcript, _day(message.get("today")))
     return Say("I did not understand the message.")
+
+
+def _day(text: object) -> date | None:
+    try:
+        return date.fromisoformat(str(text))
+    except ValueError:
+        return None
 
 
 def _message(text: str) -> dict[str, Any]:

@@ -1,13 +1,19 @@
 """What the tools take. Ranges are checked here; names are resolved by the tool."""
 
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.vocabulary import Remedy
+from services.evaluation.replay import Rule
 
 ModelName = Annotated[str, Field(min_length=1, max_length=64, description="Name of a registered model")]
 Last = Annotated[int, Field(ge=1, le=100, description="How many, newest first")]
+Since = Annotated[date | None, Field(description="First day, YYYY-MM-DD; left out: from the beginning")]
+Until = Annotated[date | None, Field(description="Last day, YYYY-MM-DD; left out: until now")]
+Cases = Annotated[int | None, Field(ge=1, le=100_000, description="Only the newest so many labelled cases")]
+Facet = Annotated[str, Field(max_length=130, pattern=r"^[A-Za-z]+=.+$", description="NAME=VALUE, such as StationName=CT2")]
 Reason = Annotated[str, Field(max_length=800, description="Why, in one or two plain sentences")]
 
 
@@ -32,6 +38,21 @@ class HistoryArguments(Arguments):
 
     model: ModelName
     last: Last = 10
+    since: Since = None
+    until: Until = None
+    cases: Cases = None
+
+
+class ReplayArguments(Arguments):
+    """Which cases a rule is replayed on."""
+
+    model: ModelName
+    since: Since = None
+    until: Until = None
+    cases: Cases = None
+    facets: Annotated[tuple[Facet, ...], Field(max_length=5, description="Only cases with these facets: a subgroup")] = ()
+    rule: Annotated[Rule, Field(description="paired: the detector; reclaim: the 5 % rule; cusum: a control chart")] = Rule.PAIRED
+    version: Annotated[int | None, Field(ge=1, description="Only this version; left out: the one in service")] = None
 
 
 class CompareArguments(Arguments):
@@ -48,6 +69,8 @@ class OrdersArguments(Arguments):
     model: Annotated[str, Field(max_length=64, description="Name of a model; empty for all")] = ""
     waiting: Annotated[bool, Field(description="Only those that wait for approval")] = False
     last: Last = 10
+    since: Since = None
+    until: Until = None
 
 
 class ListArguments(Arguments):
@@ -55,6 +78,8 @@ class ListArguments(Arguments):
 
     model: Annotated[str, Field(max_length=64, description="Name of a model; empty for all")] = ""
     last: Last = 5
+    since: Since = None
+    until: Until = None
 
 
 class OrderArguments(Arguments):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agents.tools import answers, drift, orders, past, read
+from agents.tools import answers, drift, orders, past, read, replay
 from agents.tools import arguments as arg
 from agents.tools.answers import Answer
 from agents.tools.desk import Desk
@@ -47,6 +47,7 @@ CATALOGUE: Final[tuple[ToolSpec, ...]] = (
     ToolSpec(MONITORING, drift.drift_warnings, arg.OneModel, drift.Drift),
     ToolSpec(MONITORING, orders.order_report, arg.ReportArguments, answers.Recorded, orders=True),
     ToolSpec(EVALUATION, read.list_evaluations, arg.ListArguments, answers.History),
+    ToolSpec(EVALUATION, replay.replay_evaluation, arg.ReplayArguments, replay.Replay),
     ToolSpec(EVALUATION, read.compare_versions, arg.CompareArguments, answers.Comparison),
     ToolSpec(EVALUATION, orders.order_label_request, arg.LabelArguments, answers.Recorded, orders=True),
     ToolSpec(FINE_TUNING, read.remedy_options, arg.OneModel, answers.RemedyOptions),

@@ -1,7 +1,8 @@
 """Tools that read. None of them changes anything."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
+from itertools import accumulate
 
 from sqlmodel import Session
 
@@ -26,7 +27,7 @@ from agents.tools.answers import (
 )
 from agents.tools.arguments import CompareArguments, HistoryArguments, ListArguments, NoArguments, OneModel, OrdersArguments
 from agents.tools.desk import Desk, evaluation_facts, resolve
-from schemas.tables import ModelVersion, Order, RegisteredModel
+from schemas.tables import Evaluation, ModelVersion, Order, RegisteredModel
 from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy
 from services.remediation.plan import labels_for
 from services.runtime import registry
@@ -37,7 +38,9 @@ HELP = """You can ask me, in your own words:
 - how a model is doing, its trend, why it declined, whether its images drift, how two versions compare
 - which models, evaluations, orders and reports there are
 - to write a report or to ask for labels (radiologist and above)
-- to fine-tune a model, with epochs, learning rate and strategy (head only, partial, full), to stop or resume serving, \
+- to evaluate now: since a day, over the last 200 cases, for a station or another group, under another rule
+- to fine-tune a model, with epochs, learning rate and strategy (head only, partial, gradual, adapters, full), to recalibrate \
+it, set its thresholds or adapt its statistics, to stop or resume serving, \
 to approve or reject an order that waits (ml_owner and above)
 - to roll back to the last version (admin)
 Several requests may stand in one message. Every order passes the guardrails; what they refuse is explained."""
@@ -91,8 +94,22 @@ def metric_history(desk: Desk, args: HistoryArguments) -> Answer:
         name = resolve(session, args.model)
         if isinstance(name, Problem):
             return name
-        rows = repository.evaluations(session, name, limit=args.last)
+        rows = _newest(repository.evaluations(session, name, limit=most(args), days=(args.since, args.until)), args.cases)
         return History(model=name, evaluations=tuple(evaluation_facts(row, detail=False) for row in rows))
+
+
+def most(args: HistoryArguments | ListArguments | OrdersArguments) -> int:
+    """How many rows are told: as many as were asked for; all of a span of days that has no number with it."""
+    dated = args.since is not None or args.until is not None or getattr(args, "cases", None) is not None
+    return 100 if dated and "last" not in args.model_fields_set else args.last
+
+
+def _newest(rows: Sequence[Evaluation], cases: int | None) -> Sequence[Evaluation]:
+    """The newest evaluations whose batches together hold the number of cases; all of them without a number."""
+    if cases is None or not rows:
+        return rows
+    before = list(accumulate((row.cases for row in rows), initial=0))
+    return [row for row, earlier in zip(rows, before, strict=False) if earlier < cases]
 
 
 def compare_versions(desk: Desk, args: CompareArguments) -> Answer:
@@ -142,7 +159,9 @@ def list_evaluations(desk: Desk, args: ListArguments) -> Answer:
         wanted = _wanted(session, args.model)
         if isinstance(wanted, Problem):
             return wanted
-        rows = [row for name in wanted for row in repository.evaluations(session, name, limit=args.last)]
+        rows = [
+            row for name in wanted for row in repository.evaluations(session, name, limit=most(args), days=(args.since, args.until))
+        ]
         facts = tuple(evaluation_facts(row, detail=False) for row in rows)
         return History(model=", ".join(wanted) or "No model", evaluations=facts)
 
@@ -161,7 +180,7 @@ def list_orders(desk: Desk, args: OrdersArguments) -> Answer:
         if isinstance(name, Problem):
             return name
         states = (OrderState.AWAITING_APPROVAL,) if args.waiting else ()
-        rows = repository.orders(session, name, states, args.last)
+        rows = repository.orders(session, name, states, most(args), (args.since, args.until))
         return Orders(orders=tuple(order_line(session, row) for row in rows), waiting=args.waiting)
 
 
@@ -195,7 +214,7 @@ def list_reports(desk: Desk, args: ListArguments) -> Answer:
         name = resolve(session, args.model) if args.model else ""
         if isinstance(name, Problem):
             return name
-        rows = repository.reports(session, name, args.last)
+        rows = repository.reports(session, name, most(args), (args.since, args.until))
     lines = (
         ReportLine(
             report_id=row.report_id,

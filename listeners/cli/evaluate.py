@@ -1,23 +1,17 @@
 """`reclaim evaluate`: what a rule would have said of the stored cases."""
 
 import json
-from dataclasses import asdict
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
-from sqlmodel import Session
 
 from listeners.cli.context import console, nearest, open_context
-from schemas.settings import Settings
 from services.evaluation import repository
-from services.evaluation.calibration import bound, calibrate, fingerprint
-from services.evaluation.detector import Thresholds
-from services.evaluation.pace import blocks_per_year
-from services.evaluation.replay import SHOWN, Period, Record, Rule, Step, counts_of, independent_of, replay
-from services.evaluation.stream import StreamCase
+from services.evaluation.replay import SHOWN, Period, Rule, Step
+from services.evaluation.retrospect import retrospect
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 
@@ -57,7 +51,10 @@ def evaluate(
         owner = registry.model(session, model)
         wanted = [registry.version(session, owner.name, version).version] if version is not None else None
         numbers = wanted or sorted({row.version for row in repository.batches(session, owner.name)})
-        found = [_replayed(session, context.settings, owner.name, each, chosen, threshold, period) for each in numbers]
+        found = [
+            retrospect(session, context.settings, owner.name, each, chosen, threshold, period, calibrating=_calibrating)
+            for each in numbers
+        ]
     told = [each for each in found if each["batches"]]
     if not told:
         raise InvalidInput(_nothing(owner.name, period, bool(found)))
@@ -69,51 +66,8 @@ def evaluate(
         _print(owner.name, chosen, each)
 
 
-def _replayed(
-    session: Session, settings: Settings, model: str, version: int, rule: Rule, threshold: float | None, period: Period
-) -> dict[str, Any]:
-    """The steps of one version as plain values; `batches` is empty where it has no case of the period."""
-    stream = repository.stream(session, model, version, repository.last_number(session, model, version))
-    _check_facets(stream, period)
-    taught = repository.taught(session, model)
-    kept = [case for case in stream if case.patient_key not in taught and period.holds(case)]
-    if not kept:
-        return {"version": version, "batches": []}
-    classes = repository.classes(session, model)
-    baseline = list(registry.baseline(session, model, version))
-    if not baseline:
-        raise InvalidInput(f"version {version} of {model} has no labelled test set, so there is nothing to compare with")
-    batches = len({case.batch for case in kept})
-    # A subgroup's batches are smaller, and the detector's thresholds hold for the usual size.
-    size = max(1, round(len(kept) / batches)) if period.facets else settings.join.batch_size
-    # Predictions without a label tell no facets here, so a group's weeks count as complete without them.
-    waiting = [] if period.facets else repository.pending(session, model, version)
-    record = Record(
-        classes=classes,
-        baseline=baseline,
-        stream=kept,
-        batch_size=size,
-        closed={row.number: row.closed_at for row in repository.batches(session, model) if row.version == version},
-        pending=[row for row in waiting if row.patient_key not in taught and period.covers(row.acquired_at)],
-        wait_days=settings.evaluation.label_wait_days,
-        seed=settings.evaluation.seed,
-    )
-    limits = _thresholds(session, settings, model, version, record) if rule is Rule.PAIRED and not threshold else bound(0.05)
-    steps = replay(record, rule, threshold=threshold, thresholds=limits, run_length=settings.evaluation.cusum_run_length)
-    alarms = [step.batch for step in steps if step.alarmed]
-    origin = limits.origin if rule is Rule.PAIRED and not threshold else "given" if threshold else "default"
-    return {"version": version, "limits": origin, "alarmed": alarms, "batches": [asdict(step) for step in steps]}
-
-
-def _thresholds(session: Session, settings: Settings, model: str, version: int, record: Record) -> Thresholds:
-    """Those that are kept; otherwise made now and not stored."""
-    counts, chosen = counts_of(record), settings.evaluation
-    per_year = blocks_per_year((case.acquired_at for case in independent_of(record)), record.batch_size)
-    conditions = (counts.baseline_errors[0], counts.baseline_cases[0], record.batch_size, chosen.false_alarms_per_year)
-    kept = repository.thresholds(session, model, version, fingerprint(*conditions, chosen.seed, per_year))
-    if kept is None:
-        typer.echo("calibrating the detector for these batches; this takes some seconds …", err=True)
-    return kept or calibrate(*conditions, chosen.seed, per_year)
+def _calibrating() -> None:
+    typer.echo("calibrating the detector for these batches; this takes some seconds …", err=True)
 
 
 def _rule(name: str) -> Rule:
@@ -140,16 +94,6 @@ def _facet(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise InvalidInput(f"--facet {text!r} is not NAME=VALUE, such as StationName=CT2")
     return name, value
-
-
-def _check_facets(stream: list[StreamCase], period: Period) -> None:
-    for name, value in (period.facets or {}).items():
-        names = sorted({key for case in stream for key in case.facets})
-        if stream and name not in names:
-            raise InvalidInput(f"no case has the facet {name!r}{nearest(name, names)}")
-        values = sorted({case.facets[name] for case in stream if name in case.facets})
-        if stream and value not in values:
-            raise InvalidInput(f"no case has {name}={value}{nearest(value, values)}")
 
 
 def _nothing(model: str, period: Period, any_batches: bool) -> str:
