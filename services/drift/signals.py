@@ -133,6 +133,8 @@ def _columns(reference: Reference, window: Sample, levels: Levels) -> list[Signa
     usual, now = _counts(reference.sample.count, window.count)
     found = []
     for name, columns in columns_of(both, reference.sample).items():
+        if name not in levels:
+            continue
         p_values = np.array([column.p_values(usual, now)[0] for column in columns])
         statistic = float(strength(np.minimum(p_values.min() * len(columns), 1.0)))
         warning = statistic >= levels[name]
