@@ -25,7 +25,7 @@ from services.remediation.gate import Judgement, PairedCase, Rules, judge
 from services.remediation.ids import natural_id
 from services.remediation.material import LOOKS
 from services.remediation.plan import Plan, TooFew, choose, labels_for, looks, to_json
-from services.remediation.run import TEST, latency_ratio, paired_case
+from services.remediation.run import TEST, cited, latency_ratio, paired_case
 from services.runtime import registry
 from services.runtime.change_plans import citation, latency_limit, plan_of, require_owner_versions, tightened
 from services.runtime.errors import InvalidInput
@@ -65,9 +65,9 @@ def admit(
     what is missing when it cannot be judged at all, ModelError for a broken bundle or an unreadable study.
     """
     read = plan_of(context.settings, model)
-    cited = citation(read, require_owner_versions(read))
+    plan = citation(read, require_owner_versions(read))
     with context.database.read() as session:
-        pair = replace(_pair(context, session, model, number), cited=cited)
+        pair = replace(_pair(context, session, model, number), cited=plan)
     earlier, run_id = _spend(context, model, number, pair)
     tell(f"scoring {len(pair.gate)} studies of the gate and {len(pair.old)} of the old test set with both versions")
     gate, cases, ratio = _compare(context, pair, pair.gate, pair.rule)
@@ -75,7 +75,7 @@ def admit(
     limits, draws = tightened(context.settings.remediation, read), context.settings.evaluation.bootstrap_draws
     seed, slowest = limits.seed, latency_limit(read)
     rules = Rules(limits.gate_alpha, limits.gate_margin, limits.min_gate_cases, draws, seed, slowest, looks=earlier)
-    judgement = judge(gate, old, pair.models[0].spec.classes, rules, ratio)
+    judgement = cited(judge(gate, old, pair.models[0].spec.classes, rules, ratio), pair.cited)
     _conclude(context, model, number, pair, judgement, cases, actor=actor, reason=reason, run_id=run_id)
     return Admission(pair.plan.champion, judgement)
 

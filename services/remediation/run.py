@@ -6,7 +6,7 @@ The only effects before the verdict are checkpoints, a bundle nobody knows and p
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from services.remediation import data, jobs, options
 from services.remediation.gate import Endpoint, Judgement, PairedCase, Rules, judge
 from services.remediation.ids import natural_id
 from services.remediation.material import Material
-from services.runtime.change_plans import latency_limit, tightened
+from services.runtime.change_plans import citation, latency_limit, tightened
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
@@ -57,7 +57,13 @@ def execute(context: Context, claim: jobs.Claim, material: Material, keeper: job
     baseline, _, _ = _compare(context, material, challenger, data.split_of(material.old, TEST), None, keeper)
     rules = rules_of(context, material, claim.remedy)
     judgement = judge(gate, baseline, material.champion.spec.classes, rules, ratio)
-    return Outcome(bundle, judgement, gate_cases, repaired)
+    clause = material.change_plan.plan.clause_for(claim.remedy) if material.change_plan else None
+    return Outcome(bundle, cited(judgement, citation(material.change_plan, clause)), gate_cases, repaired)
+
+
+def cited(judgement: Judgement, plan: str) -> Judgement:
+    """The verdict with the change control plan that covers the change among its reasons, where the model has one."""
+    return replace(judgement, reasons=(f"Covered by the {plan}.", *judgement.reasons)) if plan else judgement
 
 
 def rules_of(context: Context, material: Material, remedy: Remedy) -> Rules:

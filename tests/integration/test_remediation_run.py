@@ -279,6 +279,7 @@ def test_every_rung_goes_from_order_to_verdict(stripes: Context, remedy: Remedy)
     (promotion,) = events(stripes, PROMOTION, MaintenancePromotion)
     assert promotion.change_plan == job.result["change_plan"]
     assert promotion.change_plan.startswith("change control plan 1.0 (")
+    assert promotion.reasons[0] == f"Covered by the {promotion.change_plan}."
     assert (remedy == Remedy.RECALIBRATE) == ("brier_p" in job.result["numbers"])
     row = stored(stripes, ModelVersion, ("stripes", 2))
     loaded, first = (
