@@ -165,6 +165,10 @@ def _print_verification(found: Verification | None) -> None:
     by = found.selected_by
     chosen = f"chosen by {by.facet} (from {by.least:.0%} to {by.most:.0%}, p {by.p_value:.2g})" if by else "no choice is seen"
     console.print(escape(f"{found.labelled} of {found.cases} settled predictions have a label; {chosen}"))
+    for each in found.shares if by else ():
+        if by and each.facet == by.facet:
+            share = f"{each.share:.0%} ({each.low:.0%} to {each.high:.0%})"
+            console.print(escape(f"  {each.facet} {each.group}: {each.labelled} of {each.cases} labelled, {share}"), soft_wrap=True)
     table = Table("rate", "of labelled cases", "of all predictions, weighted", "by class alone", "worth cases", "")
     for each in found.rates:
         alone = "-" if each.begg_greenes is None else f"{each.begg_greenes:.3f}"

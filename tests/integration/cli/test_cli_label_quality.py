@@ -84,6 +84,7 @@ def test_quality_tells_delay_selection_and_weighted_rates(wrong, reclaim):
     said = reclaim("labels", "quality", "tumour", "--version", "1")
     assert said.code == 0
     assert "chosen by confidence decile" in said.text
+    assert "confidence decile 10: " in said.text
     assert "recall:glioma" in said.text
     found = json.loads(reclaim("labels", "quality", "tumour", "--version", "1", "--json").text)
     assert found["delays"][0]["median"]["days"] == 2
