@@ -170,10 +170,10 @@ def _print_verification(found: Verification | None) -> None:
             share = f"{each.share:.0%} ({each.low:.0%} to {each.high:.0%})"
             console.print(escape(f"  {each.facet} {each.group}: {each.labelled} of {each.cases} labelled, {share}"), soft_wrap=True)
     table = Table("rate", "of labelled cases", "of all predictions, weighted", "by class alone", "worth cases", "")
-    for each in found.rates:
-        alone = "-" if each.begg_greenes is None else f"{each.begg_greenes:.3f}"
-        cells: tuple[Any, ...] = (each.name, _interval(each.raw), _interval(each.weighted), alone, f"{each.effective_cases:.0f}")
-        table.add_row(*map(escape, cells), "[yellow]differs[/]" if each.matters else "")
+    for rate in found.rates:
+        alone = "-" if rate.begg_greenes is None else f"{rate.begg_greenes:.3f}"
+        cells: tuple[Any, ...] = (rate.name, _interval(rate.raw), _interval(rate.weighted), alone, f"{rate.effective_cases:.0f}")
+        table.add_row(*map(escape, cells), "[yellow]differs[/]" if rate.matters else "")
     console.print(table)
 
 
