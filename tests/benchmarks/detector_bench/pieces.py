@@ -12,6 +12,7 @@ from detector_bench import ours
 from detector_bench.late import DELAYS, late
 from detector_bench.rules import RULES
 from detector_bench.stress import KINDS, stress
+from detector_bench.variants import variants
 from detector_bench.worlds import FALLS, FOLLOWED, SIZES, STABLE, WORLDS, YEAR, path, per_class, streams, test_sets
 
 from services.evaluation.calibration import calibrate
@@ -190,6 +191,10 @@ def _peers(amount: Amount) -> list[Piece]:
         need = f"own|{w}|{n}|0"
         found.append((f"crossing|{w}|{n}", lambda known, w=w, n=n, m=need: crossing(w, n, amount, known[m])))
         found.append((f"told|{w}|{n}", lambda known, w=w, n=n, m=need: told(w, n, amount, known[m])))
+    chosen = product((100, 30, 500), WORLDS) if amount.peers >= FULL.peers else ()
+    for n, w in chosen:
+        random = generator("variants", w, n)
+        found.append((f"variants|{w}|{n}", lambda _, w=w, n=n, r=random: variants(WORLDS[w], n, amount.peers // 3, r)))
     found += [(f"horizon|{w}|{y}", lambda _, w=w, y=y: horizon(w, y, amount)) for w, y in product(WORLDS, (26, 104, 416))]
     return found
 

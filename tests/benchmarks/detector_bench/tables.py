@@ -102,6 +102,18 @@ def _crossing_rows(rest, piece):
     return [row | {fall: _median(piece[fall], n) for fall in FALLS}]
 
 
+def _variant_rows(rest, piece):
+    """Mean delay over that of the detector as it is; the geometric mean over the falls that both were run on."""
+    names = list(dict.fromkeys(name for fall in piece.values() for name in fall))
+    rows = []
+    for name in names[1:]:
+        ratios = {fall: cell[name][0] / cell[names[0]][0] for fall, cell in piece.items() if name in cell}
+        row = {"rule": f"variant: {name}", "world": rest[0], "batch": int(rest[1])}
+        row["note"] = f"mean delay over the present one: {np.exp(np.mean(np.log(list(ratios.values())))):.2f}"
+        rows.append(row | {fall: f"{ratio:.2f}" for fall, ratio in ratios.items()})
+    return rows
+
+
 def _told_rows(rest, piece):
     world, n = rest
     rows = []
@@ -146,6 +158,7 @@ def _label_rows(rest, piece):
 
 _PARTS = {
     "crossing": _crossing_rows,
+    "variants": _variant_rows,
     "peers": _peer_rows,
     "told": _told_rows,
     "stress": _stress_rows,
