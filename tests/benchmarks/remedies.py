@@ -6,8 +6,8 @@ Per set and network: 60 / 20 / 20 as published. The champion learns the developm
 the old set. A shift of known kind changes the other two parts alike: the fine-tuning part teaches (tune), the inference part
 judges (gate) and teaches nobody. The ceiling is the same network trained with the fine-tuning part from the start. Figures
 are mean recall of the classes in percent with bootstrap intervals. Networks are trained from random weights: no ImageNet
-weights can be had here. The default is a subset for ten minutes on two cores (48 pixels, 900 images a set, small network); `--full` takes all
-networks, three strengths and 112 pixels, and wants a GPU.
+weights can be had here. The default is a subset for ten minutes on two free cores (48 pixels, 900 images a set, small network);
+`--full` takes all networks, three strengths and 112 pixels, and wants a GPU.
 """
 
 import time
