@@ -12,7 +12,7 @@ import torch
 
 from models.errors import InvalidDataset, ModelError
 from models.preprocessing import Prepared, load_study
-from models.signature import Signature
+from models.signature import Seen
 from models.spec import PreprocessingSpec
 
 COLUMNS = ("path", "label", "patient", "split")
@@ -42,14 +42,6 @@ class LabelledStudy:
     def title(self) -> str:
         """The study in a message: a manifest's paths may name patients, and messages travel."""
         return f"study of row {self.row}" if self.row else f"study {self.key}"
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What is kept of a study's images and scanner: statistics and facets."""
-
-    signature: Signature
-    facets: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Final
 
-from models.data import LabelledStudy, Seen
+from models.data import LabelledStudy
 from models.errors import InvalidDataset, ModelError
 from models.faults import known_changes
 from models.preprocessing import load_changed
+from models.signature import Seen
 from models.spec import ModelSpec
 
 IMAGES: Final = 160

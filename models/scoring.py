@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data import Seen, TensorSet
+from models.data import TensorSet
 from models.predictor import Examined, Predictor, predicted_class
+from models.signature import Seen
 
 CHUNK = 256
 

@@ -4,16 +4,17 @@ Drift and diagnosis compare these numbers; no image can be rebuilt from them. Th
 network sees, and from the modality values before windowing, so that a fault on either side leaves its mark.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from models.frames import Frame
+
+if TYPE_CHECKING:
+    import torch
 
 FORM: Final = 1
 """Number of this list of statistics; rows of another form are not compared."""
@@ -61,8 +62,19 @@ class Signature:
         return np.concatenate([self.quality, self.layout])
 
 
-def signature_of(shades: torch.Tensor, values: Sequence[Floats]) -> Signature:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is kept of a study's images and scanner: statistics and facets."""
+
+    signature: Signature
+    facets: Mapping[str, str]
+
+
+def signature_of(shades: "torch.Tensor", values: Sequence[Floats]) -> Signature:
     """The signature of shades [k, 1, (D,) H, W] in [0, 1]; `values` are samples of the modality values (see `sampled`)."""
+    # Evaluation and drift compare signatures and hold no images: torch would cost each of them half a gigabyte.
+    from torch.nn import functional  # noqa: PLC0415
+
     images = _few(shades)
     quality = np.asarray([*_statistics(images), *_levels(values)], dtype=np.float32)
     layout = functional.adaptive_avg_pool2d(images, GRID).mean(dim=(0, 1)).flatten()
@@ -76,16 +88,16 @@ def sampled(frame: Frame) -> Floats:
     return thin.ravel() if frame.padding is None else thin[~frame.padding[::step, ::step]]
 
 
-def _few(shades: torch.Tensor) -> torch.Tensor:
+def _few(shades: "torch.Tensor") -> "torch.Tensor":
     """At most three images [n, 1, H, W] of a study, evenly spaced."""
     images = shades.movedim(2, 1).flatten(0, 1) if shades.ndim == 5 else shades
     images = images.reshape(-1, 1, *images.shape[-2:])
-    places = torch.linspace(0, len(images) - 1, min(_SLICES + 2, len(images)) if len(images) > _SLICES else len(images))
+    places = np.linspace(0, len(images) - 1, min(_SLICES + 2, len(images)) if len(images) > _SLICES else len(images))
     chosen = places[1:-1] if len(images) > _SLICES else places
-    return images[chosen.round().long()]
+    return images[chosen.round().astype(np.int64)]
 
 
-def _statistics(images: torch.Tensor) -> list[float]:
+def _statistics(images: "torch.Tensor") -> list[float]:
     pixels: Floats = images[:, 0].numpy()
     step = max(int(np.sqrt(pixels.size / _PIXELS)), 1)
     flat = pixels[:, ::step, ::step].ravel()

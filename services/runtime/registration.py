@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from models.bundle import load_bundle
-from models.data import LabelledStudy, Seen, issuers_of, load_tensors, read_manifest
+from models.data import LabelledStudy, issuers_of, load_tensors, read_manifest
 from models.predictor import Predictor
 from models.probes import probed
 from models.scoring import ScoredCase, score
+from models.signature import Seen
 from models.spec import ModelSpec, SelectionRule
 from schemas.drift import ReferenceSignature
 from schemas.tables import BaselineCase, ModelVersion, RegisteredModel, TrainingPatient

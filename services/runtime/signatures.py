@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlmodel import Session, col, delete, func, select
 
-from models.data import Seen
-from models.scoring import ScoredCase
-from models.signature import FORM, LAYOUT, QUALITY, Signature
+from models.signature import FORM, LAYOUT, QUALITY, Seen, Signature
 from schemas.drift import ReferenceSignature
 from services.runtime.transaction import Transaction
+
+if TYPE_CHECKING:
+    from models.scoring import ScoredCase  # at run time it would bring torch into services that hold no images
 
 Floats = NDArray[np.float32]
 AS_IT_IS = ""
@@ -77,7 +78,7 @@ def _stacked(parts: Sequence[bytes], kind: str, width: int | None) -> Floats:
     return np.stack([np.frombuffer(part, dtype=kind) for part in parts]).astype(np.float32)
 
 
-def reference_rows(model: str, version: int, cases: Iterable[ScoredCase], keys: Iterable[str]) -> list[ReferenceSignature]:
+def reference_rows(model: str, version: int, cases: Iterable["ScoredCase"], keys: Iterable[str]) -> list[ReferenceSignature]:
     """Rows of a version's baseline cases under their baseline keys; cases without a signature are left out."""
     return [
         _row(model, version, AS_IT_IS, key, case.seen, case.embedding)

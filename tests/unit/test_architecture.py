@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,11 @@ def test_the_package_names_are_ours(name):
 
 def test_the_tests_are_no_package():
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_services_that_hold_no_images_do_without_torch():
+    """Half a gigabyte each: the process that judges, joins, reports and talks would not fit beside the models."""
+    judging = ("evaluation", "drift", "ground_truth", "reporting", "assembly")
+    modules = [f"services.{name}.app" for name in judging] + ["listeners.chat.app"]
+    code = f"import importlib, sys; [importlib.import_module(name) for name in {modules}]; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
