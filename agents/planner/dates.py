@@ -33,7 +33,8 @@ _DAY: Final = (
     rf"|{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?(?: ?,)?(?: \d{{4}})?|(?:last )?(?:{'|'.join(WEEKDAYS)})"
     rf"|yesterday|today|{_MONTH}(?: \d{{4}})?)"
 )
-_SINCE: Final = re.compile(rf"\b(?:since|from|after|starting)(?: on| with)?(?: the)? (?P<a>{_DAY})(?! (?:to|until|till) )\b")
+_SINCE: Final = re.compile(rf"\b(?:since|after|starting)(?: on| with)?(?: the)? (?P<a>{_DAY})(?! (?:to|until|till) )\b")
+_FROM: Final = re.compile(rf"\bfrom(?: the)? (?P<a>{_DAY})\b")
 _UNTIL: Final = re.compile(rf"\b(?:until|till|up to|before)(?: the)? (?P<b>{_DAY})\b")
 _BETWEEN: Final = re.compile(
     rf"\b(?:between|from)(?: the)? (?P<a>{_DAY}|\d{{1,2}}(?:st|nd|rd|th)?) (?:and|to|until|till|-)(?: the)? (?P<b>{_DAY})\b"
@@ -41,7 +42,7 @@ _BETWEEN: Final = re.compile(
 _SPAN: Final = re.compile(r"\b(?:last|past|previous)(?: the)? (?P<n>\d{1,4}) (?P<unit>days?|weeks?|months?|years?)\b")
 _NAMED: Final = re.compile(r"\b(?P<which>last|past|previous|this|current) (?P<unit>week|month|year)\b")
 _IN: Final = re.compile(rf"\b(?:in|during|for|from|of|over)(?: the)? (?P<m>{_MONTH})(?: (?P<y>\d{{4}}))?\b(?! \d)")
-_ON: Final = re.compile(rf"\b(?:on )?(?P<a>yesterday|today)\b|\bon (?P<b>{_DAY})\b")
+_ON: Final = re.compile(rf"\b(?:on |from )?(?P<a>yesterday|today)\b|\bon (?P<b>{_DAY})\b")
 _BARE: Final = re.compile(r"(\d{1,2})(?:st|nd|rd|th)?")
 _ANCHOR: Final = re.compile(
     r"\b(?:since|from|after|starting)(?: the)? (?:start|beginning) of (?:the |this )?(?P<unit>week|month|year)\b"
@@ -142,8 +143,9 @@ _MEANINGS: Final[tuple[tuple[re.Pattern[str], Callable[[re.Match[str], date], Sp
     (_NAMED, _named),
     (_SINCE, _since),
     (_UNTIL, _until),
-    (_IN, _whole_month),
     (_ON, _one_day),
+    (_IN, _whole_month),
+    (_FROM, _since),
 )
 
 

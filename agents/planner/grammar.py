@@ -26,21 +26,35 @@ def _any(*phrases: str) -> tuple[re.Pattern[str], ...]:
 
 
 _TUNING = r"(?:fine-?\s?tun(?:e|ing)|finetun(?:e|ing)|retrain(?:ing)?|training|remedy|repair|run|job)"
+_HOW = r"(?:partial|full|gradual|head[ -]only|parameter[ -]efficient|complete)"
 _FORMER = r"(?:previous|last|old|earlier|former|prior)"
 _STOP = r"stop|pause|halt|suspend|disable|deactivate"
 _LABELS = r"(?:labels?|labell?ed|labell?ing|annotations?|ground truth)"
-_MAKE = r"(?:write|make|create|generate|produce|prepare|send|draft|order|issue|compile|need|want|like|give|get|do|request)"
+_WRITE = r"(?:write|create|generate|produce|prepare|draft|compile)"
+_MAKE = r"(?:write|document|make|create|generate|produce|prepare|send|draft|order|issue|compile|need|want|like|give|get|do|request)"
 _TARGET = r"(?:serving|scoring|using|service|predicting|inference|model|classifier|@model|it)"
 _ABOUT_OTHERS = r"(?!.*\b(?:reports?|labels?|messages?|emails?|talking|asking|orders?)\b)"
 
+CANNOT: Final = "cannot"
+"""Not a tool: work that the agents have no tool for, whatever else the words may look like."""
 CANCEL_RUN: Final = "cancel_run"
 """Not a tool: stopping a run that has begun cannot be ordered."""
 
 INTENTS: Final[tuple[Intent, ...]] = (
+    Intent(
+        CANNOT,
+        _any(r"^(?:please |now |then )*(?:delete|erase|drop|wipe|e ?-? ?mail|mail|fax|print|forward|upload|download|export)\b"),
+        model=False,
+    ),
     Intent(CANCEL_RUN, _any(rf"\b(?:stop|cancel|abort|kill|pause|halt|interrupt)\b.*\b{_TUNING}\b"), model=False),
     Intent(
         "approve_order",
-        _any(r"\b(?:approve|confirm|accept|authori[sz]e|sign off)\b(?!.*\b(?:report|labels?)\b)", r"\bgo ahead\b"),
+        _any(
+            r"\b(?:approve|confirm|accept|authori[sz]e|sign off)\b(?!.*\b(?:report|labels?)\b)",
+            r"\bgo ahead\b",
+            r"\bmy approval\b",
+            r"\brelease\b.*\border\b",
+        ),
         order=True,
         model=False,
         instead="list_orders",
@@ -49,6 +63,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "reject_order",
         _any(
             r"\b(?:reject|deny|refuse|cancel|veto|withdraw|dismiss)\b",
+            r"\bturn\b.*\bdown\b",
             r"\bdecline\b.*\b(?:orders?|ord-[0-9a-f]+|remedy|proposal)\b",
         ),
         order=True,
@@ -58,8 +73,9 @@ INTENTS: Final[tuple[Intent, ...]] = (
     Intent(
         "order_rollback",
         _any(
-            r"\broll(?:ing)?[ -]?back\b|^(?:please )?roll\b.*\bback\b",
+            r"\broll?(?:ing)?[ -]?back\b|^(?:please )?roll\b.*\bback\b",
             r"\b(?:put|bring|set|take|turn)\b.*\bback to (?:v|version )\s*\d",
+            r"\b(?:want|put|bring|let)\b.*\bversion \d+\b.*\b(?:again|back)\b",
             r"\bundo\b.*\b(?:update|promotion|change|version|@model)\b",
             r"\b(?:switch|go|change)\b.*\bback to (?:v|version )\s*\d",
             r"\b(?:revert|restore|reinstate)\b.*\b(?:version|champion|model|@model|it)\b",
@@ -104,6 +120,9 @@ INTENTS: Final[tuple[Intent, ...]] = (
         _any(
             rf"\b{_MAKE}\b(?!.*\b(?:latest|last|newest|existing|recent|previous)\b.*\breport\b).*\breport\b(?! that)",
             r"^(?:please )?report (?:on|about|for|of)\b",
+            rf"\b{_WRITE}\b.*\breports\b(?! that)",
+            r"\bwrite up\b.*@model",
+            r"\breports? (?:on|about)\b.*\bnew ones?\b",
             r"\breport please\b",
             r"^(?:a )?report$",
         ),
@@ -111,9 +130,28 @@ INTENTS: Final[tuple[Intent, ...]] = (
         instead="list_reports",
     ),
     Intent(
+        "replay_evaluation",
+        _any(
+            r"\b(?:re-?)?evaluate\b",
+            r"\breplay\b",
+            r"\b(?:start|run|launch|kick off|do|make|perform|trigger|order|need|want|begin|redo)\b.*\b(?:re-?)?evaluation\b",
+            r"\b5 (?:%|percent) rule\b|\breclaim rule\b|\bcusum\b|\bpaired (?:rule|detector)\b",
+            r"\btest\b.*@model.*\b(?:on|over|with|against)\b.*\b(?:cases|scans|images|studies|station|patients)\b",
+        ),
+    ),
+    Intent(
         "order_remedy",
         _any(
             r"\b(?:fine-?\s?tune|finetune|retrain|recalibrate|repair|remedy)\b",
+            r"\b(?:re-?calibrate|calibrate|re-?threshold)\b",
+            r"\b(?:adjust|set|change|tune|move|reset|update|choose|refit|adapt)\b.*\bthresholds?\b",
+            r"\b(?:adapt|refresh|update|re-?estimate|recompute)\b.*\b(?:statistics|batch ?norm)\b",
+            rf"^(?:please )?(?:a |do )?{_HOW}\b.*\b(?:fine-?\s?tuning|training|retraining|retrain)\b",
+            r"\bunfreez(?:e|ing)\b",
+            r"\b(?:train|put|use|do|add|run|start|fit|make)\b.*\b(?:lora|adapters?)\b",
+            rf"\buse\b.*\b{_TUNING}\b",
+            rf"@model needs (?:a |an )?{_HOW}\b.*\b{_TUNING}\b",
+            r"\b(?:want|need|like)\b.*@model.*\b(?:retrained|fine-?\s?tuned|recalibrated|repaired)\b",
             r"^(?:please )?update (?:the )?@model\b",
             r"\b(?:fix|improve|heal|train|adapt)\b(?!.*\b(?:feed|window|orientation|report)\b).*(?:@model|\bmodel\b|\bit\b|\bclassifier\b)",
             rf"\b(?:start|launch|begin|run|trigger|order|kick off|do|make|perform|need|want|request|schedule)\b.*\b{_TUNING}\b",
@@ -133,6 +171,9 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\bversus\b|\bvs\b",
             r"\bdifferences?\b.*\bbetween\b",
             r"\b(?:better|worse) than\b",
+            r"\bside by side\b",
+            r"\bnew(?:er)? version\b.*\bimprove",
+            r"\bwhich version\b.*\b(?:better|best)\b",
             r"\bbetter\b.*\bor\b",
         ),
     ),
@@ -140,6 +181,8 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "list_orders",
         _any(
             r"\borders?\b",
+            r"\b(?:approvals?|i need to approve)\b",
+            r"\b(?:what|who|has|have|was|were)\b.*\bordered\b",
             r"\b(?:waiting|pending|awaiting|waits?)\b.*\bapproval\b",
             r"\bprogress\b",
             r"\b(?:under way|underway|in progress)\b",
@@ -150,11 +193,22 @@ INTENTS: Final[tuple[Intent, ...]] = (
         ),
         model=False,
     ),
-    Intent("drift_warnings", _any(r"\bdrift(?:s|ed|ing)?\b", r"\bearly warnings?\b", r"\bwithout (?:any )?labels?\b")),
+    Intent(
+        "drift_warnings",
+        _any(
+            r"\bdrift(?:s|ed|ing)?\b",
+            r"\bearly warnings?\b",
+            r"\bwithout (?:any )?labels?\b",
+            r"\b(?:images?|scans?|scanners?|inputs?|data|pictures)\b.*\b(?:changed|different(?:ly)?|shift(?:ed|ing))\b",
+            r"\bshift(?:s|ed|ing)\b",
+        ),
+    ),
     Intent(
         "explain_decline",
         _any(
             r"\bwhy\b",
+            r"\bhow come\b",
+            r"\b(?:done|undertaken) about\b.*\b(?:decline|fall|drop)\b",
             r"\bexplain\b",
             r"\breasons?\b",
             r"\bcauses?d?\b",
@@ -169,8 +223,13 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\bhistory\b",
             r"\bover time\b",
             r"\bevol(?:ve|ved|ution)\b",
-            r"\bdevelop(?:ed|ment)\b",
+            r"\bdevelop(?:ed|ment|s|ing)?\b",
+            r"\b(?:course|progression) of\b",
+            r"\bplot\b",
+            r"\b(?:getting|become|becoming) (?:better|worse)\b",
+            r"\bdeclining\b",
             r"\bhow has\b.*\bchanged\b",
+            r"\bhow (?:did|has)\b.*\b(?:do|done|fare|fared)\b",
             r"\bcurve\b",
         ),
     ),
@@ -197,6 +256,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\bstatus\b|\bstate\b|\bhealth(?:y)?\b|\bperformance\b|\bmetrics?\b|\baccuracy\b|\bauroc\b|\bsensitivity\b|\brecall\b|\bdegraded\b|\bserving\b",
             r"\bhow (?:is|are|does|do|well|good|s)\b|\bwhat (?:is|s) (?:up|new|going on)\b",
             r"\bis\b.*\b(?:ok|okay|fine|good|working|well|bad|broken|reliable|in service|online)\b",
+            r"\bupdate on\b|\bwhich version\b.*\bservice\b",
             r"\bdoing\b|\bperform(?:s|ing)?\b|\bworks?\b|\bnumbers\b|\bproblems?\b|\breliab(?:le|ility)\b|\btrust(?:ed|worthy)?\b",
         ),
     ),
@@ -227,6 +287,7 @@ ORDER_ID: Final = re.compile(r"\bord-[0-9a-f]{1,12}\b")
 VERSION: Final = re.compile(
     r"\b(?:v|versions?\s*#?)\s*(\d{1,4})\b(?:\s*(?:and|with|vs|versus|to|against|or|,|&|-)\s*(?:v|version\s*)?(\d{1,4})\b)?"
 )
+BARE_PAIR: Final = re.compile(r"\b(\d{1,4}) (?:or|and|with|vs|versus|to|against) (\d{1,4})\b")
 BARE_VERSION: Final = re.compile(r"\bto (\d{1,4})\b")
 """A version in a rollback without the word: `roll back brain to 1`."""
 RUN_TOGETHER: Final = re.compile(r"\b(how|what|who|where)s\b")
@@ -241,8 +302,23 @@ INTEGER_SLOTS: Final[dict[str, tuple[re.Pattern[str], ...]]] = {
 NUMBER_SLOTS: Final[dict[str, tuple[re.Pattern[str], ...]]] = {
     "head_learning_rate": _any(rf"\b(?:(?<!body )learning[ _-]?rate|(?<!body )lr)\s*(?:=|:|of|to)?\s*{_NUMBER}"),
     "body_learning_rate": _any(rf"(?<!head )\b(?:learning[ _-]?rate|lr)\s*(?:=|:|of|to)?\s*{_NUMBER}"),
-    "rehearsal_share": _any(rf"\brehearsal(?: share)?\s*(?:=|:|of|to)?\s*{_NUMBER}"),
+    "rehearsal_share": _any(rf"\b{_NUMBER} ?% (?:of )?rehearsal\b", rf"\brehearsal(?: share)?\s*(?:=|:|of|to)?\s*{_NUMBER}"),
 }
+_CASES = r"(?:labell?ed )?(?:cases|studies|scans|images|patients|exams)"
+_NEWEST = r"(?:last|latest|recent|past|newest|most recent)"
+CASES: Final = _any(rf"\b{_NEWEST} (\d{{1,6}}) {_CASES}\b", rf"\b(\d{{1,6}}) {_NEWEST} {_CASES}\b")
+RULES: Final[dict[str, re.Pattern[str]]] = {
+    "cusum": re.compile(r"\bcusum\b"),
+    "reclaim": re.compile(r"\b5 (?:%|percent)|\breclaim\b"),
+    "paired": re.compile(r"\bpaired\b"),
+}
+GROUPS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
+    (re.compile(r"\b(?:women|woman|females?)\b"), "PatientSex=F"),
+    (re.compile(r"\b(?:men|man|males?)\b"), "PatientSex=M"),
+    (re.compile(r"\bstation(?: ?name)? ?(?:=|is|named)? ?((?!name)[a-z0-9][\w.-]*)"), "StationName={}"),
+)
+FACET: Final = re.compile(r"\b([a-z]{4,24}) ?= ?([\w.+-]+)")
+"""NAME=VALUE as it is written in a command, for any facet."""
 COUNT: Final = _any(
     r"\b(?:last|latest|recent|past|newest|top)\s+(\d{1,6})\b", r"\b(\d{1,6})\s+(?:latest|last|newest|most recent)\b"
 )
@@ -250,12 +326,17 @@ LABELS: Final = _any(
     r"\b(\d{1,6})\s*(?:more |new |additional |further |extra )*(?:labels?|labelled cases|cases|studies|annotations?)\b"
 )
 STRATEGIES: Final[dict[str, re.Pattern[str]]] = {
+    "gradual": re.compile(r"\bgradual(?:ly)?\b|\blayer by layer\b|\bunfreez(?:e|ing)\b"),
+    "parameter_efficient": re.compile(r"\blora\b|\badapters?\b|\bparameter[ -]efficient\b|\bpeft\b"),
+    "adapt_statistics": re.compile(r"\bstatistics\b|\bbatch ?norm\b"),
+    "recalibrate": re.compile(r"\b(?:re-?)?calibrat(?:e|ed|ion)\b"),
+    "rethreshold": re.compile(r"\b(?:re-?)?thresholds?\b"),
     "head_only": re.compile(
         r"\bhead[ -]?only\b|\bonly the (?:head|last layer)\b|\blast layer\b|\bjust the head\b|\bhead alone\b|\bthe head\b"
     ),
     "partial": re.compile(r"\bpartial(?:ly)?\b|\brear part\b|\blast blocks?\b|\bfrozen front\b|\bupper layers\b"),
     "full": re.compile(
-        r"\bfull(?:y)?\b|\bwhole (?:network|model|net)\b|\bcomplete(?:ly)?\b|\bentire(?:ly)?\b|\ball (?:the )?layers\b"
+        r"\bfull(?:y)?\b|\bwhole (?:network|model|net)\b|\bcomplete(?:ly)?\b|\bentire(?:ly)?\b|\ball (?:the )?(?:layers|weights)\b"
     ),
 }
 ALL_MODELS: Final = re.compile(
@@ -267,7 +348,12 @@ CONDITION_START: Final = re.compile(r"^(?:if|when|whenever|unless|once|in case|a
 """A clause that makes the rest of its sentence conditional."""
 SENTENCE_END: Final = re.compile(r"[.;!?\n]")
 
-NUMBER_WORDS: Final[dict[str, str]] = {
-    word: str(number)
-    for number, word in enumerate(("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=2)
+_TO_TWELVE = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBER_WORDS: Final[dict[str, str]] = {word: str(number) for number, word in enumerate(_TO_TWELVE, start=2)} | {
+    "fifteen": "15",
+    "twenty": "20",
+    "thirty": "30",
+    "forty": "40",
+    "fifty": "50",
+    "hundred": "100",
 }

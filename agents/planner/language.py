@@ -14,9 +14,11 @@ from agents.planner.grammar import Intent
 
 _TOKEN: Final = re.compile(r"@model|ord-[0-9a-f]+|[a-z]+|\d[\d.e-]*|\S")
 _CLOSE: Final = 0.84
+DECISIONS: Final = frozenset({"approve_order", "reject_order"})
 DATED: Final = frozenset({"metric_history", "list_evaluations", "list_orders", "list_reports", "replay_evaluation"})
 """Tools that take days."""
 WELCOME: Final = "You are welcome."
+NO_TOOL: Final = "That is nothing I can do. I look after the models: ask for help to see what I can tell or order."
 NOT_ORDERED: Final = "I have ordered nothing: your words say what should not be done, or when. Say plainly what to order."
 
 
@@ -97,7 +99,7 @@ def _clauses(text: str, known: Sequence[str], today: date | None) -> list[_Claus
             before = joined[-1]
             joined[-1] = replace(_read(f"{before.text} and {body}", known, asked=before.question), intent=before.intent)
         else:
-            lead = f"{body} "
+            lead = f"{body} and " if separator.strip() == "and" else f"{body} "
         hindered = _hinders(body, separator, before=hindered)
     return joined
 
@@ -133,7 +135,7 @@ def _corrected(token: str, known: Sequence[str]) -> str:
         return token
     swapped = _unswapped(token)
     if swapped or len(token) < 5:
-        return swapped or token
+        return swapped or next(iter(difflib.get_close_matches(token, words.SHORT, 1, _CLOSE)), token)
     close = difflib.get_close_matches(token, words.KEYWORDS, 1, _CLOSE)
     return close[0] if close and not _is_form_of(token, close[0]) else token
 
@@ -154,7 +156,10 @@ def _read(body: str, known: Sequence[str], *, asked: bool) -> _Clause:
     mention = _mention(body, known)
     text = _masked(body, mention, known)
     question = bool(grammar.QUESTION.search(text)) or (asked and not grammar.POLITE.search(text))
-    return _Clause(body, _intent(text), question, mention.names, mention.unclear)
+    intent = _intent(text)
+    if intent is not None and intent.tool == "model_status" and dates.named(text):
+        intent = grammar.BY_TOOL["metric_history"]
+    return _Clause(body, intent, question, mention.names, mention.unclear)
 
 
 def _mention(body: str, known: Sequence[str]) -> names.Mentioned:
@@ -209,6 +214,9 @@ def _requests(clause: _Clause, models: tuple[str, ...], known: Sequence[str]) ->
     intent = clause.intent
     if intent is None:
         return
+    if intent.tool == grammar.CANNOT:
+        yield Request("", question=NO_TOOL)
+        return
     if intent.order and not _is_command(clause, known):
         forbidden = clause.hindered or grammar.NEGATION.search(clause.text)
         intent = None if forbidden else grammar.BY_TOOL[intent.instead]
@@ -216,7 +224,8 @@ def _requests(clause: _Clause, models: tuple[str, ...], known: Sequence[str]) ->
             yield Request("", question=NOT_ORDERED)
             return
     if not intent.model:
-        yield from (Request(intent.tool, _slots(intent.tool, clause, name)) for name in (models or ("",)))
+        named = clause.models if intent.tool in DECISIONS else models
+        yield from (Request(intent.tool, _slots(intent.tool, clause, name)) for name in (named or ("",)))
         return
     yield from _for_models(intent, clause, models, known)
 
@@ -241,7 +250,9 @@ def _for_models(intent: Intent, clause: _Clause, models: tuple[str, ...], known:
     if everything and intent.tool == "model_status":
         yield Request("list_models")
         return
-    if everything and intent.tool in {"order_report", "metric_history", "explain_decline"}:
+    if intent.tool == "drift_warnings" and not models and not clause.unclear:
+        everything = everything or bool(re.search(r"\bany\b", clause.text))
+    if everything and intent.tool in {"order_report", "metric_history", "explain_decline", "drift_warnings"}:
         chosen = tuple(known)
     stranger = "" if clause.unclear or chosen else _stranger(clause.text, order=intent.order)
     if not chosen and len(known) == 1 and not stranger and not everything:
@@ -273,7 +284,7 @@ def _which(clause: _Clause, known: Sequence[str], stranger: str) -> str:
 
 def _slots(tool: str, clause: _Clause, model: str) -> dict[str, Any]:
     text = clause.text
-    named = {"model": model} if model and tool not in {"approve_order", "reject_order", "help", "list_models"} else {}
+    named = {"model": model} if model and tool not in {"help", "list_models"} else {}
     days = dates.slots(text) if tool in DATED else {}
     return named | days | _SLOTS.get(tool, _no_slots)(text)
 
@@ -287,11 +298,35 @@ def _remedy_slots(text: str) -> dict[str, Any]:
     slots: dict[str, Any] = {"remedy": strategy} if strategy else {}
     slots |= {name: int(value) for name, patterns in grammar.INTEGER_SLOTS.items() if (value := _first(patterns, text))}
     slots |= {name: float(value) for name, patterns in grammar.NUMBER_SLOTS.items() if (value := _first(patterns, text))}
-    return slots
+    share = slots.get("rehearsal_share", 0.0)
+    return slots | ({"rehearsal_share": share / 100} if share > 1 and "%" in text else {})
 
 
 def _first(patterns: Sequence[re.Pattern[str]], text: str) -> str | None:
     return next((match.group(1) for pattern in patterns if (match := pattern.search(text))), None)
+
+
+def _case_slots(text: str) -> dict[str, Any]:
+    cases = _first(grammar.CASES, text)
+    return {"cases": int(cases)} if cases else _count_slots(text)
+
+
+def _replay_slots(text: str) -> dict[str, Any]:
+    cases, versions = _first(grammar.CASES, text), [number for pair in grammar.VERSION.findall(text) for number in pair if number]
+    rule = next((name for name, pattern in grammar.RULES.items() if pattern.search(text)), None)
+    slots: dict[str, Any] = {"facets": facets} if (facets := _facets(text)) else {}
+    slots |= {"cases": int(cases)} if cases else {}
+    slots |= {"rule": rule} if rule else {}
+    return slots | ({"version": int(versions[0])} if versions else {})
+
+
+def _facets(text: str) -> list[str]:
+    """`NAME=VALUE` for the groups that a text names; the tool finds the spelling of name and value."""
+    written = [f"{name}={value}" for name, value in grammar.FACET.findall(text) if name not in {"rate", "size", "share", "epochs"}]
+    if written:
+        return written
+    found = ((pattern.search(text), facet) for pattern, facet in grammar.GROUPS)
+    return [facet.format(*match.groups()) for match, facet in found if match]
 
 
 def _count_slots(text: str) -> dict[str, Any]:
@@ -305,6 +340,8 @@ def _order_list_slots(text: str) -> dict[str, Any]:
 
 def _version_slots(text: str) -> dict[str, Any]:
     found = [int(number) for pair in grammar.VERSION.findall(text) for number in pair if number]
+    pair = grammar.BARE_PAIR.search(text) if not found else None
+    found = [int(number) for number in pair.groups()] if pair else found
     return dict(zip(("first", "second"), found, strict=False))
 
 
@@ -326,7 +363,8 @@ def _id_slots(text: str) -> dict[str, Any]:
 
 _SLOTS: Final = {
     "order_remedy": _remedy_slots,
-    "metric_history": _count_slots,
+    "metric_history": _case_slots,
+    "replay_evaluation": _replay_slots,
     "list_evaluations": _count_slots,
     "list_reports": _count_slots,
     "list_orders": _order_list_slots,

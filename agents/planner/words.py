@@ -11,18 +11,23 @@ KEYWORDS: Final = _words(
     """
     abort accept accuracy annotate annotation annotations approval approve auroc authorize batch batches begin body
     cancel capabilities cases cause caused champion change changed classifier classifiers compare comparison confirm
-    create curve deactivate decline degraded deny describe diagnosis difference disable doing draft earlier entire epoch
-    epochs evaluation evaluations evolution explain fine finetune finetuning fix former full generate ground halt
+    create curve drift deactivate decline degraded deny describe diagnosis difference disable doing draft earlier entire epoch
+    epochs evaluate evaluation evaluations evolution explain fine finetune finetuning fix former full generate ground halt
     happened head health healthy help history images improve inference issue label labelled labelling labels last latest
     launch layer layers learning list make metric metrics model models network offline online only order orders overview
     partial partially pause pending perform performance please prepare previous produce progress rate reactivate reason
-    recalibrate recall rehearsal reject remedies remedy repair report reports request restart restore resume retrain
+    recalibrate rethreshold threshold thresholds statistics adapters lora gradual gradually unfreezing calibrate
+    replay station subgroup warning warnings
+    recall rehearsal reject remedies remedy repair report reports request restart restore resume retrain
     retraining revert roll rollback rolling rung running score scoring send sensitivity service serving share show start
     state status stop strategy studies study suggest suspend switch train training trend trends trigger truth tune
     tuning underway version versions versus waiting whole window withdraw works write wrong yes
     """
 )
 """Words with a meaning in the grammar: what a typo may be corrected to, never a model's nickname."""
+
+SHORT: Final = _words("trend drift list help")
+"""Words of questions to which a typo of four letters may be corrected: none of them orders anything."""
 
 STOPWORDS: Final = _words(
     """

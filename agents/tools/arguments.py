@@ -138,3 +138,4 @@ class DecideArguments(Arguments):
     """An order that waits for approval."""
 
     order_id: Annotated[str, Field(max_length=64, description="Its id; empty when only one order waits")] = ""
+    model: Annotated[str, Field(max_length=64, description="Or the model whose only waiting order is meant")] = ""

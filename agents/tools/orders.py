@@ -112,21 +112,25 @@ def _propose(
 
 def _decide(desk: Desk, args: DecideArguments, *, approve: bool) -> Answer:
     with desk.database.read() as session:
-        order = _waiting(session, args.order_id.strip().lower())
+        order = _waiting(session, args.order_id.strip().lower(), args.model)
     if isinstance(order, Problem):
         return order
     desk.ledger.decide(Decision(order_id=order.order_id, approve=approve))
     return Recorded(recorded=f"{'approval' if approve else 'rejection'} of {order.order_id}")
 
 
-def _waiting(session: Session, prefix: str) -> Order | Problem:
+def _waiting(session: Session, prefix: str, model: str) -> Order | Problem:
     if prefix:
         found = repository.order_like(session, prefix)
         return found[0] if len(found) == 1 else _unclear(session, f"There is no single order {plain(prefix, 40)!r}.")
-    waiting = repository.orders(session, states=(OrderState.AWAITING_APPROVAL,))
+    name = resolve(session, model) if model else ""
+    if isinstance(name, Problem):
+        return name
+    waiting = repository.orders(session, name, (OrderState.AWAITING_APPROVAL,))
     if len(waiting) == 1:
         return waiting[0]
-    return _unclear(session, "Which order do you mean?" if waiting else "No order waits for approval.")
+    which = f" of {name}" if name else ""
+    return _unclear(session, f"Which order{which} do you mean?" if waiting else f"No order{which} waits for approval.")
 
 
 def _unclear(session: Session, error: str) -> Problem:

@@ -80,7 +80,7 @@ def score(command: Command, database: Database, runner: Runner) -> Score:
     if command.orders_out is not None:
         wrong = max(wrong, out - command.orders_out)
     if command.may_read and not any(BY_NAME[tool].orders for tool, _ in calls):
-        expected.append(list(calls))
+        expected.append([call for call in calls if call[0] not in LOOK_UPS])
     right = any(_fits(calls, reading, run.reply) for reading in expected) and wrong == 0
     right = right and (command.orders_out is None or out == command.orders_out)
     right = right and (not command.ask or "?" in run.reply) and bool(run.reply or lines)
@@ -116,8 +116,10 @@ def _calls(run: Run, waiting: dict[str, str]) -> tuple[Call, ...]:
 def _call(tool: str, arguments: dict[str, Any], waiting: dict[str, str]) -> Call:
     """A call in one form: defaults filled in, reasons left out, the only order that waits named."""
     given = {name: value for name, value in arguments.items() if name not in {"reason", "advice"} and value != "None"}
-    if tool in {"approve_order", "reject_order"} and not given.get("order_id") and len(waiting) == 1:
-        given["order_id"] = next(iter(waiting.values()))
+    if tool in {"approve_order", "reject_order"}:
+        model = given.pop("model", "")
+        meant = [order for name, order in waiting.items() if model in {"", name}]
+        given["order_id"] = given.get("order_id") or (meant[0] if len(meant) == 1 else "")
     free = given.pop("remedy", None) if tool == "order_remedy" else None
     if isinstance(given.get("facets"), str):
         given["facets"] = json.loads(given["facets"].replace("'", '"'))
@@ -135,7 +137,7 @@ def _fits(calls: tuple[Call, ...], expected: list[Call], reply: str) -> bool:
         return False
     wanted = [call for call in expected if call[0] != "list_models"]
     asked = {tool for tool, _ in wanted}
-    done = [call for call in calls if call[0] not in LOOK_UPS or call[0] in asked]
+    done = [call for call in calls if (call[0] not in LOOK_UPS or call[0] in asked) and ("order_id", "") not in call[1]]
     left = [call for call in done if not (call[0] == "remedy_options" and "order_remedy" in asked)]
     return len(left) == len(wanted) and all(any(_same(call, each) for each in left) for call in wanted)
 
