@@ -45,14 +45,13 @@ def judge_stream(question: Question, independent: Sequence[StreamCase], pending:
     """
     known_classes = [case for case in independent if case.truth in question.classes]
     ordered = order(known_classes, pending, question.size, question.now, question.wait_days)
-    settled = _assess(question, ordered.settled)
-    if settled.alarm is None and ordered.late:
+    labelled = {case.patient_key for case in known_classes}
+    verdict, stream, basis = _assess(question, ordered.settled), ordered.settled, COMPLETE_WEEKS
+    if verdict.alarm is None and ordered.late:
         assumed = _assess(question, ordered.assumed)
         if assumed.alarm is not None:
-            labelled = {case.patient_key for case in independent}
-            known = tuple(case for case in ordered.assumed if case.patient_key in labelled)
-            return Judged(assumed, known, ordered, PENDING_AS_RIGHT)
-    return Judged(settled, ordered.settled, ordered, COMPLETE_WEEKS)
+            verdict, stream, basis = assumed, ordered.assumed, PENDING_AS_RIGHT
+    return Judged(verdict, tuple(case for case in stream if case.patient_key in labelled), ordered, basis)
 
 
 def _assess(question: Question, stream: Sequence[StreamCase]) -> Assessment:

@@ -2,8 +2,8 @@
 
 Where errors get their label sooner than right answers, whatever is judged as labels trickle in looks worse than it is.
 Two streams are free of that, and both are watched. One ends before the first week in which not nearly every prediction has
-its label: a later week that is complete already may be so because it has more errors. The other has every week and counts a
-prediction that still waits as right, which can hide a fall but never make one up.
+its label: a later week that is complete already may be so because it has more errors. The other has every week. In both a
+prediction that still waits counts as right, which can hide a fall but never make one up.
 
 Assumed: a prediction that has no label after `wait_days` never gets one, and whether it got one says nothing about whether
 it was right. A week is one of acquisition, from Monday, UTC.
@@ -36,7 +36,7 @@ class Pending(NamedTuple):
 class Ordered:
     """The two streams in order of acquisition, `batch` being the number of the block, and what is waited for.
 
-    `settled`: cases of weeks up to which all are complete. `assumed`: all cases, with what waits counted as right.
+    `settled`: weeks up to which all are complete. `assumed`: all weeks. What waits is in both, counted as right.
     """
 
     settled: tuple[StreamCase, ...]
@@ -65,14 +65,15 @@ def order(cases: Sequence[StreamCase], pending: Sequence[Pending], size: int, no
     weeks = np.array([*map(_week_of, cases), *map(_week_of, waiting.values())], np.int64)
     labelled = np.arange(len(weeks)) < len(cases)
     done = complete(weeks, labelled)
-    kept = [case for case, ready in zip(cases, done[: len(cases)], strict=True) if ready]
+    every = [*cases, *(_right(row) for row in waiting.values())]
+    kept = [case for case, ready in zip(every, done, strict=True) if ready]
     late = sorted(set(weeks[~done].tolist()))
     return Ordered(
         settled=tuple(blocks(kept, size)),
-        assumed=tuple(blocks([*cases, *(_right(row) for row in waiting.values())], size)) if late else tuple(blocks(kept, size)),
+        assumed=tuple(blocks(every if late else kept, size)),
         weeks=tuple(date.fromordinal(7 * week + 1) for week in late),
         labels=int((~done & ~labelled).sum()),
-        held_back=len(cases) - len(kept),
+        held_back=int((~done & labelled).sum()),
     )
 
 

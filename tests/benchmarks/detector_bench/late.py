@@ -55,8 +55,8 @@ def _first(owner, cases, way, weeks):
         elif way == "order of acquisition":
             kept = known
         elif way == "complete weeks":
-            kept = known.copy()
-            kept[seen] &= complete(acquired[seen], known[seen])
+            kept, label = seen.copy(), np.where(known, truth, said)
+            kept[seen] = complete(acquired[seen], known[seen])
         else:
             kept, label = seen, np.where(known, truth, said)
         if kept.any() and alarms(owner, label[kept], said[kept], order[kept]):

@@ -206,7 +206,9 @@ def _stresses(amount: Amount, block: int) -> list[Piece]:
         found.append((f"stress|{kind}|{w}|{block}", lambda known, k=kind, w=w, m=need: stressed(k, w, block, amount, known[m])))
     for kind, w, fall in product(DELAYS, WORLDS, ("", "one class -10")):
         random = generator("late", kind, w, fall, block)
-        found.append((f"labels|{kind}|{w}|{fall}|{block}", lambda _, k=kind, w=w, f=fall, r=random: late(k, w, f, amount.late, r)))
+        found.append(
+            (f"late labels|{kind}|{w}|{fall}|{block}", lambda _, k=kind, w=w, f=fall, r=random: late(k, w, f, amount.late, r))
+        )
     return found
 
 

@@ -163,7 +163,7 @@ _PARTS = {
     "told": _told_rows,
     "stress": _stress_rows,
     "horizon": _horizon_rows,
-    "labels": _label_rows,
+    "late labels": _label_rows,
 }
 
 
