@@ -201,10 +201,24 @@ def _facet_moved(name: str, then: Sequence[str], now: Sequence[str]) -> tuple[fl
         old, new = ([float(each) for each in values if _is_number(each)] for values in (then, now))
         found = two_sample.numbers(old, new)
         if old and new and found.statistic >= FACET_RISE:
-            return found.p_value, f"{name} {_middle(new)}{unit_of(name)} instead of {_middle(old)}{unit_of(name)}"
+            return (
+                found.p_value,
+                f"{name} {_changed(_middle(old), _middle(new), unit_of(name)) or _more_often(then, now, unit_of(name))}",
+            )
     if rise < FACET_RISE:
         return 1.0, ""
     return two_sample.words(then, now).p_value, f"{name} {value or 'missing'}"
+
+
+def _changed(old: str, new: str, unit: str) -> str:
+    return "" if old == new else f"{new}{unit} instead of {old}{unit}"
+
+
+def _more_often(then: Sequence[str], now: Sequence[str], unit: str) -> str:
+    """What has become commoner, where the usual value is still the same."""
+    value, _rise = _risen(then, now)
+    shares = [sum(each == value for each in values) / len(values) for values in (now, then)]
+    return f"{value}{unit} in {shares[0]:.0%} of the studies instead of {shares[1]:.0%}"
 
 
 def _middle(values: Sequence[float]) -> str:

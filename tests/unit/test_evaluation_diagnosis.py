@@ -70,6 +70,13 @@ def test_numbers_are_compared_by_value_and_every_facet_that_moved_is_named():
     assert root_cause(cause, FALL, START).startswith("since 12 March 2026, ")
 
 
+def test_a_number_whose_usual_value_stays_is_named_by_the_value_that_has_become_commoner():
+    cases = [one._replace(facets={"SliceThickness": "5"}) for one in stream(lambda _: {}, after=0)]
+    later = [one for one in stream(lambda _: {}) if one.batch >= 4]
+    cases += [one._replace(facets={"SliceThickness": "5" if at % 5 < 3 else "1.25"}) for at, one in enumerate(later)]
+    assert found(cases).what == "SliceThickness 1.25 mm in 40% of the studies instead of 0%"
+
+
 def test_a_number_that_drifts_has_moved_although_no_value_is_common():
     generator = np.random.default_rng(3)
     cases = [one._replace(facets={"EchoTime": f"{generator.normal(80, 3):.4g}"}) for one in stream(lambda _: {}, after=0)]
