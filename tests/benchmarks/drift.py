@@ -6,7 +6,7 @@ Whole years of windows through the deployed judge (`services.drift.signals.judge
 for a reference that is drawn anew each year: three classes, correlated statistics, a layout, an embedding, facets, probabilities
 that are calibrated. Years have 52 windows of 200 studies (the budget is a year's, whatever the number of windows). The chance of a
 false warning in a year is told with its 95 % interval (Wilson). Then single windows under a change, for power. One thread;
-30 years take half an hour on a busy machine, --quick (4 years) two minutes. `--data` is not used.
+a year takes about a minute on a busy machine, --quick is 4 years. `--data` is not used.
 """
 
 import time
@@ -132,7 +132,7 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     """95 % interval of a share."""
     z, share = 1.96, hits / total
     centre, spread = share + z * z / (2 * total), z * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return (centre - spread) / (1 + z * z / total), (centre + spread) / (1 + z * z / total)
+    return max((centre - spread) / (1 + z * z / total), 0.0), (centre + spread) / (1 + z * z / total)
 
 
 if __name__ == "__main__":
