@@ -201,10 +201,8 @@ def _facet_moved(name: str, then: Sequence[str], now: Sequence[str]) -> tuple[fl
         old, new = ([float(each) for each in values if _is_number(each)] for values in (then, now))
         found = two_sample.numbers(old, new)
         if old and new and found.statistic >= FACET_RISE:
-            return (
-                found.p_value,
-                f"{name} {_changed(_middle(old), _middle(new), unit_of(name)) or _more_often(then, now, unit_of(name))}",
-            )
+            how = _changed(_middle(old), _middle(new), unit_of(name)) or _more_often(then, now, unit_of(name))
+            return found.p_value, f"{name} {how}"
     if rise < FACET_RISE:
         return 1.0, ""
     return two_sample.words(then, now).p_value, f"{name} {value or 'missing'}"
