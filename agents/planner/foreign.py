@@ -170,6 +170,9 @@ GERMAN: Final = Language(
     ),
     words=_words(
         _="das dem den der des die ein eine einem einen einer mal doch mir uns gerade denn schon auch es ihn sich noch",
+        better="besser",
+        than="als",
+        said="sagt sagte schreibt schrieb meint meinte",
         and_="und",
         or_="oder",
         of="von vom",
@@ -320,6 +323,7 @@ FRENCH: Final = Language(
     ),
     words=_words(
         _="le la les l un une du des moi nous",
+        said="dit ecrit",
         and_="et",
         or_="ou",
         of="de",

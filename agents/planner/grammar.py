@@ -88,6 +88,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "order_resume_serving",
         _any(
             rf"\b(?:resume|restart|reactivate|unpause|re-?enable|reenable)\b{_ABOUT_OTHERS}",
+            r"\blet\b.*\b(?:serve|score|work)\b.*\bagain\b",
             r"\b(?:start|begin)\b.*\b(?:serving|scoring|using|service)\b",
             r"\b(?:put|bring|take|switch|turn)\b.*\b(?:back (?:online|on|into service|in service)|online again|on again)\b",
         ),
@@ -161,7 +162,14 @@ INTENTS: Final[tuple[Intent, ...]] = (
     ),
     Intent(
         "help",
-        _any(r"\bhelp\b", r"\bwhat (?:can|could) (?:you|i)\b", r"^(?:hi|hell?o|hey|good morning|good day)\b", r"\bcapabilities\b"),
+        _any(
+            r"\bhelp\b",
+            r"\bwhat (?:can|could) (?:you|i)\b",
+            r"^(?:hi|hell?o|hey|good morning|good day)\b",
+            r"\bcapabilities\b",
+            r"\btalk to you\b",
+            r"\bcommands\b",
+        ),
         model=False,
     ),
     Intent(
@@ -174,7 +182,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\bside by side\b",
             r"\bnew(?:er)? version\b.*\bimprove",
             r"\bwhich version\b.*\b(?:better|best)\b",
-            r"\bbetter\b.*\bor\b",
+            r"\bbetter\b(?! or worse).*\bor\b",
         ),
     ),
     Intent(
@@ -239,7 +247,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "list_models",
         _any(
             r"\b(?:which|what|list|show|all|every|name|registered|available)\b.*\b(?:models|classifiers)\b",
-            r"^models$",
+            r"^models$|\bmodels? list\b|\blist of models\b",
             r"\bmodels are\b",
             r"\boverview\b",
             r"^(?:please )?(?:show|list)(?: me)? (?:everything|all)$",
@@ -253,7 +261,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
     Intent(
         "model_status",
         _any(
-            r"\bstatus\b|\bstate\b|\bhealth(?:y)?\b|\bperformance\b|\bmetrics?\b|\baccuracy\b|\bauroc\b|\bsensitivity\b|\brecall\b|\bdegraded\b|\bserving\b",
+            r"\bstatus\b|\bstate\b|\bhealth(?:y)?\b|\bperformance\b|\bmetrics?\b|\baccuracy\b|\baccurate\b|\bauroc\b|\bsensitivity\b|\brecall\b|\bdegraded\b|\bserving\b",
             r"\bhow (?:is|are|does|do|well|good|s)\b|\bwhat (?:is|s) (?:up|new|going on)\b",
             r"\bis\b.*\b(?:ok|okay|fine|good|working|well|bad|broken|reliable|in service|online)\b",
             r"\bupdate on\b|\bwhich version\b.*\bservice\b",
@@ -271,7 +279,8 @@ CONDITION: Final = re.compile(
     r"(?! you (?:please )?\w)|\bwhen\b"
 )
 QUESTION: Final = re.compile(
-    r"^(?:so |and |but |ok |well )?(?:what|why|who|whom|whose|when|where|which|how|did|was|were|is|are|am|has|have|had|does|"
+    r"^(?:so |and |but |ok |well )?(?:what|why|who|whom|whose|when|where|which|how|did|was|were|is|are|am|has|had|"
+    r"have(?! (?:the )?(?:radiologists?|readers?|doctors?|someone|somebody)\b)|does|"
     r"do (?:you|we|i|they)|should|shall|may|might|"
     r"(?:can|could|would|will) (?:it|we|i|they|the|there|this|that|@model)|explain|tell me|show|list|describe)\b"
 )
@@ -279,6 +288,11 @@ POLITE: Final = re.compile(
     r"^(?:please |now |ok |so |then |hi |hello )*(?:can|could|would|will) you\b"
     r"|\bi (?:would|d) like\b|\bi want\b|\bwould like (?:you )?to\b"
 )
+REPORTED: Final = re.compile(
+    r"\b(?:said|says|say|wrote|writes|told|reads|claims?|claimed|recommend(?:s|ed)|suggest(?:s|ed)|according to|thinks?|thought|"
+    r"quotes?|quoted|mentioned|insists?)\b"
+)
+"""Somebody else's words: what follows them in the sentence orders nothing."""
 PAST: Final = re.compile(r"\b(?:was|were|been|has|had|got|being)\b")
 
 SPLIT: Final = re.compile(r"(\s*(?:[;!?\n]+|\.(?=\s|$)|,)\s*|\s+(?:and then|then|and also|also|and|plus|but)\s+)")
@@ -319,8 +333,12 @@ GROUPS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
 )
 FACET: Final = re.compile(r"\b([a-z]{4,24}) ?= ?([\w.+-]+)")
 """NAME=VALUE as it is written in a command, for any facet."""
+ONE: Final = re.compile(r"\b(?:last|latest|newest|most recent) (?:report|evaluation|order)\b")
+"""A single newest thing: `the latest report`."""
 COUNT: Final = _any(
-    r"\b(?:last|latest|recent|past|newest|top)\s+(\d{1,6})\b", r"\b(\d{1,6})\s+(?:latest|last|newest|most recent)\b"
+    r"\b(?:last|latest|recent|past|newest|top)\s+(\d{1,6})\b",
+    r"\b(\d{1,6})\s+(?:latest|last|newest|most recent)\b",
+    r"\b(\d{1,3}) (?:reports|evaluations|orders)\b",
 )
 LABELS: Final = _any(
     r"\b(\d{1,6})\s*(?:more |new |additional |further |extra )*(?:labels?|labelled cases|cases|studies|annotations?)\b"
@@ -343,7 +361,7 @@ ALL_MODELS: Final = re.compile(
     r"\b(?:all|every|each)\b.*\b(?:models?|classifiers?|of them)\b|\b(?:everything|anything|any problems?)\b"
 )
 PRONOUN: Final = re.compile(r"\b(?:it|its|this|that|same|the model|the classifier)\b")
-WAITING: Final = re.compile(r"\b(?:waiting|pending|awaiting|waits?|approval|open)\b")
+WAITING: Final = re.compile(r"\b(?:need to approve|waiting|pending|awaiting|waits?|approval|open)\b")
 CONDITION_START: Final = re.compile(r"^(?:if|when|whenever|unless|once|in case|as soon as|should)\b")
 """A clause that makes the rest of its sentence conditional."""
 SENTENCE_END: Final = re.compile(r"[.;!?\n]")

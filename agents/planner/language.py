@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Final
@@ -93,6 +93,10 @@ def _clauses(text: str, known: Sequence[str], today: date | None) -> list[_Claus
     for piece, separator in zip(pieces[::2], pieces[1::2], strict=False):
         body = f"{lead}{piece}".strip()
         clause = _read(body, known, asked="?" in separator)
+        if joined and not lead and _completes(joined[-1], clause):
+            clause = replace(clause, intent=None)
+        if joined and not lead and clause.intent is None and _another(joined[-1], clause):
+            clause = replace(clause, intent=joined[-1].intent, question=joined[-1].question)
         if clause.intent is not None:
             joined, lead = [*joined, replace(clause, hindered=hindered)], ""
         elif joined and not lead:
@@ -104,12 +108,31 @@ def _clauses(text: str, known: Sequence[str], today: date | None) -> list[_Claus
     return joined
 
 
+def _completes(before: _Clause, clause: _Clause) -> bool:
+    """Whether a piece only says how much of a trend is wanted (`trend of brain, last 20 evaluations`)."""
+    asked = before.intent is not None and before.intent.tool == "metric_history"
+    listed = clause.intent is not None and clause.intent.tool == "list_evaluations"
+    return (
+        asked
+        and listed
+        and not clause.models
+        and re.match(r"(?:over |of |for )?(?:the )?(?:last|past|latest)\b", clause.text) is not None
+    )
+
+
+def _another(before: _Clause, clause: _Clause) -> bool:
+    """Whether a piece repeats the order before it for another model with settings of its own (`and knee fully with 10 epochs`)."""
+    ordered = before.intent is not None and before.intent.order
+    return ordered and bool(set(clause.models) - set(before.models)) and bool(_remedy_slots(clause.text))
+
+
 def _hinders(body: str, separator: str, *, before: bool) -> bool:
     """Whether a condition or a negation reaches past the separator into the next clause."""
+    reported = bool(grammar.REPORTED.search(body))
     if grammar.SENTENCE_END.search(separator):
-        return False
+        return reported and body.rstrip().endswith(":")
     negated = bool(grammar.NEGATION.search(body)) and separator.strip() == "and"
-    return before or negated or bool(grammar.CONDITION_START.match(body))
+    return before or negated or reported or bool(grammar.CONDITION_START.match(body))
 
 
 def _fold(text: str, known: Sequence[str], today: date | None = None) -> str:
@@ -118,7 +141,13 @@ def _fold(text: str, known: Sequence[str], today: date | None = None) -> str:
     folded = re.sub(r"(\w)'(s|t|d|ll|re|ve|m)\b", r"\1 \2", folded)
     folded = grammar.RUN_TOGETHER.sub(r"\1 is", folded)
     plain = " ".join(_corrected(token, known) for token in re.findall(r"ord-[0-9a-f]+|[\w.-]*\w|[^\w\s]|\n", folded))
+    plain = _joined(plain, {word for name in known for word in names.words(name)})
     return dates.marked(plain, today) if today else plain
+
+
+def _joined(text: str, parts: Collection[str]) -> str:
+    """The text with a part of a name in one word where it was written in two (`x-ray` of `chest_xray`)."""
+    return re.sub(r"\b([a-z]+)[- ](?=([a-z]+)\b)", lambda pair: pair[1] if pair[1] + pair[2] in parts else pair[0], text)
 
 
 def _keep_names(quote: str, known: Sequence[str]) -> str:
@@ -224,7 +253,8 @@ def _requests(clause: _Clause, models: tuple[str, ...], known: Sequence[str]) ->
             yield Request("", question=NOT_ORDERED)
             return
     if not intent.model:
-        named = clause.models if intent.tool in DECISIONS else models
+        pointing = intent.tool not in DECISIONS and grammar.PRONOUN.search(clause.text)
+        named = clause.models or (models if pointing else ())
         yield from (Request(intent.tool, _slots(intent.tool, clause, name)) for name in (named or ("",)))
         return
     yield from _for_models(intent, clause, models, known)
@@ -234,7 +264,7 @@ def _is_command(clause: _Clause, known: Sequence[str]) -> bool:
     text = _masked(clause.text, names.Mentioned(clause.models, clause.unclear), known)
     polite = bool(grammar.POLITE.search(text))
     text = grammar.POLITE.sub(" ", text)
-    doubtful = (grammar.NEGATION, grammar.CONDITION, grammar.PAST)
+    doubtful = (grammar.NEGATION, grammar.CONDITION, grammar.PAST, grammar.REPORTED)
     other_day = dates.named(text) and not (clause.intent is not None and clause.intent.tool == "order_report")
     return (
         not clause.hindered
@@ -331,7 +361,8 @@ def _facets(text: str) -> list[str]:
 
 def _count_slots(text: str) -> dict[str, Any]:
     count = _first(grammar.COUNT, text)
-    return {"last": int(count)} if count else {}
+    one = {"last": 1} if grammar.ONE.search(text) else {}
+    return {"last": int(count)} if count else one
 
 
 def _order_list_slots(text: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def orders(text, known=KNOWN, earlier=()):
         ("any problems with chest?", [("model_status", CHEST)]),
         ("how far is the fine-tuning of brain?", [("list_orders", BRAIN)]),
         ("how many labels are missing for brain?", [("remedy_options", BRAIN)]),
-        ("send me the latest report on brain", [("list_reports", BRAIN)]),
+        ("send me the latest report on brain", [("list_reports", {**BRAIN, "last": 1})]),
         ("take the chest model offline", [("order_stop_serving", CHEST)]),
         ("deactivate chest", [("order_stop_serving", CHEST)]),
         ("resume brain", [("order_resume_serving", BRAIN)]),
@@ -129,6 +129,12 @@ def test_requests_are_understood(text, expected):
         "where is the latest report on brain",
         "is a fine-tuning running?",
         "has anyone asked for labels for brain?",
+        "my colleague wrote: stop serving brain",
+        "the mail says, roll back brain and stop chest",
+        "the report recommends:\nretrain brain",
+        "ich überlege, ob wir brain anhalten",
+        "stop brain until Monday",
+        "delete the report on brain and email it",
     ],
 )
 def test_nothing_is_ordered_that_was_not_asked_for(text):

@@ -137,9 +137,14 @@ def _fits(calls: tuple[Call, ...], expected: list[Call], reply: str) -> bool:
         return False
     wanted = [call for call in expected if call[0] != "list_models"]
     asked = {tool for tool, _ in wanted}
-    done = [call for call in calls if (call[0] not in LOOK_UPS or call[0] in asked) and ("order_id", "") not in call[1]]
+    done = [call for call in calls if (call[0] not in LOOK_UPS or call[0] in asked) and not _idle(call)]
     left = [call for call in done if not (call[0] == "remedy_options" and "order_remedy" in asked)]
     return len(left) == len(wanted) and all(any(_same(call, each) for each in left) for call in wanted)
+
+
+def _idle(call: Call) -> bool:
+    """Whether the tool did nothing but answer: arguments out of range, or a decision that names no single order."""
+    return ("order_id", "") in call[1] or any(name == "invalid" for name, _ in call[1])
 
 
 def _same(wanted: Call, done: Call) -> bool:
