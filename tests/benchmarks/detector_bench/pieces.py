@@ -39,10 +39,13 @@ class Amount:
     falling: int
     peers: int
     late: int
+    years: tuple[int, ...]
+    kinds: tuple[str, ...]
+    delays: tuple[str, ...]
 
 
-FULL = Amount(SIZES, 6, 40, 20, 2, 6, 1000, 60)
-QUICK = Amount((100,), 1, 6, 4, 1, 2, 100, 2)
+FULL = Amount(SIZES, 6, 40, 20, 2, 6, 1000, 60, (26, 104, 416), KINDS, tuple(DELAYS))
+QUICK = Amount((100,), 1, 6, 4, 1, 2, 100, 2, (26,), ("class mix jumps", "weekly 0.4"), ("errors sooner",))
 
 
 def generator(*key) -> np.random.Generator:
@@ -195,16 +198,16 @@ def _peers(amount: Amount) -> list[Piece]:
     for n, w in chosen:
         random = generator("variants", w, n)
         found.append((f"variants|{w}|{n}", lambda _, w=w, n=n, r=random: variants(WORLDS[w], n, amount.peers // 3, r)))
-    found += [(f"horizon|{w}|{y}", lambda _, w=w, y=y: horizon(w, y, amount)) for w, y in product(WORLDS, (26, 104, 416))]
+    found += [(f"horizon|{w}|{y}", lambda _, w=w, y=y: horizon(w, y, amount)) for w, y in product(WORLDS, amount.years)]
     return found
 
 
 def _stresses(amount: Amount, block: int) -> list[Piece]:
     found: list[Piece] = []
-    for kind, w in product(KINDS, WORLDS):
+    for kind, w in product(amount.kinds, WORLDS):
         need = f"own|{w}|100|{block}"
         found.append((f"stress|{kind}|{w}|{block}", lambda known, k=kind, w=w, m=need: stressed(k, w, block, amount, known[m])))
-    for kind, w, fall in product(DELAYS, WORLDS, ("", "one class -10")):
+    for kind, w, fall in product(amount.delays, WORLDS, ("", "one class -10")):
         random = generator("late", kind, w, fall, block)
         found.append(
             (f"late labels|{kind}|{w}|{fall}|{block}", lambda _, k=kind, w=w, f=fall, r=random: late(k, w, f, amount.late, r))
