@@ -135,7 +135,7 @@ class Proposal(NamedTuple):
 def read_request(body: bytes, address: str) -> tuple[Proposal, Peer]:
     """Decode the body of an A-ASSOCIATE-RQ: what it proposes, and who calls; raises ProtocolError."""
     _check_items(body)
-    application, contexts, max_pdu = "", [], 0
+    application, contexts, max_pdu = "", list[ProposedContext](), 0
     for kind, start, end in _items(body, _FIXED_BYTES, len(body)):
         if kind == _APPLICATION:
             application = _uid(body, start, end)
@@ -151,7 +151,7 @@ def read_request(body: bytes, address: str) -> tuple[Proposal, Peer]:
 
 
 def _proposed(body: bytes, start: int, end: int) -> ProposedContext:
-    abstract, syntaxes = [], []
+    abstract, syntaxes = list[str](), list[str]()
     for kind, first, last in _items(body, start + _ITEM.size, end):
         if kind not in (_ABSTRACT, _TRANSFER):
             raise _unreadable()
