@@ -132,11 +132,13 @@ def commands() -> list[tuple[str, ...]]:
 
     from listeners.cli.main import app
 
-    group: Any = typer.main.get_command(app)
-    found: list[tuple[str, ...]] = []
-    for name, each in group.commands.items():
-        found += [(name, inner) for inner in each.commands] if hasattr(each, "commands") else [(name,)]
-    return found
+    return _below(typer.main.get_command(app))
+
+
+def _below(command: Any) -> list[tuple[str, ...]]:
+    if not hasattr(command, "commands"):
+        return [()]
+    return [(name, *rest) for name, each in command.commands.items() for rest in _below(each)]
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
