@@ -10,7 +10,7 @@ import torch
 
 from models.bundle import BundleInfo, LoadedModel, network_of
 from models.data import TensorSet
-from models.faults import known_faults
+from models.faults import known_changes
 from models.frames import Frames
 from models.predictor import Predictor, predicted_class
 from models.preprocessing import Prepared, prepare
@@ -111,9 +111,9 @@ def _images(prepared: list[Prepared], embedding: Array) -> Images:
 
 
 def _probes(frames: list[Frames], spec: ModelSpec) -> dict[str, Images]:
-    faults: dict[str, Callable[[Any], Any]] = dict(known_faults(spec.preprocessing, spec.modality))
+    changes: dict[str, Callable[[Any], Any]] = dict(known_changes(spec.preprocessing, spec.modality))
     found = {}
-    for name, change in faults.items():
+    for name, change in changes.items():
         changed = [Frames(tuple(change(frame) for frame in each.frames)) for each in frames[:PROBED]]
         found[name] = _images([prepare(each, spec.preprocessing) for each in changed], np.zeros((PROBED, 0)))
     return found
