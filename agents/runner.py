@@ -102,6 +102,7 @@ class Runner:
         try:
             run = self._attempt(cause, past, make_llm(), name, self.settings.llm.run_timeout_s)
             _make_sure(run)
+            self._compare(run)
         except _OursError as fault:
             raise fault.error from fault
         except Exception as error:  # noqa: BLE001 - whatever an endpoint does, the event is decided by the rules
@@ -111,6 +112,14 @@ class Runner:
             run = self._attempt(cause, past, rule_planner(), RULES, RULES_TIMEOUT_S)
             return replace(run, planner=f"rules (after {name})", steps=({"fallback": why}, *run.steps))
         return run
+
+    def _compare(self, run: Run) -> None:
+        """On an event the policy decides and the LLM words it: a decision that is not the policy's own is not used."""
+        if run.cause.kind == "command":
+            return
+        own = self._attempt(run.cause, (), rule_planner(), RULES, RULES_TIMEOUT_S)
+        if _decision(run) != _decision(own):
+            raise Undelivered("it decided other than the policy")
 
     def _attempt(self, cause: Cause, past: Past, llm: FunctionCallingLLM, planner: str, timeout_s: float) -> Run:
         desk = Desk(self.database, self.clock, self.settings, cause)
@@ -174,6 +183,13 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         str(name)[:60]: value if isinstance(value, (int, float, bool)) else str(value)[:200] for name, value in arguments.items()
     }
+
+
+def _decision(run: Run) -> list[tuple[str, str, str, str]]:
+    """What a run proposes, without its words, in one order."""
+    return sorted(
+        (each.kind, each.model, str(each.remedy or ""), str(sorted(each.settings.items()))) for each in run.ledger.proposals
+    )
 
 
 def _make_sure(run: Run) -> None:

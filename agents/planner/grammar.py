@@ -296,7 +296,9 @@ REPORTED: Final = re.compile(
 PAST: Final = re.compile(r"\b(?:was|were|been|has|had|got|being)\b")
 
 SPLIT: Final = re.compile(r"(\s*(?:[;!?\n]+|\.(?=\s|$)|,)\s*|\s+(?:and then|then|and also|also|and|plus|but)\s+)")
-QUOTED: Final = re.compile(r"\"[^\"]*\"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|`[^`]*`|(?<!\w)'[^']*'(?!\w)")
+QUOTED: Final = re.compile(
+    r"(?s:```.*?```|~~~.*?~~~)|(?m:^\s*>[^\n]*$)|\"[^\"]*\"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|`[^`]*`|(?<!\w)'[^']*'(?!\w)"
+)
 ORDER_ID: Final = re.compile(r"\bord-[0-9a-f]{1,12}\b")
 VERSION: Final = re.compile(
     r"\b(?:v|versions?\s*#?)\s*(\d{1,4})\b(?:\s*(?:and|with|vs|versus|to|against|or|,|&|-)\s*(?:v|version\s*)?(\d{1,4})\b)?"

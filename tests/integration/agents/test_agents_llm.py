@@ -23,14 +23,14 @@ def test_an_endpoint_that_calls_tools_decides(llm_hospital, llm_server):
         call("order_report", model="brain_mri", reason="it fell"),
         call("handoff", to_agent="fine_tuning", reason="repair"),
         call("remedy_options", model="brain_mri"),
-        call("order_remedy", model="brain_mri", remedy="partial", epochs=3, reason="covariate shift"),
-        "Proposed a report and a partial fine-tuning.",
+        call("order_remedy", model="brain_mri", remedy="adapt_statistics", reason="covariate shift"),
+        "Proposed a report and other statistics.",
     )
     run = hospital.handle(hospital.evaluation())
     assert run.planner == "scripted"
     assert sent(hospital) == [("remedy", "brain_mri"), ("report", "brain_mri")]
     remedy = next(order for order in hospital.sent() if order.kind == OrderKind.REMEDY)
-    assert remedy.settings == {"epochs": 3}
+    assert (remedy.remedy, remedy.settings) == (Remedy.ADAPT_STATISTICS, {})
     assert '"parallel_tool_calls": false' in llm_server.requests[0].replace(":false", ": false")
     assert all('"stream":true' not in request.replace(" ", "") for request in llm_server.requests)
 
@@ -118,9 +118,9 @@ def test_a_remedy_against_the_diagnosis_is_refused(llm_hospital, llm_server, dia
         "Fine-tuning has begun.",
     )
     run = hospital.handle(hospital.evaluation(diagnosis=diagnosis))
-    assert run.planner == "scripted"
+    assert run.planner == "rules (after scripted)"
     assert sent(hospital) == [("report", "brain_mri")]
-    assert "Not ordered" in run.reply
+    assert "has begun" not in run.reply
 
 
 def decided(hospital, llm_server, verdict, *script):
@@ -137,11 +137,14 @@ def test_an_endpoint_climbs_the_ladder(llm_hospital, llm_server):
     hospital, call = llm_hospital, llm_server.tool
     script = (
         call("handoff", to_agent="fine_tuning", reason="next rung"),
-        call("order_remedy", model="brain_mri", remedy="full", reason="the gate turned the last one down"),
-        "Proposed the whole network.",
+        call("order_remedy", model="brain_mri", remedy="partial", reason="the gate turned the last one down"),
+        "Proposed the rear part of the network.",
     )
     assert decided(hospital, llm_server, Verdict.REJECT, *script).planner == "scripted"
-    assert [order.remedy for order in hospital.sent() if order.kind == OrderKind.REMEDY] == [Remedy.ADAPT_STATISTICS, Remedy.FULL]
+    assert [order.remedy for order in hospital.sent() if order.kind == OrderKind.REMEDY] == [
+        Remedy.ADAPT_STATISTICS,
+        Remedy.PARTIAL,
+    ]
 
 
 def test_the_rules_climb_when_the_endpoint_leaves_it_at_the_gates_no(llm_hospital, llm_server):
