@@ -79,8 +79,8 @@ def planted(hospital, channel, text, number):
     now = hospital.clock.now()
     with hospital.database.transaction() as tx:
         if channel == "report":
-            shared = {"model": "brain_mri", "kind": "monitoring", "status": "healthy", "html": text, "markdown": text}
-            shared["written_at"] = now
+            shared = {"model": "brain_mri", "kind": "monitoring", "status": "healthy", "html": text, "markdown": text, "data": "{}"}
+            shared |= {"written_at": now}
             tx.session.add(Report(report_id=f"r-{number}", title=text, summary=text, version=1, **shared))
         elif channel == "reason":
             row = tx.session.get_one(Order, WAITS)
