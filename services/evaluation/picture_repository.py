@@ -33,9 +33,7 @@ def _images(session: Session, model: str, version: int, studies: Sequence[str]) 
     table = ImageSignature
     rows: dict[str, tuple[str, bytes, bytes, bytes]] = {}
     for start in range(0, len(studies), _AT_ONCE):
-        query = select(
-            table.study_key, table.quality, table.layout, table.embedding
-        ).where(
+        query = select(table.study_key, table.quality, table.layout, table.embedding).where(
             table.model == model,
             table.version == version,
             table.form == FORM,
