@@ -48,7 +48,9 @@ def _typos(found: Collection[str], language: Language) -> bool:
 
 
 def _nearest(word: str, language: Language) -> str | None:
-    vocabulary = [known for known in {*language.words, *language.marks} if len(known) >= 5]
+    # A slip of `schreibe` is likelier than the past that tells of somebody's words.
+    said = {known for known, meaning in language.words.items() if meaning == "said"}
+    vocabulary = [known for known in {*language.words, *language.marks} - said if len(known) >= 5]
     if any(difflib.get_close_matches(word, english.KEYWORDS, 1, _CLOSE)):
         return None
     return next(iter(difflib.get_close_matches(word, vocabulary, 1, _CLOSE)), None)
