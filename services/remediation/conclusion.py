@@ -112,6 +112,7 @@ def _evidence(claim: jobs.Claim, material: Material, outcome: Outcome) -> dict[s
         "best_epoch": outcome.repaired.best_epoch,
         "choices": outcome.repaired.record,
         "unchanged": outcome.repaired.unchanged,
+        "judged": outcome.judged,
         "data_sha256": material.data_sha256,
         "code_sha256": code_digest(),
         "weights_sha256": outcome.bundle.sha256,

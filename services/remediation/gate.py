@@ -210,12 +210,18 @@ def _discordant(cases: _Arrays) -> tuple[int, int]:
 
 
 def cases_needed(wins: int, losses: int, cases: int, alpha: float) -> int:
-    """Gate cases with which McNemar's test shows the gain that is seen, with power 80 % (Connor 1987); 0 when none is seen."""
+    """Gate cases with which the gain would be shown that these cases did not show; 0 when none is seen."""
+    enough = cases_that_show(wins, losses, cases, alpha)
+    return max(cases + 1, enough) if enough else 0
+
+
+def cases_that_show(wins: int, losses: int, cases: int, alpha: float) -> int:
+    """Cases with which McNemar's test shows the gain that is seen, with power 80 % (Connor 1987); 0 when none is seen."""
     gain, differing = (wins - losses) / cases, (wins + losses) / cases
     if gain <= 0:
         return 0
     spread = float(norm.ppf(1 - alpha)) * math.sqrt(differing) + float(norm.ppf(POWER)) * math.sqrt(max(differing - gain**2, 0.0))
-    return max(cases + 1, math.ceil((spread / gain) ** 2))
+    return math.ceil((spread / gain) ** 2)
 
 
 def _compare(cases: _Arrays, found: _Findings) -> None:

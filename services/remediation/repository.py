@@ -120,10 +120,12 @@ def _is_purged() -> ColumnElement[bool]:
 def gates_before(session: Session, model: str, job_id: str, champion: int) -> list[set[str]]:
     """Patients of the gates of this champion's other runs that have judged or are under way.
 
-    A run that failed judged nothing, and one whose repair left the champion as it is could not have passed whatever the cases.
+    A run that failed judged nothing, nor did one whose repair promised too little to be judged; and one whose repair left the
+    champion as it is could not have passed whatever the cases.
     """
     query = select(Job.settings, Job.result).where(Job.model == model, Job.job_id != job_id, Job.state != JobState.FAILED)
-    plans = [settings[PLAN] for settings, result in session.exec(query) if PLAN in settings and not result.get("unchanged")]
+    spared = ((settings, result.get("unchanged") or not result.get("judged", True)) for settings, result in session.exec(query))
+    plans = [settings[PLAN] for settings, spare in spared if PLAN in settings and not spare]
     return [{case["patient_key"] for case in plan["gate"]} for plan in plans if plan["champion"] == champion]
 
 

@@ -14,7 +14,7 @@ import torch
 from models.bundle import BundleInfo, LoadedModel, load_bundle, save_bundle
 from models.data import LabelledStudy, TensorSet, split_by_patient
 from models.predictor import Predictor
-from models.remedies import STRATEGIES, Hooks, RepairData, Repaired, repair
+from models.remedies import REFERENCE, STRATEGIES, Hooks, RepairData, Repaired, repair
 from models.scoring import ScoredCase, score
 from models.spec import SelectionRule
 from models.training_settings import EpochRecord
@@ -23,6 +23,7 @@ from services.remediation import data, jobs, options
 from services.remediation.gate import Endpoint, Judgement, PairedCase, Rules, judge
 from services.remediation.ids import natural_id
 from services.remediation.material import Material
+from services.remediation.promise import SCREENED, unpromising
 from services.runtime.change_plans import citation, latency_limit, tightened
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
@@ -45,6 +46,8 @@ class Outcome:
     judgement: Judgement
     gate_cases: Sequence[ScoredCase]
     repaired: Repaired
+    judged: bool = True
+    """False where the repair promised too little to be put to the gate."""
 
 
 def execute(context: Context, claim: jobs.Claim, material: Material, keeper: jobs.LeaseKeeper) -> Outcome:
@@ -53,12 +56,33 @@ def execute(context: Context, claim: jobs.Claim, material: Material, keeper: job
     keeper.check()
     bundle = _save(context, claim, material, repaired)
     challenger = load_bundle(bundle.folder)
+    rules = rules_of(context, material, claim.remedy)
+    refused = _screened(context, claim, material, challenger, repaired, rules, keeper)
+    clause = material.change_plan.plan.clause_for(claim.remedy) if material.change_plan else None
+    plan = citation(material.change_plan, clause)
+    if refused is not None:
+        return Outcome(bundle, cited(refused, plan), (), repaired, judged=False)
     gate, gate_cases, ratio = _compare(context, material, challenger, material.gate, material.rule, keeper)
     baseline, _, _ = _compare(context, material, challenger, data.split_of(material.old, TEST), None, keeper)
-    rules = rules_of(context, material, claim.remedy)
     judgement = judge(gate, baseline, material.champion.spec.classes, rules, ratio)
-    clause = material.change_plan.plan.clause_for(claim.remedy) if material.change_plan else None
-    return Outcome(bundle, cited(judgement, citation(material.change_plan, clause)), gate_cases, repaired)
+    return Outcome(bundle, cited(judgement, plan), gate_cases, repaired)
+
+
+def _screened(
+    context: Context,
+    claim: jobs.Claim,
+    material: Material,
+    challenger: LoadedModel,
+    repaired: Repaired,
+    rules: Rules,
+    keeper: jobs.LeaseKeeper,
+) -> Judgement | None:
+    """A rejection without the gate, for a cheap rung that gives back too little; None for whatever shall be judged."""
+    if claim.remedy not in SCREENED or repaired.unchanged:
+        return None
+    taught, _, _ = _compare(context, material, challenger, material.tune, material.rule, keeper)
+    usual = repaired.record.get(REFERENCE, {})
+    return unpromising(taught, usual, len(material.gate), material.champion.spec.classes, rules)
 
 
 def cited(judgement: Judgement, plan: str) -> Judgement:

@@ -1,0 +1,58 @@
+"""Whether a cheap repair is worth one of the gate's judgements, as the very cases show that it was made from.
+
+They flatter it. Where even they show that it gives back little of what was lost, and less than the gate's cases could show,
+the ladder goes on: more labels would be asked for a repair that nobody wants, and each judgement makes the next one stricter.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from schemas.vocabulary import Remedy, Verdict
+from services.remediation.gate import Judgement, PairedCase, Rules, cases_that_show
+
+SCREENED: Final = (Remedy.RETHRESHOLD, Remedy.ADAPT_STATISTICS)
+"""Rungs with a few numbers to choose: what they do to the cases they were chosen on, they do to others at best."""
+ENOUGH: Final = 0.5
+"""A repair that gives back this share of the lost recall is judged however few the gate's cases are."""
+
+
+def unpromising(
+    taught: Sequence[PairedCase], usual: Mapping[str, float], gate_cases: int, classes: Sequence[str], rules: Rules
+) -> Judgement | None:
+    """A rejection without a judgement, None where the repair shall be judged. `usual`: recalls of the old classes."""
+    before, after = (_macro_recall(taught, classes, side) for side in ("champion", "challenger"))
+    lost = sum(usual.values()) / max(len(usual), 1) - before
+    wins, losses = _discordant(taught)
+    needed = cases_that_show(wins, losses, len(taught), rules.level)
+    if 0 < needed <= gate_cases or (wins > losses and after - before >= ENOUGH * lost):
+        return None
+    reason = (
+        f"Not put to the gate: on the {len(taught)} cases that it was made from it reads {wins} patients better and {losses} "
+        f"worse; the mean recall goes from {before:.1%} to {after:.1%}. The gate's {gate_cases} cases could not show that."
+    )
+    numbers: dict[str, float | None] = {
+        "tune_wins": float(wins),
+        "tune_losses": float(losses),
+        "tune_macro_recall:champion": before,
+        "tune_macro_recall:challenger": after,
+    }
+    return Judgement(Verdict.REJECT, (reason,), numbers)
+
+
+def _right(case: PairedCase, side: str) -> bool:
+    scores: Mapping[str, float] = getattr(case, side)
+    return max(scores, key=lambda name: scores[name]) == case.truth
+
+
+def _macro_recall(cases: Sequence[PairedCase], classes: Sequence[str], side: str) -> float:
+    groups = ([_right(case, side) for case in cases if case.truth == name] for name in classes)
+    recalls = [sum(group) / len(group) for group in groups if group]
+    return sum(recalls) / max(len(recalls), 1)
+
+
+def _discordant(cases: Sequence[PairedCase]) -> tuple[int, int]:
+    """Patients whom the challenger reads better, and whom it reads worse."""
+    balance: dict[str, int] = {}
+    for case in cases:
+        balance[case.patient] = balance.get(case.patient, 0) + _right(case, "challenger") - _right(case, "champion")
+    return sum(value > 0 for value in balance.values()), sum(value < 0 for value in balance.values())

@@ -1,0 +1,43 @@
+"""Which cheap repairs are worth one of the gate's judgements."""
+
+import pytest
+
+from schemas.vocabulary import Verdict
+from services.remediation.promise import unpromising
+from tests.gate_cases import CLASSES, RULES, cases
+
+USUAL = dict.fromkeys(CLASSES, 0.95)
+
+
+def fallen(repaired: int, broken: int = 0, count: int = 300) -> list[object]:
+    """A champion that reads a third of the cases; the challenger reads some more and breaks some of those."""
+    old = [index < count // 3 for index in range(count)]
+    new = [(index >= broken) if right else index - count // 3 < repaired for index, right in enumerate(old)]
+    return list(cases(old, new))
+
+
+def test_a_repair_that_gives_back_next_to_nothing_is_not_judged():
+    refused = unpromising(fallen(4), USUAL, 226, CLASSES, RULES)
+    assert refused is not None
+    assert refused.verdict is Verdict.REJECT
+    assert "reads 4 patients better and 0 worse" in refused.reasons[0]
+    assert refused.numbers["tune_wins"] == 4
+
+
+@pytest.mark.parametrize("broken", [0, 5])
+def test_a_gain_that_the_gate_can_show_is_judged(broken):
+    assert unpromising(fallen(60, broken), USUAL, 100, CLASSES, RULES) is None
+
+
+def test_half_of_what_was_lost_is_judged_however_few_the_gates_cases_are():
+    assert unpromising(fallen(120), USUAL, 1, CLASSES, RULES) is None
+    assert unpromising(fallen(60), USUAL, 1, CLASSES, RULES) is not None
+
+
+def test_a_repair_that_breaks_as_much_as_it_mends_is_not_judged():
+    assert unpromising(fallen(20, 20), USUAL, 10_000, CLASSES, RULES) is not None
+
+
+def test_classes_without_cases_and_without_known_recalls_do_not_matter():
+    some = [case for case in fallen(60) if case.truth != CLASSES[2]]
+    assert unpromising(some, {}, 200, CLASSES, RULES) is None
