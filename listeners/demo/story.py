@@ -149,8 +149,9 @@ def _mend(play: Play, evaluation: Evaluation, stream: Iterator[LabelledImage]) -
     orders: list[Order] = []
     while len(orders) < RUNGS and (order := _order(play, evaluation, [each.order_id for each in orders])):
         orders.append(order)
-        if _repair(play, order).result.get("verdict") == "promote":
-            _recovered(play, stream)
+        result = _repair(play, order).result
+        if result.get("verdict") == "promote":
+            _recovered(play, stream, int(result["challenger"]))
             return
     play.summary["outcome"] = "not promoted"
 
@@ -257,12 +258,12 @@ def _repair(play: Play, order: Order) -> Job:
     return job
 
 
-def _recovered(play: Play, stream: Iterator[LabelledImage]) -> None:
+def _recovered(play: Play, stream: Iterator[LabelledImage], version: int) -> None:
     play.screen.chapter("The repaired version serves; more studies of the new scanner arrive")
     phase = _send(play, "recovered", stream, play.source.sizes.recovered, AFTER)
-    evaluation = _evaluated(play, 2, phase)
+    evaluation = _evaluated(play, version, phase)
     play.screen.status(evaluation.status, evaluation.summary)
-    _record(play, "recovered", 2, phase)
+    _record(play, "recovered", version, phase)
     play.summary |= {"outcome": _outcome(play, evaluation), "status": evaluation.status}
 
 
