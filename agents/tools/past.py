@@ -51,7 +51,10 @@ def _repair(session: Session, order: Order) -> Repair:
     result: dict[str, Any] = job.result if job is not None else {}
     numbers = result.get("numbers") or {}
     reasons = result.get("reasons") or [""]
-    chance = str(reasons[0]).startswith("Not shown to be better")
+    judged = bool(result.get("judged", True))
+    seen = ("gate_cases", "mcnemar_wins", "mcnemar_losses") if judged else ("tune_cases", "tune_wins", "tune_losses")
+    cases, wins, losses = (int(({**result, **numbers}).get(name) or 0) for name in seen)
+    chance = any(str(reason).startswith("Not shown to") for reason in reasons)
     return Repair(
         ordered_at=_day(order.created_at),
         by=_who(order),
@@ -60,9 +63,10 @@ def _repair(session: Session, order: Order) -> Repair:
         progress=progress(session, order),
         verdict=str(result.get("verdict") or ""),
         challenger=result.get("challenger"),
-        gate_cases=int(numbers.get("gate_cases") or 0),
-        wins=int(numbers.get("mcnemar_wins") or 0),
-        losses=int(numbers.get("mcnemar_losses") or 0),
+        judged=judged,
+        gate_cases=cases,
+        wins=wins,
+        losses=losses,
         objection="that is not enough to rule out chance" if chance else _inside(plain(str(reasons[-1]), 300)),
     )
 

@@ -10,7 +10,10 @@ FIGURES = 3
 
 
 class Repair(Answer):
-    """One remedy that went out. `verdict` is the gate's, empty while there is none; wins and losses count patients."""
+    """One remedy that went out. `verdict` is the gate's, empty while there is none; wins and losses count patients.
+
+    One that was not `judged` was left before the gate: the numbers are of the cases that it was made from.
+    """
 
     ordered_at: str
     by: str
@@ -19,6 +22,7 @@ class Repair(Answer):
     progress: str = ""
     verdict: str = ""
     challenger: int | None = None
+    judged: bool = True
     gate_cases: int = 0
     wins: int = 0
     losses: int = 0
@@ -38,6 +42,11 @@ class Repair(Answer):
         if self.verdict == "need_labels":
             return (
                 f"There were too few labelled cases to judge {version}." if self.challenger else "There were too few cases for it."
+            )
+        if not self.judged:
+            return (
+                f"That gave back too little to be judged: of the {self.gate_cases} cases it was made from, "
+                f"{version} read {self.wins} better and {self.losses} worse than the old one."
             )
         compared = f"On {self.gate_cases} new cases {version} read {self.wins} better and {self.losses} worse than the old one"
         if self.verdict == "promote":

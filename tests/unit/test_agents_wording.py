@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from agents.planner.foreign import to_english
 from agents.planner.language import WELCOME, parse
 from agents.tools.catalogue import BY_NAME
+from agents.tools.story import Repair
 
 KNOWN = ["brain_mri", "chest_xray"]
 BRAIN, CHEST = {"model": "brain_mri"}, {"model": "chest_xray"}
@@ -163,3 +164,21 @@ def test_english_stays_as_it_is(text):
 @given(st.text(max_size=200))
 def test_any_text_is_put_into_english_without_failing(text):
     assert isinstance(to_english(text, set()), str)
+
+
+def test_a_repair_that_was_not_judged_is_told_by_the_cases_it_was_made_from():
+    repair = Repair(
+        ordered_at="14 March 2026",
+        by="the agents",
+        remedy="adapt the network to the look of the new images",
+        state="done",
+        verdict="reject",
+        challenger=2,
+        judged=False,
+        gate_cases=293,
+        wins=5,
+        losses=1,
+    )
+    assert repair.say().endswith(
+        "That gave back too little to be judged: of the 293 cases it was made from, version 2 read 5 better and 1 worse than the old one."
+    )
