@@ -180,5 +180,6 @@ def test_a_repair_that_was_not_judged_is_told_by_the_cases_it_was_made_from():
         losses=1,
     )
     assert repair.say().endswith(
-        "That gave back too little to be judged: of the 293 cases it was made from, version 2 read 5 better and 1 worse than the old one."
+        "That gave back too little to be judged: of the 293 cases it was made from, "
+        "version 2 read 5 better and 1 worse than the old one."
     )
