@@ -1,5 +1,6 @@
 """Shared fixtures: databases made by the real migrations on both engines, a clock that tests move, a process context."""
 
+import logging
 import os
 import shutil
 import socket
@@ -24,6 +25,14 @@ from services.runtime.migrations import upgrade
 from services.runtime.service import Context
 
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _log_to_nobody() -> Iterator[None]:
+    """A command run in this process sends the log to the standard error of its test, which is closed after it."""
+    yield
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if type(handler) is not logging.StreamHandler]
 
 
 class FakeClock:
