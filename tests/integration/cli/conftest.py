@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from listeners.cli.context import open_context
+from listeners.cli.context import console, open_context
 from listeners.cli.main import main
 from schemas.tables import Lease
 from services.runtime.outbox import RELAY
@@ -37,6 +37,8 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sqlite_template: Path
     shutil.copy(sqlite_template, folder / "reclaim.sqlite")
     monkeypatch.setenv("RECLAIM_STATE_DIR", str(folder))
     monkeypatch.setenv("COLUMNS", "200")
+    # A console takes its width when it is made, which may have been before.
+    monkeypatch.setattr(console, "width", 200)
     monkeypatch.chdir(tmp_path)
     return folder
 
