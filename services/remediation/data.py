@@ -1,6 +1,6 @@
 """Images of a run: the chosen cases from the archive, and the old cases from the champion's development manifest."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -101,8 +101,3 @@ def bounded(studies: Sequence[LabelledStudy], most: int, seed: int) -> list[Labe
         ranks[label] = ranks.get(label, 0) + 1
         ranked.append((ranks[label], int(place)))
     return [studies[place] for _, place in sorted(sorted(ranked)[:most], key=lambda pair: pair[1])]
-
-
-def classes_without_cases(labels: Collection[int], classes: Sequence[str]) -> list[str]:
-    """Classes that no case of a set shows."""
-    return [name for index, name in enumerate(classes) if index not in labels]

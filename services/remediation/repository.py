@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, or_
 from sqlmodel import Session, col, select
 
 from schemas.events import MaintenanceOrder
-from schemas.tables import BaselineCase, Case, Evaluation, Instance, Job, ModelVersion, Order, RegisteredModel, Study
+from schemas.tables import BaselineCase, Case, Evaluation, Instance, Job, Order, RegisteredModel, Study
 from schemas.vocabulary import CaseRole, JobState, OrderState, Remedy
 from services.remediation.options import PLAN
 from services.remediation.plan import LabelledCase
@@ -167,8 +167,3 @@ def evidence(session: Session, evaluation_id: str | None) -> dict[str, Any]:
     """Evidence of the evaluation behind an order, empty when there is none."""
     row = session.get(Evaluation, evaluation_id) if evaluation_id else None
     return dict(row.evidence) if row else {}
-
-
-def versions_of_run(session: Session, model: str, run_id: str) -> Sequence[ModelVersion]:
-    """Versions that a run has entered."""
-    return session.exec(select(ModelVersion).where(ModelVersion.model == model, ModelVersion.origin == run_id)).all()
