@@ -18,9 +18,8 @@ from services.runtime import registry
 from services.runtime.errors import InvalidInput
 from services.runtime.registration import register_bundle
 from services.runtime.service import Context
-from tests.integration.test_remediation_run import CLASSES, SPEC, events, stored, stream, stripes, template, write
+from tests.remediation_world import CLASSES, SPEC, events, stored, stream, write
 
-__all__ = ["stripes", "template"]
 WORDS = {"actor": "user:owner", "reason": "trained on both scanners"}
 
 
