@@ -3,34 +3,18 @@
 import logging
 from datetime import timedelta
 
-import pytest
 from sqlalchemy import select
 
 from models.spec import SelectionRule
 from schemas.tables import Outbox, Study
 from schemas.topics import STUDY_RECEIVED
 from schemas.unscored import UnscoredStudy
-from services.inference.app import make_consumer
 from services.inference.repository import Unscored, unscored
 from services.inference.unscored import catch_up, waiting_row
 from services.runtime import registry
 from services.runtime.consumer import process
 from services.runtime.messages import Record
 from tests.inference_archive import CT, MR, archived, predictions, record, register
-
-
-@pytest.fixture
-def consumer(context):
-    made = make_consumer(context)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def sqlite_consumer(sqlite_context):
-    made = make_consumer(sqlite_context)
-    yield made
-    made.close()
 
 
 def serving(context, name, *, on):

@@ -29,20 +29,6 @@ from services.runtime.signatures import unpacked
 from tests.inference_archive import CT, MR, SPEC, archived, files_of, letters, predictions, record, register
 
 
-@pytest.fixture
-def consumer(context):
-    made = make_consumer(context)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def sqlite_consumer(sqlite_context):
-    made = make_consumer(sqlite_context)
-    yield made
-    made.close()
-
-
 def test_a_prediction_equals_the_models_own_on_the_same_file(context, consumer):
     folder = register(context, "chest-ct")
     study = archived(context, CT)
