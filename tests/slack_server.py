@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import WSMsgType, web
-from aiohttp.test_utils import TestServer
+
+from tests.local_server import LocalServer
 
 SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
 BOT_TOKEN = "xoxb-1-secret"
@@ -33,7 +34,7 @@ class Fault:
 
 
 @dataclass
-class SlackServer:
+class SlackServer(LocalServer):
     """Channels with their messages, and every request that came."""
 
     members: set[str] = field(default_factory=lambda: {"C1", "CHOME", "D1"})
@@ -48,26 +49,19 @@ class SlackServer:
     acknowledged: list[dict[str, Any]] = field(default_factory=list)
     number: int = 0
     scopes: str = "chat:write,app_mentions:read,commands,files:write,im:history,im:write,channels:history"
-    server: TestServer | None = None
 
-    async def start(self) -> None:
+    def routes(self) -> web.Application:
         app = web.Application(client_max_size=20_000_000)
         app.router.add_post("/api/{method}", self._api)
         app.router.add_get("/api/{method}", self._api)
         app.router.add_post("/upload/{file}", self._upload)
         app.router.add_post("/respond", self._respond)
         app.router.add_get("/link", self._link)
-        self.server = TestServer(app)
-        await self.server.start_server()
-
-    async def stop(self) -> None:
-        if self.server is not None:
-            await self.server.close()
+        return app
 
     @property
     def url(self) -> str:
-        assert self.server is not None
-        return str(self.server.make_url("/api/"))
+        return self.at("/api/")
 
     def fail(self, method: str, *faults: Fault) -> None:
         self.faults[method].extend(faults)
@@ -151,8 +145,7 @@ class SlackServer:
     def _do_files_getUploadURLExternal(self, fields: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         identity = f"F{uuid.uuid4().hex[:8].upper()}"
         self.files[identity] = {"id": identity, "name": fields["filename"], "length": int(fields["length"])}
-        assert self.server is not None
-        return {"ok": True, "file_id": identity, "upload_url": str(self.server.make_url(f"/upload/{identity}"))}
+        return {"ok": True, "file_id": identity, "upload_url": self.at(f"/upload/{identity}")}
 
     def _do_files_completeUploadExternal(self, fields: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         done = [self.files[each["id"]] | {"title": each["title"]} for each in fields["files"]]
@@ -161,8 +154,7 @@ class SlackServer:
         return {"ok": True, "files": done}
 
     def _do_apps_connections_open(self, _: dict[str, Any]) -> dict[str, Any]:
-        assert self.server is not None
-        return {"ok": True, "url": str(self.server.make_url("/link")).replace("http", "ws", 1)}
+        return {"ok": True, "url": self.at("/link").replace("http", "ws", 1)}
 
     async def _upload(self, request: web.Request) -> web.Response:
         self.files[request.match_info["file"]]["content"] = await request.read()

@@ -11,8 +11,9 @@ from typing import Any
 
 import jwt
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.local_server import LocalServer
 
 APP_ID = "11111111-2222-3333-4444-555555555555"
 APP_SECRET = "teams-secret"
@@ -33,7 +34,7 @@ def _number(value: int) -> str:
 
 
 @dataclass
-class TeamsServer:
+class TeamsServer(LocalServer):
     """Conversations with their activities, and every request that came."""
 
     activities: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -42,25 +43,18 @@ class TeamsServer:
     tokens: int = 0
     keys_asked: int = 0
     keys_away: bool = False
-    server: TestServer | None = None
 
-    async def start(self) -> None:
+    def routes(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/v1/.well-known/keys", self._keys)
         app.router.add_post("/{tenant}/oauth2/v2.0/token", self._token)
         app.router.add_post("/teams/v3/conversations/{conversation}/activities", self._post)
         app.router.add_put("/teams/v3/conversations/{conversation}/activities/{activity}", self._put)
-        self.server = TestServer(app)
-        await self.server.start_server()
-
-    async def stop(self) -> None:
-        if self.server is not None:
-            await self.server.close()
+        return app
 
     @property
     def url(self) -> str:
-        assert self.server is not None
-        return str(self.server.make_url("")).rstrip("/")
+        return self.at("").rstrip("/")
 
     async def _keys(self, _: web.Request) -> web.Response:
         self.keys_asked += 1

@@ -368,7 +368,7 @@ def slack_front(site):
 
 
 def respond(slack):
-    return str(slack.server.make_url("/respond"))
+    return slack.at("/respond")
 
 
 async def test_a_refusal_that_cannot_be_told_is_a_refusal_all_the_same(slack_site, slack_client, slack, free_port):
