@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from models.augmentation import AugmentationSettings
 from models.bundle import network_of
-from models.data import TensorSet
 from models.errors import TrainingFailed
 from models.forgetting import anchor_of, averaging, frozen_copy, importance
 from models.interpolation import between
@@ -20,43 +18,13 @@ from models.logits import macro_recall, study_logits
 from models.reservoir import choose_reservoir, vectors_of
 from models.sampling import Examples
 from models.selection import Jury
-from models.spec import Calibration, ModelSpec, PreprocessingSpec
-from models.training import TrainingSettings, train
+from models.spec import Calibration
+from models.training import train
+from tests.model_blobs import QUICK as BASE
+from tests.model_blobs import SPEC, blobs
 
 CPU = torch.device("cpu")
-SPEC = ModelSpec(
-    name="blobs",
-    task="place",
-    classes=("left", "right"),
-    options={"width": 4, "dropout": 0.0},
-    preprocessing=PreprocessingSpec(size=(32, 32)),
-    seed=1,
-)
-QUICK = TrainingSettings(
-    epochs=3,
-    batch_size=16,
-    device="cpu",
-    precision="float32",
-    rehearsal_share=0.25,
-    augmentation=AugmentationSettings.off(),
-    warmup_share=0.0,
-    schedule="constant",
-)
-
-
-def blobs(count: int, seed: int, *, bright: float = 1.5, swapped: bool = False) -> TensorSet:
-    """A bright half on the left or the right; `swapped` calls it the other way round, so that new labels contradict old ones."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = tuple(index % 2 for index in range(count))
-    studies = []
-    for label in labels:
-        image = 0.3 * torch.randn(1, 1, 32, 32, generator=generator)
-        image[..., slice(0, 16) if label == 0 else slice(16, 32)] += bright
-        studies.append(image)
-    names = tuple(f"{seed}-{index}" for index in range(count))
-    return TensorSet(tuple(studies), tuple(1 - label for label in labels) if swapped else labels, names, names)
-
-
+QUICK = BASE.model_copy(update={"epochs": 3, "rehearsal_share": 0.25, "schedule": "constant"})
 OLD = blobs(64, 1)
 
 

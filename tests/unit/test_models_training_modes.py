@@ -11,50 +11,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.augmentation import AugmentationSettings
 from models.bundle import network_of
-from models.data import TensorSet
 from models.errors import TrainingFailed
 from models.forgetting import Anchor
 from models.objective import Objective
 from models.schedules import halvings, open_blocks, rate_factor
-from models.spec import ModelSpec, PreprocessingSpec
-from models.training import EpochRecord, TrainingSettings, train
+from models.training import EpochRecord, train
+from tests.model_blobs import QUICK as BASE
+from tests.model_blobs import SPEC, blobs
 
-SPEC = ModelSpec(
-    name="blobs",
-    task="place",
-    classes=("left", "right"),
-    options={"width": 4, "dropout": 0.0},
-    preprocessing=PreprocessingSpec(size=(32, 32)),
-    seed=1,
-)
-QUICK = TrainingSettings(
-    epochs=2,
-    batch_size=16,
-    device="cpu",
-    precision="float32",
-    augmentation=AugmentationSettings.off(),
-    balance="none",
-    head_learning_rate=1e-2,
-    body_learning_rate=1e-2,
-    warmup_share=0.0,
-)
-
-
-def blobs(count: int, seed: int) -> TensorSet:
-    generator = torch.Generator().manual_seed(seed)
-    labels = tuple(index % 2 for index in range(count))
-    studies = []
-    for label in labels:
-        image = 0.5 * torch.randn(1, 1, 32, 32, generator=generator)
-        image[..., slice(0, 16) if label == 0 else slice(16, 32)] += 1.0
-        studies.append(image)
-    names = tuple(f"{seed}-{index}" for index in range(count))
-    return TensorSet(tuple(studies), labels, names, names)
-
-
-TRAIN, VALID = blobs(64, 1), blobs(32, 2)
+QUICK = BASE.model_copy(update={"balance": "none", "head_learning_rate": 1e-2, "body_learning_rate": 1e-2})
+NOISY = {"bright": 1.0, "noise": 0.5}
+TRAIN, VALID = blobs(64, 1, **NOISY), blobs(32, 2, **NOISY)
 
 
 def run(module: nn.Module, **changes: object) -> dict[str, torch.Tensor]:
