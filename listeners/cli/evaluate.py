@@ -14,6 +14,7 @@ from services.evaluation.replay import SHOWN, Period, Rule, Step
 from services.evaluation.retrospect import retrospect
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
+from services.runtime.service import Context
 
 LIMIT_HELP = "Another limit: relative fall (0.05) for reclaim, height of the chart for cusum, log evidence for paired"
 
@@ -46,24 +47,31 @@ def evaluate(
     if threshold is not None and threshold <= 0:
         raise InvalidInput(f"--threshold is above 0, not {threshold:g}: {LIMIT_HELP[15:]}")
     period = Period(_day(since, "--since"), _after(_day(until, "--until")), dict(map(_facet, facet)))
-    context = open_context()
+    owner, told = _replayed(open_context(), model, version, chosen, threshold, period)
+    if as_json:
+        question = {"model": owner, "rule": str(chosen), "threshold": threshold, "since": since, "until": until}
+        typer.echo(json.dumps({**question, "facets": period.facets, "versions": told}, indent=2, default=str))
+        return
+    for each in told:
+        _print(owner, chosen, each)
+
+
+def _replayed(
+    context: Context, model: str, version: int | None, rule: Rule, threshold: float | None, period: Period
+) -> tuple[str, list[dict[str, Any]]]:
+    """The model's full name and what the rule says of each version with batches. Raises InvalidInput where there is none."""
     with context.database.read() as session:
-        owner = registry.model(session, model)
-        wanted = [registry.version(session, owner.name, version).version] if version is not None else None
-        numbers = wanted or sorted({row.version for row in repository.batches(session, owner.name)})
+        owner = registry.model(session, model).name
+        wanted = [registry.version(session, owner, version).version] if version is not None else None
+        numbers = wanted or sorted({row.version for row in repository.batches(session, owner)})
         found = [
-            retrospect(session, context.settings, owner.name, each, chosen, threshold, period, calibrating=_calibrating)
+            retrospect(session, context.settings, owner, each, rule, threshold, period, calibrating=_calibrating)
             for each in numbers
         ]
     told = [each for each in found if each["batches"]]
     if not told:
-        raise InvalidInput(_nothing(owner.name, period, bool(found)))
-    if as_json:
-        question = {"model": owner.name, "rule": str(chosen), "threshold": threshold, "since": since, "until": until}
-        typer.echo(json.dumps({**question, "facets": period.facets, "versions": told}, indent=2, default=str))
-        return
-    for each in told:
-        _print(owner.name, chosen, each)
+        raise InvalidInput(_nothing(owner, period, bool(found)))
+    return owner, told
 
 
 def _calibrating() -> None:

@@ -1,7 +1,7 @@
 """Commands that call other DICOM systems: which are known, whether they answer, what they hold, and fetching from them."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ from schemas.settings import Settings, load_settings
 from services.runtime.errors import InvalidInput, Transient
 
 if TYPE_CHECKING:
-    from listeners.dicom.query import StudyMatch, StudyQuery
+    from listeners.dicom.query import SeriesMatch, StudyMatch, StudyQuery
     from listeners.dicom.reception import Reception
     from listeners.dicom.retrieve import Progress as Show
     from listeners.dicom.retrieve import Retrieved
@@ -33,6 +33,9 @@ app = typer.Typer(
     "Patient names and numbers are printed only with --identities.",
 )
 PeerName = Annotated[str, typer.Argument(help="Name or AE title of a peer, as `reclaim pacs list` prints them")]
+StudyUid = Annotated[str, typer.Option(help="Study Instance UID")]
+PriorsOf = Annotated[str, typer.Option(help="Study key in our archive: fetch what the PACS has of that patient before it")]
+Method = Annotated[str, typer.Option(help="get (C-GET), move (C-MOVE to our running listener) or auto: get where offered")]
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Study date, YYYY-MM-DD")]
 Accession = Annotated[str | None, typer.Option(help="Accession number; - asks for it, so that it stays out of the shell's history")]
 PatientId = Annotated[str | None, typer.Option(help="Patient ID; - asks for it, so that it stays out of the shell's history")]
@@ -88,7 +91,7 @@ def echo(names: Annotated[list[str] | None, typer.Argument(help="Peers to test; 
 @app.command()
 def find(
     name: PeerName,
-    study: Annotated[str, typer.Option(help="Study Instance UID")] = "",
+    study: StudyUid = "",
     accession: Accession = None,
     patient: PatientId = None,
     modality: Modality = "",
@@ -111,40 +114,27 @@ def find(
     peer = scu.peer(loaded.dicom.peers, name)
     query = _query(study, accession, patient, modality, since, until)
     found = find_studies(peer, query, calling_ae=loaded.dicom.ae_title, most=limit)
-    private = ("patient", "patient ID", "accession", "description") if identities else ()
-    table = Table("date", "modalities", "series", "instances", "study UID", *private)
-    for each in found:
-        table.add_row(*_columns(each), *(_identities(each) if identities else ()))
-    console.print(table)
+    _print_studies(found, identities=identities)
     console.print(
         f"{len(found)} stud{'y' if len(found) == 1 else 'ies'}" + (f", the limit of {limit}" if len(found) == limit else "")
     )
     for each in found if series else ():
-        lines = Table(
-            "number", "modality", "instances", "series UID", *(("description",) if identities else ()), title=each.study_uid
-        )
-        for row in find_series(peer, each.study_uid, calling_ae=loaded.dicom.ae_title):
-            shown = (row.number, row.modality, _number(row.instances), row.series_uid)
-            lines.add_row(*map(escape, shown), *((escape(row.description),) if identities else ()))
-        console.print(lines)
+        rows = find_series(peer, each.study_uid, calling_ae=loaded.dicom.ae_title)
+        _print_series(each.study_uid, rows, identities=identities)
 
 
 @app.command()
 def fetch(
     name: PeerName,
-    study: Annotated[str, typer.Option(help="Study Instance UID")] = "",
+    study: StudyUid = "",
     accession: Accession = None,
     patient: PatientId = None,
-    priors_of: Annotated[
-        str, typer.Option(help="Study key in our archive: fetch what the PACS has of that patient before it")
-    ] = "",
+    priors_of: PriorsOf = "",
     modality: Modality = "",
     since: Day = None,
     until: Day = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Newest so many studies")] = 5,
-    method: Annotated[
-        str, typer.Option(help="get (C-GET), move (C-MOVE to our running listener) or auto: get where offered")
-    ] = "auto",
+    method: Method = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched")] = False,
 ) -> None:
     """Fetch a study (--study, --accession) or a patient's newest studies (--patient, --priors-of) into our archive.
@@ -163,18 +153,13 @@ def fetch(
     peer = scu.peer(loaded.dicom.peers, name)
     context = open_context(loaded)
     query = _priors(context, priors_of, modality) if priors_of else _query(study, accession, patient, modality, since, until)
-    own = context.pseudonyms.study
-    found = find_studies(peer, query, calling_ae=loaded.dicom.ae_title)
-    found = [each for each in found if not priors_of or own(each.study_uid) != priors_of][:limit]
+    found = _others(context, find_studies(peer, query, calling_ae=loaded.dicom.ae_title), priors_of)[:limit]
     if not found:
         raise InvalidInput(f"{peer.name} has no such study")
     left = [each for each in found if not _is_here(context, each)]
     console.print(f"{len(found)} found, {len(found) - len(left)} of them here already")
     if dry_run:
-        table = Table("date", "modalities", "series", "instances", "study UID")
-        for each in left:
-            table.add_row(*_columns(each))
-        console.print(table)
+        _print_studies(left, identities=False)
         return
     failed = _fetch_all(context, peer, left, method)
     raise typer.Exit(1 if failed else 0)
@@ -320,6 +305,11 @@ def _priors(context: "Context", study_key: str, modality: str) -> "StudyQuery":
     )
 
 
+def _others(context: "Context", found: Sequence["StudyMatch"], study_key: str) -> list["StudyMatch"]:
+    """The studies but the one of that key in our archive."""
+    return [each for each in found if not study_key or context.pseudonyms.study(each.study_uid) != study_key]
+
+
 def _is_here(context: "Context", study: "StudyMatch") -> bool:
     from sqlmodel import func, select
 
@@ -328,6 +318,23 @@ def _is_here(context: "Context", study: "StudyMatch") -> bool:
     with context.database.read() as session:
         here = session.exec(select(func.count()).select_from(Instance).where(Instance.study_uid == study.study_uid)).one()
     return study.instances is not None and here >= max(study.instances, 1)
+
+
+def _print_studies(studies: Sequence["StudyMatch"], *, identities: bool) -> None:
+    private = ("patient", "patient ID", "accession", "description") if identities else ()
+    table = Table("date", "modalities", "series", "instances", "study UID", *private)
+    for each in studies:
+        table.add_row(*_columns(each), *(_identities(each) if identities else ()))
+    console.print(table)
+
+
+def _print_series(study_uid: str, series: Iterable["SeriesMatch"], *, identities: bool) -> None:
+    private = ("description",) if identities else ()
+    table = Table("number", "modality", "instances", "series UID", *private, title=study_uid)
+    for each in series:
+        shown = (each.number, each.modality, _number(each.instances), each.series_uid)
+        table.add_row(*map(escape, shown), *((escape(each.description),) if identities else ()))
+    console.print(table)
 
 
 def _columns(study: "StudyMatch") -> tuple[str, ...]:
