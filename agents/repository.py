@@ -1,7 +1,7 @@
 """All SQL of the agents: facts for tools and guardrails, orders and runs."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
 
@@ -176,6 +176,11 @@ def _turned(order: Order, job: Job) -> Turned:
     return Turned(order.order_id, Remedy(order.remedy) if order.remedy else None, job.updated_at, used)
 
 
+def _used_up(tune: int, rejected: Sequence[Turned], diagnosis: Diagnosis) -> bool:
+    """Whether no rung is left that so many labels allow."""
+    return next_rung(tune, 1, [each.remedy for each in rejected if each.remedy], diagnosis) is None
+
+
 def told_that_used_up(session: Session, model: str, turned: Sequence[Turned]) -> str | None:
     """Id of the agents' label request since the last of these verdicts: with it they said that no rung is left."""
     if not turned:
@@ -236,11 +241,9 @@ def facts(
         return Facts(now=now, models=known)
     newest, since = latest(session, model, row.champion), began(session, evaluation_id)
     reported, reported_at = _reported(session, model)
-    last = _last_remedy(session, model)
     tune, gate = (labelled(session, model, row.champion, role, since) for role in (CaseRole.TUNE, CaseRole.GATE))
     rejected = turned_down(session, model, row.champion, tune + gate)
     diagnosis = Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE
-    used_up = next_rung(tune, 1, [each.remedy for each in rejected if each.remedy], diagnosis) is None
     return Facts(
         now=now,
         models=known,
@@ -259,12 +262,10 @@ def facts(
         gate_cases=gate,
         gate_cases_needed=gate_cases_needed(session, model, row.champion),
         active_remedy=open_order(session, model, OrderKind.REMEDY, but=but),
-        last_remedy_at=last.created_at if last else None,
-        last_remedy=Remedy(last.remedy) if last and last.remedy else None,
-        last_remedy_rejected=last is not None and last.order_id in {each.order_id for each in rejected},
         remedies_last_day=_remedies_since(session, model, now - timedelta(days=1)),
         open_label_request=label_request_since(session, model, row.champion, label_request_after),
-        told_that_used_up=told_that_used_up(session, model, rejected) if used_up else None,
+        told_that_used_up=told_that_used_up(session, model, rejected) if _used_up(tune, rejected, diagnosis) else None,
+        **_last_remedy(session, model, {each.order_id for each in rejected}),
     )
 
 
@@ -290,9 +291,14 @@ def reported(session: Session, model: str) -> Situation | None:
     return _reported(session, model)[0]
 
 
-def _last_remedy(session: Session, model: str) -> Order | None:
+def _last_remedy(session: Session, model: str, rejected: Collection[str]) -> dict[str, Any]:
+    """The fields of Facts on the last remedy that was carried out; `rejected` are the orders that the gate turned down."""
     query = select(Order).where(Order.model == model, Order.kind == OrderKind.REMEDY, col(Order.state).in_(STARTED))
-    return session.exec(query.order_by(col(Order.created_at).desc()).limit(1)).first()
+    last = session.exec(query.order_by(col(Order.created_at).desc()).limit(1)).first()
+    if last is None:
+        return {}
+    remedy = Remedy(last.remedy) if last.remedy else None
+    return {"last_remedy": remedy, "last_remedy_at": last.created_at, "last_remedy_rejected": last.order_id in rejected}
 
 
 def _remedies_since(session: Session, model: str, since: datetime) -> int:

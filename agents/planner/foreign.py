@@ -69,9 +69,7 @@ def _translated(text: str, language: Language, names: Collection[str]) -> str:
     result = _WORD.sub(corrected, text)
     for pattern, replacement in language.frames:
         result = pattern.sub(replacement, result)
-    result = _WORD.sub(
-        lambda match: match.group() if match.group() in names else language.words.get(match.group(), match.group()), result
-    )
+    result = _WORD.sub(worded, result)
     return re.sub(r" +", " ", result).strip()
 
 
