@@ -126,6 +126,24 @@ def everything_outside(context) -> str:
     return "\n".join(found)
 
 
+def labels_with_names(path, count):
+    """A label of each study, then two lines that are faulty and name people; returns the path."""
+    rows = [f"{STUDY}.{number},finding,a,csv,\n" for number in range(count)]
+    rows += [
+        f"{STUDY}.0,{task},{value},{source},\n"
+        for task, value, source in [("Zoë K", "Kanari^Zoë", "dr. canary"), ("f", "a^b", "c")]
+    ]
+    path.write_text("study,task,label,source,labelled_at\n" + "".join(rows), encoding="utf-8")
+    return path
+
+
+def purge(context):
+    with context.database.transaction() as tx:
+        for path in context.settings.archive_dir.rglob("*.dcm"):
+            os.utime(path, (0, 0))  # files have the machine's time, not the test's
+        assert retention.take_out(tx, context.settings.archive_dir, context.clock.now(), committed=False).studies
+
+
 def test_no_canary_leaves_the_archive(sqlite_context, archive, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     context = sqlite_context
@@ -139,21 +157,11 @@ def test_no_canary_leaves_the_archive(sqlite_context, archive, tmp_path, caplog)
     consumer = make_consumer(context)
     assert process(context.database, consumer, records(context, STUDY_RECEIVED)) == 0
     consumer.close()
-    rows = [f"{STUDY}.{number},finding,a,csv,\n" for number in range(len(cases))]
-    rows += [
-        f"{STUDY}.0,{task},{value},{source},\n"
-        for task, value, source in [("Zoë K", "Kanari^Zoë", "dr. canary"), ("f", "a^b", "c")]
-    ]
-    (tmp_path / "labels.csv").write_text("study,task,label,source,labelled_at\n" + "".join(rows), encoding="utf-8")
-    summary = import_csv(context, tmp_path / "labels.csv")
+    summary = import_csv(context, labels_with_names(tmp_path / "labels.csv", len(cases)))
     assert (summary.accepted, summary.faulty) == (len(cases), 2)
     process(context.database, Join(context.settings.join), [*records(context, PREDICTION), *records(context, LABEL)])
     context.clock.advance(40 * 86_400)
-    with context.database.transaction() as tx:
-        for path in context.settings.archive_dir.rglob("*.dcm"):
-            os.utime(path, (0, 0))  # files have the machine's time, not the test's
-        done = retention.take_out(tx, context.settings.archive_dir, context.clock.now(), committed=False)
-    assert done.studies
+    purge(context)
     predictions = [Prediction.model_validate_json(record.body) for record in records(context, PREDICTION)]
     assert len(predictions) == len(cases)
     assert all(prediction.facets["Modality"] == "MR" for prediction in predictions)
