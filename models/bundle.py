@@ -100,11 +100,6 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu") -> LoadedModel
     return LoadedModel(spec, module.to(place).eval(), place, info, document["reclaim"].get("training", {}))
 
 
-def read_spec(folder: Path) -> ModelSpec:
-    """The specification of a bundle, without verifying its weights."""
-    return _spec(_json(folder / METADATA))
-
-
 def verify_bundle(folder: Path) -> BundleInfo:
     """Compare every file with the manifest's hash. Raises BrokenBundle."""
     listed = _json(folder / MANIFEST).get("sha256")

@@ -179,11 +179,3 @@ def _unit(place: int, length: int) -> Floats:
     unit = np.zeros(length)
     unit[place] = 1.0
     return unit
-
-
-def expected_calibration_error(probabilities: Floats, labels: Integers, bins: int = 10) -> float:
-    """Expected calibration error over bins of equal width of the top class's probability (Guo et al. 2017)."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    places = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(float((confidence - right)[places == place].sum())) for place in range(bins)]
-    return sum(gaps) / len(labels)

@@ -6,7 +6,7 @@ from schemas.events import StudyReceived
 from schemas.tables import Outbox
 from services.assembly.commitments import Reference, Request
 from services.assembly.completion import complete_studies
-from services.assembly.repository import NewInstance, NewStudy, record_instances
+from services.assembly.repository import NewInstance, NewStudy, record_batches
 from services.assembly.rules import Rules
 from services.assembly.signals import create_step, request_commitment, set_step
 from services.runtime.identity import Pseudonyms
@@ -57,7 +57,7 @@ class World:
             received_at=now,
         )
         with self.database.transaction() as tx:
-            record_instances(tx, row, [instance])
+            record_batches(tx, [(row, [instance])])
             return tx.rings
 
     def look(self, rules=RULES):

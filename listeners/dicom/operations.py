@@ -18,12 +18,9 @@ MPPS: Final = "1.2.840.10008.3.1.2.3.3"
 """Modality Performed Procedure Step SOP Class (PS3.4 F.7)."""
 PUSH_MODEL: Final = "1.2.840.10008.1.20.1"
 """Storage Commitment Push Model SOP Class (PS3.4 J.3)."""
-N_EVENT_REPORT_RQ: Final = 0x0100
-N_GET_RQ: Final = 0x0110
 N_SET_RQ: Final = 0x0120
 N_ACTION_RQ: Final = 0x0130
 N_CREATE_RQ: Final = 0x0140
-N_DELETE_RQ: Final = 0x0150
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,6 @@ Batch: TypeAlias = tuple[NewStudy, Sequence[NewInstance]]
 """Instances of one study, and what the study starts with."""
 
 
-def record_instances(tx: Transaction, study: NewStudy, instances: Sequence[NewInstance]) -> list[Recorded]:
-    """Enter stored instances of one study and move it on; see `record_batches`."""
-    return record_batches(tx, [(study, instances)])[0]
-
-
 def record_batches(tx: Transaction, batches: Sequence[Batch]) -> list[list[Recorded]]:
     """Enter stored instances, of one batch per study, and move the studies on; what the index has changes nothing but retention.
 

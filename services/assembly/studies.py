@@ -52,13 +52,8 @@ class Progress:
     opened_at: datetime | None = None
 
 
-def on_instance(study: Progress, at: datetime) -> Progress:
-    """A new instance was stored at `at`; clocks that go back never shorten the quiet period."""
-    return on_instances(study, [at])
-
-
 def on_instances(study: Progress, times: Sequence[datetime]) -> Progress:
-    """New instances, at least one, were stored at these times, one after the other."""
+    """New instances, at least one, were stored at these times, one after the other; clocks that go back shorten no quiet period."""
     state, effects = TRANSITIONS[study.state, StudyEvent.INSTANCE]
     opened = study.opened_at if study.opened_at and study.state is StudyState.OPEN else times[0]
     counted = study.instances + (len(times) if Effect.COUNT in effects else 0)

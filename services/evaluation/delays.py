@@ -33,11 +33,6 @@ class Curve:
     high: Floats
     """Not a number where nothing is left to wait: the curve says nothing about how much later that could have been."""
 
-    def labelled_after(self, days: float) -> float:
-        """Share that has its label after so many days."""
-        place = int(np.searchsorted(self.days, days, side="right"))
-        return 1.0 - float(self.waiting[place - 1]) if place else 0.0
-
 
 class Quantile(NamedTuple):
     """Days after which a share has its label, with 95 % limits; None where the curve never gets there."""

@@ -5,11 +5,9 @@ It is a transport only. Everything it holds is gone when it ends; the outbox sen
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from importlib import import_module, resources
@@ -151,11 +149,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def installed() -> bool:
-    """Whether an embedded broker could be started here."""
-    try:
-        return shutil.which(broker_binary()) is not None and sys.platform != "win32"
-    except BrokerMissing:
-        return False

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, exists, not_, or_, select, update
 from sqlmodel import Session, col
 
 from schemas.tables import DeadLetter, Inbox, Outbox
@@ -35,11 +35,6 @@ def unsent(session: Session, limit: int) -> list[Unsent]:
     columns = (Outbox.id, Outbox.event_id, Outbox.topic, Outbox.key, Outbox.headers, Outbox.body)
     query = select(*columns).where(col(Outbox.sent_at).is_(None)).order_by(col(Outbox.id)).limit(limit)  # type: ignore[call-overload]
     return [Unsent(*row) for row in session.execute(query)]
-
-
-def backlog(session: Session) -> int:
-    """How many events wait for the relay."""
-    return int(session.execute(select(func.count()).select_from(Outbox).where(col(Outbox.sent_at).is_(None))).scalar_one())
 
 
 def mark_sent(tx: Transaction, ids: Sequence[int], broker: str) -> None:

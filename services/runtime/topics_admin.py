@@ -41,16 +41,6 @@ async def ensure_topics(settings: KafkaSettings, topics: Sequence[Topic] = TOPIC
         await _verify(admin, wanted)
 
 
-async def reachable(settings: KafkaSettings) -> bool:
-    """Whether a broker answers."""
-    try:
-        async with _admin(settings) as admin:
-            await admin.describe_cluster()
-    except Transient:
-        return False
-    return True
-
-
 async def cluster_id(settings: KafkaSettings) -> str:
     """The broker's own identity; raises Transient when it is away."""
     async with _admin(settings) as admin:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.vocabulary import StudyState
-from services.assembly.studies import TRANSITIONS, Progress, StudyEvent, not_after, on_complete, on_instance
+from services.assembly.studies import TRANSITIONS, Progress, StudyEvent, not_after, on_complete, on_instances
 
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 NEW = Progress(StudyState.OPEN, 0, 0, START)
@@ -18,15 +18,15 @@ def test_every_state_knows_every_event():
 
 
 def test_a_late_instance_brings_the_next_revision():
-    first, announced = on_complete(on_instance(NEW, START))
+    first, announced = on_complete(on_instances(NEW, [START]))
     assert (first.state, first.revision, announced) == (StudyState.COMPLETE, 1, True)
-    reopened = on_instance(first, START + timedelta(minutes=1))
+    reopened = on_instances(first, [START + timedelta(minutes=1)])
     assert (reopened.state, reopened.revision, reopened.opened_at) == (StudyState.OPEN, 1, START + timedelta(minutes=1))
     assert on_complete(reopened)[0].revision == 2
 
 
 def test_a_complete_study_is_not_announced_again():
-    complete, _ = on_complete(on_instance(NEW, START))
+    complete, _ = on_complete(on_instances(NEW, [START]))
     assert on_complete(complete) == (complete, False)
 
 
@@ -35,7 +35,7 @@ def test_a_study_without_instances_is_never_announced():
 
 
 def test_times_that_are_still_to_come_are_taken_back():
-    ahead = on_instance(NEW, START + timedelta(days=3650))
+    ahead = on_instances(NEW, [START + timedelta(days=3650)])
     back = not_after(ahead, START + timedelta(seconds=9))
     assert (back.last_instance_at, back.opened_at) == (START + timedelta(seconds=9), START + timedelta(seconds=9))
     assert not_after(back, START + timedelta(seconds=10)) == back
@@ -57,7 +57,7 @@ def test_revisions_count_announcements_and_nothing_is_lost(events):
             assert said == unannounced
             unannounced = False
         else:
-            study = on_instance(study, START + timedelta(seconds=event))
+            study = on_instances(study, [START + timedelta(seconds=event)])
             instances += 1
             unannounced = True
         assert study.last_instance_at >= before

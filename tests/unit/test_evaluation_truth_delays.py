@@ -37,8 +37,6 @@ def test_a_quantile_is_where_the_curve_passes_or_nowhere():
     assert quantile(curve, 0.5).low == 13
     assert quantile(curve, 0.5).high is None
     assert quantile(curve, 0.9) == (None, None, None)
-    assert curve.labelled_after(5.9) == 0.0
-    assert curve.labelled_after(10) == pytest.approx(1 - 0.753, abs=0.001)
 
 
 def test_without_censoring_the_curve_is_the_share_that_waits():
