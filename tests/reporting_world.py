@@ -6,11 +6,12 @@ import numpy as np
 from pypdf import PdfReader
 from sqlalchemy import select
 
-from schemas.events import MaintenanceOrder, MaintenanceReport
-from schemas.tables import BaselineCase, Batch, Case, Evaluation, ModelVersion, Order, Outbox
-from schemas.topics import ORDER, REPORT
-from schemas.vocabulary import CaseState, OrderState
+from schemas.events import MaintenanceOrder, MaintenancePromotion, MaintenanceReport
+from schemas.tables import BaselineCase, Batch, Case, Evaluation, Job, ModelVersion, Order, Outbox
+from schemas.topics import ORDER, PROMOTION, REPORT
+from schemas.vocabulary import CaseState, OrderKind, OrderState, Remedy, Verdict
 from services.reporting.app import build
+from services.runtime import registry
 from services.runtime.messages import Record, headers_of
 
 CLASSES = ["glioma", "meningioma", "no tumour", "pituitary"]
@@ -88,29 +89,25 @@ def fall_evidence():
     }
 
 
-def evaluation_row(batch_id, number, cases, status, now):
-    metrics = []
+def metric_rows(cases):
+    """What the evaluation counts from cases: recall of each class with its interval, their mean, and the area under the curve."""
+    recalls = []
     for name in CLASSES:
         own = [said == truth for truth, said, _ in cases if truth == name]
         share = sum(own) / len(own)
         half = 1.96 * (share * (1 - share) / len(own)) ** 0.5
-        low, high = max(share - half, 0), min(share + half, 1)
-        metrics.append(
-            {"name": f"recall:{name}", "value": share, "low": low, "high": high, "cases": len(own), "baseline": RECALL[name]}
-        )
-    macro = sum(metric["value"] for metric in metrics) / 4
-    metrics.insert(
-        0,
-        {
-            "name": "macro_recall",
-            "value": macro,
-            "low": macro - 0.08,
-            "high": min(macro + 0.07, 1),
-            "cases": 100,
-            "baseline": 0.915,
-        },
-    )
-    metrics.append({"name": "macro_auroc", "value": 0.912, "low": 0.87, "high": 0.95, "cases": 100, "baseline": 0.981})
+        bounds = {"low": max(share - half, 0), "high": min(share + half, 1)}
+        recalls.append({"name": f"recall:{name}", "value": share, **bounds, "cases": len(own), "baseline": RECALL[name]})
+    macro = sum(metric["value"] for metric in recalls) / 4
+    bounds = {"low": macro - 0.08, "high": min(macro + 0.07, 1)}
+    return [
+        {"name": "macro_recall", "value": macro, **bounds, "cases": 100, "baseline": 0.915},
+        *recalls,
+        {"name": "macro_auroc", "value": 0.912, "low": 0.87, "high": 0.95, "cases": 100, "baseline": 0.981},
+    ]
+
+
+def evaluation_row(batch_id, number, cases, status, now):
     degraded = status == "degraded"
     return Evaluation(
         evaluation_id=f"ev-{batch_id}",
@@ -121,7 +118,7 @@ def evaluation_row(batch_id, number, cases, status, now):
         diagnosis="covariate" if degraded else "none",
         cases=100,
         stream_cases=100 * number,
-        metrics=metrics,
+        metrics=metric_rows(cases),
         evidence=fall_evidence() if degraded else {"statistic_a": 0.2, "threshold_a": 5.3, "smallest_fall_in_a_year": 0.09},
         reclaim_rule=number % 2 == 0,
         summary=(
@@ -194,3 +191,54 @@ def texts(files):
 
 def consumer_of(context):
     return build(context).consumers[0]
+
+
+def tell(context, clock):
+    """A model with seven evaluated batches, the last two degraded."""
+    with context.database.transaction() as tx:
+        registry.register_model(tx, MODEL, "brain-tumour", CLASSES, {})
+        registry.add_version(tx, version_row(1, clock, origin="registered"), baseline_rows(1), actor="test")
+    for number in range(1, 8):
+        clock.advance(7 * 86_400)
+        status = "degraded" if number >= 6 else "watch" if number == 5 else "healthy"
+        with context.database.transaction() as tx:
+            evaluated_batch(tx, number, fallen=number >= 5, status=status)
+    clock.advance(3600)
+    return context
+
+
+def repaired(context, verdict):
+    """The record of the gate's verdict on version 2, with the registry in the state it leaves behind."""
+    clock = context.clock
+    with context.database.transaction() as tx:
+        tx.session.add(order_row("order-remedy", OrderKind.REMEDY, clock, remedy=Remedy.HEAD_ONLY))
+        registry.add_version(
+            tx, version_row(2, clock, parent=1, origin="run-1", state="challenger"), baseline_rows(2), actor="test"
+        )
+        job = Job(job_id="run-1", order_id="order-remedy", model=MODEL, remedy=Remedy.HEAD_ONLY, state="succeeded")
+        job.settings, job.created_at, job.updated_at = {"epochs": 8, "seed": 0}, clock.now(), clock.now()
+        tx.session.add(job)
+        if verdict == Verdict.PROMOTE:
+            registry.promote(tx, MODEL, 2, actor="gate")
+    clock.advance(60)
+    data = MaintenancePromotion(
+        model=MODEL,
+        challenger=2,
+        champion_before=1,
+        champion_after=2 if verdict == Verdict.PROMOTE else 1,
+        verdict=verdict,
+        reasons=("Better on 64 gate cases (McNemar exact p = 0.003).", "Not worse than 5 points on any class of the test set."),
+        numbers={
+            "macro_recall:champion": 0.71,
+            "macro_recall:challenger": 0.88,
+            "champion_recall:glioma": 0.55,
+            "challenger_recall:glioma": 0.86,
+            "mcnemar_p": 0.003,
+            "gate_cases": 64.0,
+            "ece:champion": 0.21,
+            "ece:challenger": 0.06,
+        },
+        order_id="order-remedy",
+        actor="service:remediation",
+    )
+    return record(PROMOTION, data, f"promotion-{verdict}", clock.now())

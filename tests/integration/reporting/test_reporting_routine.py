@@ -28,7 +28,7 @@ from tests.reporting_world import CLASSES, MODEL, baseline_rows, contents, evalu
 
 MONDAY = datetime(2026, 3, 9, 6, 0, tzinfo=UTC)
 """The first slot after the clock's start, Monday 2 March 2026, 08:00."""
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
