@@ -1,11 +1,11 @@
 """The analysis of a report: all batches beside the classical rules, the metrics, subgroups, drift, and what labels changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from services.reporting import common
+from services.reporting import common, early
 from services.reporting.chart import evidence_share
-from services.reporting.facts import EvaluationFacts, Facts, Record
+from services.reporting.facts import EvaluationFacts, Facts
 from services.reporting.page import Section, Table
 from services.reporting.wording import (
     DASH,
@@ -28,7 +28,6 @@ from services.reporting.wording import (
 CUSUM = "cusum"
 SHOWN_BATCHES = 26
 _SHOWN_GROUPS = 40
-_SHOWN_SIGNALS = 20
 
 
 def section(facts: Facts) -> Section:
@@ -38,7 +37,7 @@ def section(facts: Facts) -> Section:
         *_batches(facts),
         *common.metrics_table(facts),
         *_subgroups(facts),
-        *_drift(facts),
+        *early.tables(facts),
         *_revised(facts),
         *_evidence(facts),
     ]
@@ -161,22 +160,9 @@ def _finding(each: Mapping[str, Any]) -> str:
     return "suspected" if each.get("suspected") else "no difference shown"
 
 
-def _drift(facts: Facts) -> list[Table]:
-    found = facts.extras.get("drift", ())
-    if not found:
-        return []
-    return [_table("Drift signals without labels", found[-_SHOWN_SIGNALS:], "An early warning: no repair is ordered by it alone.")]
-
-
-def _table(title: str, found: Sequence[Record], note: str) -> Table:
-    columns = list(dict.fromkeys(key for each in found for key in each.cells))
-    rows = [tuple(evidence_value(key, each.cells.get(key)) for key in columns) for each in found]
-    return Table(title, tuple(key.replace("_", " ").capitalize() for key in columns), rows, note)
-
-
 def _missing(facts: Facts) -> list[str]:
     """What is not on record is said: an empty table would read as health."""
-    kinds = {"subgroups": facts.latest.subgroups if facts.latest else (), "drift signals without labels": facts.extras.get("drift")}
+    kinds = {"subgroups": facts.latest.subgroups if facts.latest else (), "windows of the early warning": facts.windows}
     absent = [word for word, found in kinds.items() if not found]
     return [f"Not on record for this report: {joined(absent)}."] if absent else []
 

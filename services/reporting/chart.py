@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from services.reporting.drawing import BASELINE, FAINT, INK, MUTED, RECENT, TEXT, Drawing, drawn, frame, percent
+from services.reporting.early import Stretch
 from services.reporting.facts import EvaluationFacts, Intervention, Metric
 from services.reporting.scale import Scale, Start, starts
 from services.reporting.statistics import Rate
@@ -29,21 +30,32 @@ MARKS: Final[dict[str, tuple[str, str, str, float]]] = {
     "undecided": ("s", "white", "undecided (too few cases)", 0.8),
 }
 """Status to marker, colour, word and relative size; the edges are dark, so that shape and lightness tell them apart in grey."""
-ROWS: Final = {"alarm": 2, "order": 1, "version": 0, "service": 0}
-_ROW_NAMES: Final = {2: "alarms", 1: "orders", 0: "serving"}
-_ROW_MARKS: Final = {"alarm": ("v", RECENT), "order": (">", "#e69f00"), "version": ("s", BASELINE), "service": ("X", INK)}
+ROWS: Final = {"alarm": 3, "early": 2, "order": 1, "version": 0, "service": 0}
+_ROW_NAMES: Final = {3: "alarms", 2: "early warnings", 1: "orders", 0: "serving"}
+_EARLY: Final = "#cc79a7"
+_ROW_MARKS: Final = {
+    "alarm": ("v", RECENT),
+    "early": ("p", _EARLY),
+    "order": (">", "#e69f00"),
+    "version": ("s", BASELINE),
+    "service": ("X", INK),
+}
 _CEILING: Final = 2.0
 
 
 @dataclass(frozen=True)
 class Story:
-    """What a control chart shows. `history` and `interventions` in order of time; baselines by (version, class)."""
+    """What a control chart shows. `history`, `interventions`, `warnings` in order of time; baselines by (version, class).
+
+    `warnings` are the times in which the early warning stood; None: it has measured nothing.
+    """
 
     title: str
     history: Sequence[EvaluationFacts]
     classes: Sequence[str]
     baseline: Mapping[tuple[int, str], Rate]
     interventions: Sequence[Intervention]
+    warnings: Sequence[Stretch] | None = None
 
 
 def control_charts(story: Story) -> list[tuple[tuple[str, ...], Drawing]]:
@@ -55,11 +67,12 @@ def control_charts(story: Story) -> list[tuple[tuple[str, ...], Drawing]]:
 
 
 def _control_chart(story: Story, classes: Sequence[str]) -> Drawing:
-    heights = [0.62, *[1.25] * len(classes), 1.0]
+    heights = [0.8, *[1.25] * len(classes), 1.0]
     layout = ConstrainedLayoutEngine(h_pad=0.04, hspace=0.02)
     figure = Figure(dpi=150, figsize=(9.2, 1.12 * sum(heights) + 1.35), layout=layout)
     axes = figure.subplots(len(heights), 1, height_ratios=heights, sharex=True)
-    scale, begun = Scale.of(story.history, story.interventions), starts(story.history)
+    scale = Scale.of(story.history, story.interventions, [at for each in story.warnings or () for at in each[:2]])
+    begun = starts(story.history)
     lane, panels, evidence = axes[0], axes[1:-1], axes[-1]
     _draw_lane(lane, story, scale)
     floor = _floor(story, classes)
@@ -175,7 +188,7 @@ def _draw_interventions(axis: Any, interventions: Sequence[Intervention], scale:
 
 def _draw_lane(axis: Any, story: Story, scale: Scale) -> None:
     """One row each for alarms, orders and what serves, with a word beside each mark where there is room for it."""
-    axis.set_ylim(-0.6, 2.6)
+    axis.set_ylim(-0.6, len(_ROW_NAMES) - 0.4)
     axis.set_yticks(list(_ROW_NAMES), list(_ROW_NAMES.values()), fontsize=8, color=INK)
     axis.tick_params(length=0, labelbottom=False)
     for spine in axis.spines.values():
@@ -183,13 +196,30 @@ def _draw_lane(axis: Any, story: Story, scale: Scale) -> None:
     for row in _ROW_NAMES:
         axis.axhline(row, color=FAINT, linewidth=0.7, zorder=0)
     done = [(place, each.kind, each.word) for each in story.interventions if (place := scale.at(each.at)) is not None]
-    marks = sorted([*scale.alarms(story.history), *done])
+    marks = sorted([*scale.alarms(story.history), *done, *_draw_warnings(axis, story, scale)])
+    empty = {
+        ROWS["version"]: f"version {story.history[0].version}",
+        ROWS["early"]: "none" if story.warnings is not None else "not measured",
+    }
     for row in _ROW_NAMES:
         own = [mark for mark in marks if ROWS[mark[1]] == row]
-        first = f"version {story.history[0].version}" if row == ROWS["version"] else "none" if not own else ""
+        first = empty.get(row, "none") if row == ROWS["version"] or not own else ""
         if first and (not own or own[0][0] - scale.limits[0] > _length(first) * (scale.limits[1] - scale.limits[0])):
             axis.text(scale.limits[0], row, f" {first}", fontsize=7.5, color=MUTED, va="center", zorder=4)
         _draw_row(axis, row, own, scale)
+
+
+def _draw_warnings(axis: Any, story: Story, scale: Scale) -> list[tuple[float, str, str]]:
+    """Each stretch of an early warning as a bar; returns the marks at their beginnings. One that began before is cut off."""
+    marks: list[tuple[float, str, str]] = []
+    for since, until, word in story.warnings or ():
+        end = scale.at(until)
+        if end is not None:
+            begun = scale.at(since)
+            place = scale.limits[0] if begun is None else begun
+            axis.hlines(ROWS["early"], place, end, color=_EARLY, linewidth=4, alpha=0.45, zorder=1)
+            marks.append((place, "early", word))
+    return marks
 
 
 def _draw_row(axis: Any, row: int, marks: Sequence[tuple[float, str, str]], scale: Scale) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.vocabulary import Remedy
-from services.reporting import plots, statistics
+from services.reporting import early, plots, statistics
 from services.reporting.chart import Story, control_charts
 from services.reporting.facts import Activity, Facts, Metric, OrderFacts, Period
 from services.reporting.page import Picture, Section, Table
@@ -33,9 +33,9 @@ SHOWN_DEEDS = 6
 _SHOWN_BATCHES = 60
 _CHART_CAPTION = (
     "Each mark is one batch of labelled cases, the line through it its 95 % interval. The blue band is what the version is "
-    "compared with: the development test set or, after a promotion, the gate's cases. The rows at the top show alarms, orders "
-    "and what serves; hatching shows between which batches a fall began. Below, the detector's two statistics as a share of the "
-    "thresholds that raise the alarm."
+    "compared with: the development test set or, after a promotion, the gate's cases. The rows at the top show alarms, early "
+    "warnings without labels (a bar as long as one stood), orders and what serves; hatching shows between which batches a fall "
+    "began. Below, the detector's two statistics as a share of the thresholds that raise the alarm."
 )
 
 
@@ -92,7 +92,8 @@ def history_picture(facts: Facts) -> list[Picture]:
     batches = f"{len(shown)} batches" if len(shown) > 1 else "one batch"
     title = f"{facts.cause.model}: recall by class, {batches} to {shown[-1].closed_at:%d %b %Y}"
     rates = statistics.baseline_rates(facts.baseline_recalls)
-    charts = control_charts(Story(title, shown, facts.classes, rates, facts.interventions))
+    warnings = early.stretches(facts.windows) if facts.windows else None
+    charts = control_charts(Story(title, shown, facts.classes, rates, facts.interventions, warnings))
     alarms = joined([f"batch {each.number}" for each in shown if each.status == "degraded"] or ["none"])
     return [
         Picture(
@@ -136,11 +137,19 @@ def reliability_picture(facts: Facts) -> list[Picture]:
     ]
     if not named:
         return []
-    errors = [f"{title}: {statistics.calibration_error(bins) or 0:.3f}" for title, bins in named]
-    caption = f"Below the diagonal the model is surer than it should be. Expected calibration error, {'; '.join(errors)}."
+    caption = f"Below the diagonal the model is surer than it should be.{_calibration_words(facts)}"
     drawing = plots.reliability_curve(named)
     title = "Does the model's confidence keep its word?"
     return [Picture("reliability", title, f"Reliability curves. {caption}", caption, drawing, 0.57)]
+
+
+def _calibration_words(facts: Facts) -> str:
+    """The evaluation's own calibration error, in ten bins of equal width; the figure's groups are of equal size."""
+    error = facts.latest.metric("ece") if facts.latest is not None else None
+    if error is None or error.value is None:
+        return ""
+    before = f"; {reference(facts)}: {error.baseline:.3f}" if error.baseline is not None else ""
+    return f" Expected calibration error of the latest batch: {with_interval(error)}{before}."
 
 
 def latest_data(facts: Facts) -> dict[str, Any]:
@@ -172,6 +181,7 @@ def data_of(facts: Facts) -> dict[str, Any]:
         "history": history_data(facts),
         "labels": vars_of(facts.labels),
         "activity": _activity_data(facts.activity),
+        "early_warning": early.data(facts),
         "interventions": [
             {"at": each.at.isoformat(), "kind": each.kind, "action": each.action, "word": each.word, "actor": each.actor}
             for each in facts.interventions

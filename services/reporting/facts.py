@@ -209,11 +209,36 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Record:
-    """A row that another part of the system keeps about the model and that the report shows as it is."""
+class Sign:
+    """One signal of an early warning. `limit` is for the statistic, `p_limit` for the p-value; neither: it never warns."""
 
-    at: datetime | None
-    cells: Mapping[str, Any]
+    name: str
+    statistic: float
+    limit: float | None
+    p_value: float | None
+    p_limit: float | None
+    warning: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the label-free early warning measured: a window of predictions (`kind` cases), or a look at the feed."""
+
+    at: datetime
+    kind: str
+    number: int
+    version: int
+    cases: int
+    warning: bool
+    suspected: str
+    summary: str
+    signs: tuple[Sign, ...] = ()
+
+    @property
+    def warned(self) -> frozenset[str]:
+        """Names of the signals that warn."""
+        return frozenset(each.name for each in self.signs if each.warning)
 
 
 @dataclass(frozen=True)
@@ -262,5 +287,5 @@ class Facts:
     period: Period | None = None
     activity: Activity = field(default_factory=Activity)
     judgements: Sequence[Judgement] = ()
-    extras: Mapping[str, Sequence[Record]] = field(default_factory=dict)
-    """Rows that other services keep: `drift`."""
+    windows: Sequence[Window] = ()
+    """The early warning's newest windows up to the report's end, oldest first."""

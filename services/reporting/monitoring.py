@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas.vocabulary import Diagnosis, Status
-from services.reporting import committee, common
+from services.reporting import committee, common, early
 from services.reporting.facts import EvaluationFacts, Facts, Rules
 from services.reporting.modifications import change_control
 from services.reporting.page import KeyFigure, Page, Part, Section
 from services.reporting.wording import (
     DIAGNOSIS_STEP,
+    EARLY_STEP,
     GROUP_STEP,
     KEEP_LABELLING,
     MIX_MOVED,
@@ -122,7 +123,7 @@ def _what_happened(facts: Facts) -> Section:
     latest = facts.latest
     if latest is None:
         nothing = "No batch of labelled cases has been closed for this version, so nothing can be said yet."
-        return Section("What happened", (nothing,))
+        return Section("What happened", (nothing,), early.standing(facts))
     serving = "It serves." if facts.serving and facts.champion == facts.version else "It does not serve at present."
     reference = common.reference(facts)
     groups = [worse_group(each) for each in latest.subgroups if each.get("worse")]
@@ -130,7 +131,7 @@ def _what_happened(facts: Facts) -> Section:
     first = " ".join([meaning.format(reference=reference), *_cause(latest), serving])
     shown = falls(latest)[:4] if latest.status in UNWELL else []
     points = [f"In batch {latest.number} alone, {fall_sentence(each, reference)}" for each in shown]
-    return Section("What happened", (first,), [*points, *groups])
+    return Section("What happened", (first,), [*points, *groups, *early.standing(facts)])
 
 
 def _cause(latest: EvaluationFacts) -> list[str]:
@@ -162,10 +163,23 @@ def _basis(latest: EvaluationFacts) -> str:
     parts = [f"The evidence comes from {number(cases)} labelled cases of this version, one of each patient{since}."]
     if own:
         parts.append(f"What it is compared with was too small, so its own first {number(own)} cases belong to that as well.")
+    parts += _waiting(evidence)
     if out := _count(evidence, "returning_training_cases"):
         patients = number(_count(evidence, "returning_training_patients"))
         parts.append(f"{number(out)} studies of {patients} patients on whom the model was trained are left out.")
     return " ".join(parts)
+
+
+def _waiting(evidence: Mapping[str, Any]) -> list[str]:
+    """Weeks whose labels are not complete are held back: a reader must not take their cases for judged ones."""
+    held, weeks = _count(evidence, "cases_held_back"), _count(evidence, "weeks_waiting_for_labels")
+    if not weeks:
+        return []
+    labels = counted(_count(evidence, "labels_awaited"), "label")
+    since = f"{counted(weeks, 'week')} of acquisition (the first from {evidence.get('first_week_waiting')})"
+    if evidence.get("judged_on") != "complete weeks":
+        return [f"In {since} {labels} are missing; the alarm stands although each of them is counted as right."]
+    return [f"{number(held)} newer ones are not judged yet, because {labels} are missing in {since}."]
 
 
 def _count(evidence: Mapping[str, Any], name: str) -> int:
@@ -213,7 +227,8 @@ def _what_next(facts: Facts) -> Section:
     until = UNTIL.get(latest.diagnosis, "a repair has passed the gate")
     step = DIAGNOSIS_STEP.get(latest.diagnosis)
     worse = [GROUP_STEP] if any(each.get("worse") for each in latest.subgroups) else []
-    steps = [*([step] if step else []), *worse]
+    early_step = [EARLY_STEP] if early.standing(facts) else []
+    steps = [*([step] if step else []), *worse, *early_step]
     idle = latest.status == Status.HEALTHY and bool(steps)
     points = [KEEP_LABELLING if idle else NEXT_STEP[latest.status].format(until=until), *steps]
     waiting = sum(facts.labels.waiting.values())

@@ -9,6 +9,7 @@ from services.reporting.drawing import Drawing
 
 _SENTENCE = 40
 """Characters beyond which a cell is no number and no word."""
+_NOTHING = ("", "\N{EN DASH}")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class KeyFigure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column is left-aligned, the others are numbers or words. `mono` tells hashes and ids from words."""
+    """A table; the first column and those of words read from the left, numbers stand right. `mono` tells ids from words."""
 
     title: str
     columns: Sequence[str]
@@ -32,9 +33,15 @@ class Table:
 
     @property
     def texts(self) -> frozenset[int]:
-        """Places of the columns that hold sentences: they read from the left, as the first one does."""
-        long = {place for row in self.rows for place, cell in enumerate(row) if len(cell) > _SENTENCE}
-        return frozenset({0} if self.mono else {0, *long})
+        """Places of the columns that hold sentences or mostly words: they read from the left, as the first one does."""
+        if self.mono:
+            return frozenset({0})
+        return frozenset({0, *(place for place in range(1, len(self.columns)) if self._reads(place))})
+
+    def _reads(self, place: int) -> bool:
+        cells = [row[place] for row in self.rows if row[place] not in _NOTHING]
+        words = sum(cell[0].isalpha() for cell in cells)
+        return any(len(cell) > _SENTENCE for cell in cells) or 2 * words > len(cells)
 
 
 @dataclass(frozen=True)

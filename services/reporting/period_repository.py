@@ -1,5 +1,6 @@
 """SQL over a period: what came in, and what the gate decided."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -7,10 +8,11 @@ from sqlmodel import Session, col, func, or_, select
 
 from schemas.drift import DriftWindow
 from schemas.tables import Audit, Batch, Case, Evaluation, ModelVersion, RegisteredModel, Study
-from services.reporting.facts import Activity, Cause, Judgement, Period, Record
+from services.reporting.facts import Activity, Cause, Judgement, Period, Sign, Window
 
 LONG_WAIT = timedelta(days=30)
-MOST_WINDOWS = 20
+MOST_WINDOWS = 400
+"""A year of windows at the default pace."""
 _TAKES_OVER = ("version.promoted", "version.rolled_back", "version.began_serving")
 _SERVING = ("serving.stopped", "serving.resumed")
 _MOST_DELAYS = 50_000
@@ -78,28 +80,37 @@ def serving_at(session: Session, owner: RegisteredModel, at: datetime) -> bool:
     return last == "serving.resumed"
 
 
-def drift(session: Session, model: str, period: Period) -> list[Record]:
-    """What the label-free early warning measured in the period, the newest last."""
-    query = (
-        select(DriftWindow)
-        .where(DriftWindow.model == model, *_within(DriftWindow.measured_at, period))
-        .order_by(col(DriftWindow.measured_at).desc(), DriftWindow.drift_id)
-        .limit(MOST_WINDOWS)
-    )
+def windows(session: Session, model: str, until: datetime) -> list[Window]:
+    """What the label-free early warning has measured, the newest last."""
+    query = select(DriftWindow).where(DriftWindow.model == model, col(DriftWindow.measured_at) <= until)
+    newest = query.order_by(col(DriftWindow.measured_at).desc(), DriftWindow.drift_id).limit(MOST_WINDOWS)
     return [
-        Record(
-            row.measured_at,
-            {
-                "window": f"{row.kind} {row.number}",
-                "measured": f"{row.measured_at:%d %b %Y, %H:%M}",
-                "cases": row.cases,
-                "warning": row.warning,
-                "fits": row.suspected,
-                "summary": row.summary,
-            },
+        Window(
+            at=row.measured_at,
+            kind=row.kind,
+            number=row.number,
+            version=row.version,
+            cases=row.cases,
+            warning=row.warning,
+            suspected=row.suspected,
+            summary=row.summary,
+            signs=tuple(map(_sign, row.signals)),
         )
-        for row in reversed(session.exec(query).all())
+        for row in reversed(session.exec(newest).all())
     ]
+
+
+def _sign(signal: Mapping[str, Any]) -> Sign:
+    """A signal as `schemas.events.DriftSignal` keeps it."""
+    return Sign(
+        name=signal["name"],
+        statistic=signal["statistic"],
+        limit=signal.get("threshold"),
+        p_value=signal.get("p_value"),
+        p_limit=(signal.get("detail") or {}).get("p_value_threshold"),
+        warning=signal["warning"],
+        sentence=signal["sentence"],
+    )
 
 
 def _within(column: Any, period: Period) -> list[Any]:

@@ -40,7 +40,7 @@ def _draw_matrix(axis: Any, title: str, matrix: NDArray[np.int64], classes: Sequ
 
 def reliability_curve(named: Sequence[tuple[str, Sequence[ReliabilityBin]]]) -> Drawing:
     """How often the model is right at a given confidence, with 95 % intervals; on the diagonal it keeps its word."""
-    figure = Figure(dpi=150, figsize=(5.0, 4.0), layout="constrained")
+    figure = Figure(dpi=150, figsize=(5.0, 4.4), layout="constrained")
     axis = figure.subplots()
     frame(axis)
     axis.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":", label="perfectly calibrated")
@@ -54,7 +54,7 @@ def reliability_curve(named: Sequence[tuple[str, Sequence[ReliabilityBin]]]) -> 
     axis.yaxis.set_major_formatter(percent)
     axis.set_xlabel("model's confidence in its answer", **TEXT)
     axis.set_ylabel("share that was right", **TEXT)
-    axis.legend(frameon=False, fontsize=8.5, loc="best")
+    figure.legend(frameon=False, fontsize=8.5, loc="outside lower center")
     return drawn(figure)
 
 

@@ -25,7 +25,7 @@ from services.reporting.facts import (
     ScoredCase,
     VersionFacts,
 )
-from services.reporting.period_repository import activity, champion_at, drift, judgements, serving_at
+from services.reporting.period_repository import activity, champion_at, judgements, serving_at, windows
 from services.runtime import registry
 from services.runtime.transaction import Transaction
 
@@ -71,7 +71,7 @@ def gather(session: Session, cause: Cause) -> Facts:
         period=period,
         activity=activity(session, cause.model, period),
         judgements=judgements(session, cause, period),
-        extras={"drift": drift(session, cause.model, period)},
+        windows=windows(session, cause.model, cause.as_of),
     )
 
 

@@ -35,15 +35,18 @@ class Scale:
     limits: tuple[float, float]
 
     @classmethod
-    def of(cls, history: Sequence[EvaluationFacts], interventions: Sequence[Intervention]) -> "Scale":
-        """The axis of a history, in order of closing, that is not empty."""
+    def of(
+        cls, history: Sequence[EvaluationFacts], interventions: Sequence[Intervention], others: Sequence[datetime] = ()
+    ) -> "Scale":
+        """The axis of a history, in order of closing, that is not empty; long enough for interventions and `others`."""
         times = tuple(each.closed_at for each in history)
         days = [(at - times[0]).total_seconds() / _DAY for at in times]
         gaps = [later - earlier for earlier, later in pairwise(days)]
         to_scale = bool(gaps) and min(gaps) > 0 and min(gaps) >= _CROWDED * (days[-1] / len(gaps))
         places = tuple(days) if to_scale else tuple(float(place) for place in range(len(times)))
         scale = cls(times, tuple(each.number for each in history), places, to_scale, (0.0, 0.0))
-        known = [place for each in interventions if (place := scale.at(each.at)) is not None]
+        moments = [*(each.at for each in interventions), *others]
+        known = [place for moment in moments if (place := scale.at(moment)) is not None]
         step = scale.step
         margin = (0.6 if len(places) > 6 else 0.25) * step
         limits = (min([places[0], *known]) - margin, max([places[-1], *known]) + margin)

@@ -77,14 +77,6 @@ def reliability(cases: Sequence[ScoredCase], bins: int = 8) -> list[ReliabilityB
     return [_bin(ordered[start:end]) for start, end in pairwise(edges)]
 
 
-def calibration_error(bins: Sequence[ReliabilityBin]) -> float | None:
-    """Expected calibration error over the groups (Naeini et al. 2015), None without groups."""
-    total = sum(each.rate.total for each in bins)
-    if not total:
-        return None
-    return sum(each.rate.total * abs(each.confidence - each.rate.value) for each in bins) / total
-
-
 def cases_for_half_width(share: float, half_width: float) -> int:
     """Cases at which the 95 % interval of a share is about ± `half_width` (normal approximation, share kept off 0 and 1)."""
     kept = min(max(share, 0.05), 0.95)

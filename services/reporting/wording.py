@@ -21,6 +21,9 @@ STATUS_MEANING: Final[dict[str, str]] = {
     Status.UNDECIDED: "There are too few labelled cases to rule a decline out.",
 }
 WHOLE_IS_WELL: Final = "Taken together, the labelled cases show no decline; one group of them is read worse than the others."
+EARLY_STEP: Final = (
+    "Look at what the early warning names, and have more of the newest studies labelled: only labels show a decline."
+)
 GROUP_STEP: Final = (
     "Look at the studies of the group named above (scanner, protocol, patients): no repair is ordered for a group alone."
 )
@@ -84,7 +87,7 @@ _RATES: Final = (
     "gate_loss",
     "label_noise",
 )
-_NO_RATES: Final = ("auroc", "ece", "brier", "statistic", "calibration")
+_NO_RATES: Final = ("auroc", "average_precision", "ece", "brier", "statistic", "calibration")
 _ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error (ECE)", "p": "p", "ci": "CI"}
 _MEASURED: Final[dict[str, str]] = {
     "gate_cases": "Cases of the gate",

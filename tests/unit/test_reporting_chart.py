@@ -1,6 +1,7 @@
 """The control chart says in words and marks what happened; its words are read back from the SVG's comments."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from xml.etree import ElementTree as ET
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.reporting.chart import Story, control_charts, evidence_share
+from services.reporting.early import Stretch
 from services.reporting.facts import EvaluationFacts, Intervention, Metric, Revision
 from services.reporting.scale import Scale, starts
 from services.reporting.statistics import rate
@@ -63,6 +65,18 @@ def test_the_chart_names_alarm_orders_and_versions_on_its_axis():
     assert any(each.startswith("version 2, batch 1: 80 % found of 25 (95 % interval 60 to 92); baseline 90 %") for each in found)
     assert ET.fromstring(drawing.svg).tag.endswith("svg")
     assert drawing.png.startswith(b"\x89PNG")
+
+
+def test_a_standing_early_warning_is_a_bar_with_a_word_even_beyond_the_last_batch():
+    history = [evaluated(number) for number in range(1, 5)]
+    stood = Stretch(BEGIN + WEEK * 2, BEGIN + WEEK * 6, "other images")
+    told = replace(story(*history), warnings=(stood,))
+    [(_, drawing)] = control_charts(told)
+    assert {"early warnings", "other images"} <= set(words(drawing))
+    assert " not measured" not in words(drawing)
+    assert Scale.of(history, (), [stood.until]).limits[1] > Scale.of(history, ()).limits[1]
+    [(_, silent)] = control_charts(story(*history))
+    assert " not measured" in words(silent)
 
 
 def test_the_same_story_gives_the_same_bytes():

@@ -9,7 +9,7 @@ from services.reporting.facts import Metric, ScoredCase
 from services.reporting.files import write_report
 from services.reporting.remedy import split_pairs
 from services.reporting.render import escape_markdown
-from services.reporting.statistics import calibration_error, cases_for_half_width, confusion, rate, recalls, reliability
+from services.reporting.statistics import cases_for_half_width, confusion, rate, recalls, reliability
 from services.reporting.wording import fall_sentence, metric_name, metric_value, number, sentences, two_sentences, with_interval
 
 
@@ -43,18 +43,17 @@ def test_confusion_counts_truth_in_rows():
     assert confusion(cases, ["a", "b"]).tolist() == [[0, 2], [0, 1]]
 
 
-def test_a_model_that_keeps_its_word_has_no_calibration_error():
+def test_the_reliability_curve_has_every_case_once_and_its_share_that_was_right():
     cases = [case("a", "a" if index % 4 else "b", 0.75) for index in range(80)]
     bins = reliability(cases)
     assert sum(each.rate.total for each in bins) == 80
-    assert calibration_error(bins) == pytest.approx(0, abs=0.06)
-    overconfident = reliability([case("a", "b", 0.9)] * 20)
-    assert calibration_error(overconfident) == pytest.approx(0.9)
+    assert sum(each.rate.right for each in bins) == 60
+    [overconfident, *_] = reliability([case("a", "b", 0.9)] * 20)
+    assert (overconfident.confidence, overconfident.rate.value) == (pytest.approx(0.9), 0)
 
 
 def test_few_cases_give_no_reliability_curve():
     assert reliability([case("a", "a")] * 9) == []
-    assert calibration_error([]) is None
 
 
 def test_cases_for_a_half_width():

@@ -125,17 +125,27 @@ def test_a_report_closes_its_order_and_is_audited(story):
 def test_signals_without_labels_stand_in_the_analysis(told, clock):
     window = DriftWindow(drift_id="d1", model=MODEL, version=1, kind="cases", number=3, cases=200, warning=True)
     window.first_at = window.last_at = window.measured_at = clock.now()
-    window.suspected, window.signals, window.summary = "covariate", [], "The images look different."
+    window.suspected, window.summary = "covariate", "The images look different."
+    seen = {"statistic": 6.1, "threshold": 3.9, "p_value": 1e-6, "warning": True, "sentence": "Sharpness.", "detail": {}}
+    kernel = {"threshold": None, "p_value": 0.4, "warning": False, "detail": {"p_value_threshold": 6.8e-05}}
+    window.signals = [{"name": "image statistics", **seen}, {**seen, **kernel, "name": "embeddings"}]
     with told.database.transaction() as tx:
         tx.session.add(window)
     clock.advance(60)
     process(told.database, consumer_of(told), [ordered(told, OrderKind.REPORT)])
-    [table] = [
-        each
-        for each in json.loads(contents(told, reported(told)[0])["report.json"])["tables"]
-        if each["title"] == "Drift signals without labels"
-    ]
-    assert "The images look different." in table["rows"][0]
+    files = contents(told, reported(told)[0])
+    document = json.loads(files["report.json"])
+    tables = {each["title"]: each["rows"] for each in document["tables"]}
+    [row] = tables["Early warning without labels"]
+    assert (row[0], row[3:]) == ("3", ["image statistics", "other images", "The images look different."])
+    [first, second] = next(rows for title, rows in tables.items() if title.startswith("Signals of window 3"))
+    assert first == ["image statistics", "6.100", "3.900", "1e-06", "yes", "Sharpness."]
+    assert second[2:5] == ["p 6.8e-05", "0.4", "no"]
+    [said] = document["data"]["early_warning"]
+    assert (said["warning"], said["signals"]) == (True, ["image statistics"])
+    assert "(1 window of 200 studies; image statistics): it looks like other images." in files["report.md"].decode()
+    for words in ("early warnings", "other images"):
+        assert f"<!-- {words} -->" in files["control_chart.svg"].decode()
 
 
 def test_redelivery_writes_nothing_new(story):
