@@ -19,6 +19,7 @@ from schemas.events import AgentCommand, EvaluationCompleted, MaintenancePromoti
 from schemas.tables import Evaluation, RegisteredModel
 from schemas.vocabulary import Status, Verdict
 from services.runtime.messages import Received
+from services.runtime.words import small
 
 METRICS_IN_PROMPT = 24
 
@@ -95,6 +96,7 @@ def promotion_cause(session: Session, event: Received[MaintenancePromotion], now
         **_state_of(newest),
     }
     helpless = newest is not None and newest.status == Status.DEGRADED and newest.diagnosis not in ADVICE
+    helpless = helpless and not small(newest.evidence)
     return Cause(
         event_id=event.event_id,
         kind="promotion",

@@ -61,6 +61,7 @@ class Facts(_Frozen):
     `served` are the versions that may come back, `situation` is that of the evaluation behind the proposal, `reported` that
     of the agents' last report. Cases count as a repair uses them: `since` the decline began. `last_remedy_rejected`: the
     gate turned the last remedy of this decline down. `told_that_used_up`: the label request that said that no rung is left.
+    `small_fall`: the latest evaluation found a fall that is likelier than not smaller than 3 points.
     """
 
     now: AwareDatetime
@@ -72,6 +73,7 @@ class Facts(_Frozen):
     serving: bool = True
     status: Status | None = None
     diagnosis: Diagnosis = Diagnosis.NONE
+    small_fall: bool = False
     situation: Situation | None = None
     reported: Situation | None = None
     reported_at: AwareDatetime | None = None
@@ -234,7 +236,8 @@ def _remedy_supported(proposal: Proposal, actor: Actor, facts: Facts) -> Verdict
     if advice is not None:
         return Refused(reason=f"The diagnosis is {facts.diagnosis}: new weights would not help; a person has to {TO_DO[advice]}.")
     if facts.status == Status.DEGRADED:
-        return None
+        small = f"The fall of {proposal.model} is likelier than not smaller than 3 points: a repair is for a person to order."
+        return Refused(reason=small) if facts.small_fall else None
     status = facts.status or "not evaluated yet"
     return Refused(reason=f"The latest evaluation of {proposal.model} is {status}, not degraded; a remedy is not justified.")
 

@@ -15,6 +15,7 @@ from schemas.tables import BaselineCase, Case, Evaluation, Job, ModelVersion, Or
 from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, Verdict, VersionState
 from services.remediation.plan import start_of_decline
 from services.runtime import registry
+from services.runtime.words import small
 
 ACTIVE = (OrderState.AWAITING_APPROVAL, OrderState.ACCEPTED, OrderState.RUNNING)
 _STREAM = (col(Evaluation.stream_cases), col(Evaluation.evaluated_at), col(Evaluation.evaluation_id))
@@ -254,6 +255,7 @@ def facts(
         serving=row.serving,
         status=Status(newest.status) if newest else None,
         diagnosis=diagnosis,
+        small_fall=newest is not None and small(newest.evidence),
         situation=situation(session.get(Evaluation, evaluation_id) if evaluation_id else newest),
         reported=reported,
         reported_at=reported_at,

@@ -29,6 +29,7 @@ from schemas.settings import Settings
 from schemas.vocabulary import OrderKind, Status, Verdict
 from services.runtime.clock import Clock
 from services.runtime.database import Database
+from services.runtime.words import small
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,8 @@ def _undecided(evaluation: EvaluationCompleted, ledger: Ledger) -> str:
     if OrderKind.REPORT not in kinds:
         return "it proposed no report on a degraded model"
     helped = kinds & {OrderKind.REMEDY, OrderKind.LABEL_REQUEST}
-    return "" if helped or evaluation.diagnosis in ADVICE else "it proposed no help for a degraded model"
+    needless = evaluation.diagnosis in ADVICE or small(evaluation.evidence)
+    return "" if helped or needless else "it proposed no help for a degraded model"
 
 
 def _beyond(model: str, ledger: Ledger) -> bool:

@@ -7,7 +7,7 @@ from agents.planner.transcript import Act, Observation, Say, Step
 from agents.tools.answers import RemedyOptions
 from agents.wording import advice, advice_for
 from schemas.vocabulary import Diagnosis, Remedy, Status
-from services.runtime.words import TO_DO, decline, likely
+from services.runtime.words import TO_DO, decline, likely, small
 
 Facts = dict[str, Any]
 REASON: Final = 900
@@ -68,12 +68,20 @@ def _degraded(facts: Facts, observed: Sequence[Observation]) -> Step:
     """A report, which the guardrails refuse when it brings no news; then, unless new weights would not help, a repair."""
     remedy = advice_for(facts["diagnosis"])
     if done(observed, "order_report") is None:
-        what = advice(remedy) if remedy else "a repair is being considered"
+        what = advice(remedy) if remedy else _considered(facts)
         arguments = {"model": facts["model"], "reason": _because(facts, what)}
         return Act("order_report", arguments | ({"advice": str(remedy)} if remedy else {}))
     if remedy is not None:
         return Say(f"{facts['model']} is degraded, cause: {facts['diagnosis']}. New weights would not help; {advice(remedy)}.")
+    if small(facts.get("evidence", {})):
+        return Say(f"{facts['model']} is degraded, probably by less than 3 points. A repair is for a person to order.")
     return repair(facts, observed)
+
+
+def _considered(facts: Facts) -> str:
+    if small(facts.get("evidence", {})):
+        return "the fall is probably smaller than 3 points, so a repair is for a person to order"
+    return "a repair is being considered"
 
 
 def repair(facts: Facts, observed: Sequence[Observation]) -> Step:

@@ -7,6 +7,7 @@ from agents.planner.evaluations import Facts, done, repair
 from agents.planner.transcript import Act, Observation, Say, Step
 from agents.wording import advice, advice_for
 from schemas.vocabulary import Status, Verdict
+from services.runtime.words import small
 
 
 def next_step(facts: Facts, observed: Sequence[Observation]) -> Step:
@@ -29,6 +30,8 @@ def _rejected(facts: Facts, observed: Sequence[Observation]) -> Step:
     noted = f"The gate turned version {facts['challenger']} of {facts['model']} down."
     if facts.get("status") != Status.DEGRADED:
         return Say(f"{noted} The model is not degraded; nothing to do.")
+    if small(facts.get("evidence", {})):
+        return Say(f"{noted} The model is degraded, probably by less than 3 points; another repair is for a person to order.")
     remedy = advice_for(facts["diagnosis"])
     return Say(f"{noted} Now {advice(remedy)}.") if remedy else repair(facts, observed)
 

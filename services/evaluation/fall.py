@@ -12,7 +12,7 @@ from services.evaluation.detector import Counts, log_bayes_factor, priors_of
 
 MEANINGFUL_FALL: Final = 0.03
 LIKELY: Final = 0.5
-"""An alarm stands only where the posterior probability of a fall of 3 points or more is above this."""
+"""A fall is `small` where the posterior probability of 3 points or more is no higher than this."""
 DRAWS: Final = 20_000
 NODES: Final = 200
 """Quantiles of the reference's error rate over which a probability is averaged; exact to about 1e-4."""
@@ -38,6 +38,11 @@ class Fall:
     high: float
     probability: float
 
+    @property
+    def small(self) -> bool:
+        """Whether the fall is likelier than not smaller than 3 points, however certain it is that recall fell."""
+        return self.probability <= LIKELY
+
 
 @dataclass(frozen=True)
 class Place:
@@ -57,12 +62,19 @@ def place(counts: Counts) -> Place:
     return Place(int(factors[start, :classes].argmax()), column == classes, start, factors[:, column])
 
 
-def supported(counts: Counts) -> bool:
-    """Whether the counts make a fall of 3 points or more since the likeliest start likelier than not."""
+def size(counts: Counts) -> float:
+    """The fall of recall since the likeliest start; 0 or less where recall is no lower than before."""
+    found = place(counts)
+    window, reference = parted(counts, found.label, found.start)
+    return window[0] / max(window[1], 1) - reference[0] / max(reference[1], 1)
+
+
+def supported(counts: Counts, least: float = MEANINGFUL_FALL) -> bool:
+    """Whether the counts make a fall of `least` or more since the likeliest start likelier than not."""
     found = place(counts)
     window, reference = parted(counts, found.label, found.start)
     fell = window[0] * reference[1] > reference[0] * window[1]
-    return fell and probability(window, reference) > LIKELY
+    return fell and probability(window, reference, least) > LIKELY
 
 
 def parted(counts: Counts, label: int, start: int) -> tuple[Part, Part]:

@@ -10,7 +10,7 @@ from schemas.vocabulary import Status
 from services.evaluation.cases import Floats
 from services.evaluation.detector import LOG_CAP, Counts, Thresholds, statistics
 from services.evaluation.dispersion import steadied
-from services.evaluation.fall import LIKELY, MEANINGFUL_FALL, Fall, locate, parted, place, probability, supported
+from services.evaluation.fall import LIKELY, MEANINGFUL_FALL, Fall, locate, parted, place, probability, size, supported
 from services.evaluation.sufficiency import Sufficiency, smallest_fall, sufficiency
 
 __all__ = ["Assessment", "Episode", "Episodes", "Fall", "assess", "episodes", "first_alarm"]
@@ -67,7 +67,7 @@ def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch
     """Judge one stream (R = 1) after its last batch. An alarm stands until the recall is back (see `episodes`).
 
     Where recall varies more from batch to batch than chance explains, the counts are divided by that first. A fall that
-    the detector is sure of, but that is as likely as not smaller than 3 points, is watched and no decline yet.
+    the detector is sure of raises the alarm whatever its size; `Fall.small` tells one that is probably below 3 points.
     """
     raw, counts = counts, steadied(counts)
     history = episodes(counts, thresholds, batch_size)
@@ -104,8 +104,8 @@ def _smallest_fall(counts: Counts, known: Sufficiency, thresholds: Thresholds, b
 def episodes(counts: Counts, thresholds: Thresholds, batch_size: int) -> Episodes:
     """The alarms of one stream (R = 1) as they rose and closed; what is found does not depend on what follows.
 
-    An alarm without a fall that its own counts bear out is none. After a recovery the clock starts anew, compared with
-    the baseline alone, so that the bad batches neither hold the alarm nor count as usual.
+    An alarm without a lower recall is none; how large the fall is delays none. After a recovery the clock starts anew,
+    compared with the baseline alone, so that the bad batches neither hold the alarm nor count as usual.
     """
     first, judged, alarms = 0, 0, list[Episode]()
     while True:
@@ -126,7 +126,7 @@ def first_alarm(
     # No independent case yet: the logarithm of no evidence at all is not a number that can be stored.
     found = np.maximum(statistics(_part(counts, first, counts.errors.shape[1]), batch_size)[0], -LOG_CAP)
     fired = first + np.flatnonzero((found[:, 0] >= thresholds.a) | (found[:, 1] >= thresholds.b)) + 1
-    alarm = next((int(end) for end in fired if end > judged and supported(_part(counts, first, int(end)))), None)
+    alarm = next((int(end) for end in fired if end > judged and size(_part(counts, first, int(end))) > 0), None)
     return alarm, found
 
 
@@ -135,14 +135,19 @@ def _part(counts: Counts, first: int, end: int) -> Counts:
 
 
 def _closed(counts: Counts, first: int, alarm: int) -> int | None:
-    """The batch after which nothing speaks for the fall any more, or not the last batches, all made after the alarm."""
-    spot = place(_part(counts, first, alarm))
-    then = parted(_part(counts, first, alarm), spot.label, spot.start)[1]
+    """The batch after which nothing speaks for the fall any more, or not the last batches, all made after the alarm.
+
+    Recall is back where it is likelier than not less than half the fall below what it was: for a fall of 6 points or more
+    less than 3 points.
+    """
+    before = _part(counts, first, alarm)
+    spot, least = place(before), min(MEANINGFUL_FALL, size(before) / 2)
+    then = parted(before, spot.label, spot.start)[1]
     for end in range(alarm + 1, counts.errors.shape[1] + 1):
-        if not supported(_part(counts, first, end)):
+        if not supported(_part(counts, first, end), least):
             return end
         now = _sums(counts, spot.label, end - WATCH_BATCHES, end)
-        if end - alarm >= WATCH_BATCHES and probability(now, then) <= LIKELY and not _watch(_part(counts, 0, end)):
+        if end - alarm >= WATCH_BATCHES and probability(now, then, least) <= LIKELY and not _watch(_part(counts, 0, end)):
             return end
     return None
 

@@ -95,6 +95,12 @@ def decline(model: str, evidence: Mapping[str, Any], summary: str = "") -> str:
     return f"{since} {model} has been worse {where} {label}: of 100 such patients it finds {now}, before {before}."
 
 
+def small(evidence: Mapping[str, Any]) -> bool:
+    """Whether the fall that an evaluation found is likelier than not smaller than 3 points."""
+    probability = evidence.get("probability")
+    return isinstance(probability, int | float) and probability <= 0.5
+
+
 def cause(diagnosis: str, evidence: Mapping[str, Any]) -> str:
     """What brought the decline about, with the facet that changed where the evidence names one; empty when it is not known."""
     known = CAUSES.get(diagnosis, "")

@@ -70,6 +70,7 @@ facts = st.builds(
     serving=st.booleans(),
     status=st.one_of(st.none(), st.sampled_from(Status)),
     diagnosis=st.sampled_from(Diagnosis),
+    small_fall=st.booleans(),
     tune_cases=st.integers(0, 100),
     gate_cases=st.integers(0, 100),
     active_remedy=st.one_of(st.none(), st.just("ord-1")),
@@ -102,6 +103,7 @@ def test_whatever_is_accepted_meets_every_condition(proposal, actor, world, poli
         assert proposal.remedy in EXECUTABLE
         assert "shell" not in proposal.settings
         assert actor.role in APPROVERS or (world.status == Status.DEGRADED and world.diagnosis not in ADVICE)
+        assert actor.role in APPROVERS or not world.small_fall
         assert (world.tune_cases, world.gate_cases) >= (policy.min_tune_cases, 0)
         assert world.gate_cases >= policy.min_gate_cases
         assert world.active_remedy is None
@@ -142,6 +144,7 @@ def test_a_justified_remedy_is_accepted():
     [
         ({"status": Status.HEALTHY}, "not degraded"),
         ({"status": None}, "not evaluated"),
+        ({"small_fall": True}, "smaller than 3 points"),
         ({"diagnosis": Diagnosis.PIPELINE}, "fix the image feed"),
         ({"active_remedy": "ord-9"}, "ord-9"),
         ({"last_remedy_at": NOW - timedelta(minutes=30)}, "too recent"),

@@ -50,6 +50,19 @@ def test_a_group_that_is_worse_than_the_others_is_reported_and_nothing_is_repair
     assert "A person has to look at why" in after.text
 
 
+def test_a_small_fall_is_reported_and_its_repair_left_to_a_person():
+    facts = json.loads(HEALTHY) | {"status": "degraded", "diagnosis": "covariate", "evidence": {"probability": 0.2}}
+    tools = ["order_report", "remedy_options", "order_remedy"]
+    step = next_step(Transcript(json.dumps(facts)), tools)
+    assert isinstance(step, Act)
+    assert (step.tool, "smaller than 3 points" in step.arguments["reason"]) == ("order_report", True)
+    told = (Observation("order_report", {}, "ordered"),)
+    after = next_step(Transcript(json.dumps(facts), observed=told), tools)
+    assert isinstance(after, Say)
+    facts["evidence"]["probability"] = 0.6
+    assert next_step(Transcript(json.dumps(facts), observed=told), tools) == Act("remedy_options", {"model": "brain"})
+
+
 def test_the_same_transcript_gives_the_same_step():
     transcript = Transcript(COMMAND, observed=(Observation("list_models", {}, MODELS),))
     assert (

