@@ -224,7 +224,10 @@ def _moved_shares(signals: Sequence[Signal]) -> str:
 
 
 def _same_but_for_mix(reference: Reference, window: Sample, seed: int) -> bool:
-    """Whether the window looks like the reference's images in the estimated mix of classes: no other change is needed then."""
+    """Whether the window looks like the reference in the estimated mix of classes, images and descriptions alike.
+
+    No other change is needed then.
+    """
     usual, now = reference.sample.images, window.images
     shares = {each.name: each.value for each in estimated_shares(reference, window, seed)}
     if usual is None or now is None or not shares:
@@ -234,14 +237,22 @@ def _same_but_for_mix(reference: Reference, window: Sample, seed: int) -> bool:
     there = [np.flatnonzero(reference.truth == number) for number in range(len(wanted))]
     size = min([len(rows) / share for rows, share in zip(there, wanted, strict=True) if share > _RARE], default=0.0)
     parts = [generator.permutation(rows)[: round(size * share)] for rows, share in zip(there, wanted, strict=True)]
-    mixed = usual.take(np.concatenate(parts).tolist())
-    if len(mixed) < _LEAST_MIXED:
+    chosen = np.concatenate(parts).tolist()
+    mixed = usual.take(chosen)
+    if len(mixed) < _LEAST_MIXED or not _described_alike(reference.sample.take(chosen), window, reference.sample):
         return False
     pairs = [(np.concatenate([mixed.quality, mixed.layout], 1), np.concatenate([now.quality, now.layout], 1))]
     if usual.embedding.shape[1] == now.embedding.shape[1]:
         pairs.append((mixed.embedding, now.embedding))
     found = [two_sample.kernel(first, second, generator, 499).p_value for first, second in pairs]
     return min(found) * len(found) >= _SAME
+
+
+def _described_alike(first: Sample, second: Sample, known: Sample) -> bool:
+    columns = columns_of(_both(first, second), known).get(DESCRIPTIONS, [])
+    usual = (np.arange(first.count + second.count) < first.count).astype(np.float32)[:, None]
+    found = [float(column.p_values(usual, 1 - usual)[0]) for column in columns]
+    return min(found, default=1.0) * len(found) >= _SAME or not found
 
 
 def _both(first: Sample, second: Sample) -> Sample:

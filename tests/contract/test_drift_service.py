@@ -194,6 +194,13 @@ def test_another_mix_of_patients_is_told_with_its_interval(site):
     assert detail["glioma: reference"] == 0.5
 
 
+def test_another_station_is_not_explained_by_another_mix_of_patients(site):
+    """The mix alone leaves the studies' descriptions as they are."""
+    window = site.window(sick=0.85, station="CT2")
+    assert signal(window, "descriptions")["warning"]
+    assert window.suspected == Diagnosis.COVARIATE
+
+
 def test_estimates_stand_beside_the_truth_and_are_switched_off_where_it_disagrees(site):
     site.window()
     cases = [case for case in site.rows(DriftCase) if case.predicted == "glioma"][:40]
