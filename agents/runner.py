@@ -6,6 +6,7 @@ Nothing here has effects beyond reading: what a run proposes lies in its ledger 
 import asyncio
 import contextvars
 import logging
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from opentelemetry import trace
 
 from agents.ladder import ADVICE
+from agents.planner.choice import ChoicePlanner
 from agents.proposals import Cause, Decision, Ledger
 from agents.redaction import without_uids
 from agents.roles import AGENT_KINDS
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 RULES: Final = "rules"
 PRESSED: Final = "button"
+AS_TEXT: Final = "it wrote a tool call as text"
 RULES_TIMEOUT_S: Final = 30.0
 SHORT: Final = 600
 Past = Sequence[tuple[str, str]]
@@ -42,6 +45,13 @@ Past = Sequence[tuple[str, str]]
 
 class Undelivered(Exception):  # noqa: N818 - named for what happened to the answer
     """The planner's run ended without anything that may be used."""
+
+
+@dataclass
+class Habits:
+    """What a process has learned about its endpoint. `chooses`: it does not call tools, but chooses under a schema."""
+
+    chooses: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class Runner:
     clock: Clock
     settings: Settings
     make_llm: Callable[[], FunctionCallingLLM] | None = None
+    habits: Habits = field(default_factory=Habits)
 
     @classmethod
     def of(cls, database: Database, clock: Clock, settings: Settings) -> "Runner":
@@ -99,20 +110,41 @@ class Runner:
         return self._with_fallback(cause, past, self.make_llm)
 
     def _with_fallback(self, cause: Cause, past: Past, make_llm: Callable[[], FunctionCallingLLM]) -> Run:
-        name = (self.settings.llm.model or "llm")[:40]
-        try:
-            run = self._attempt(cause, past, make_llm(), name, self.settings.llm.run_timeout_s)
-            _make_sure(run)
-            self._compare(run)
-        except _OursError as fault:
-            raise fault.error from fault
-        except Exception as error:  # noqa: BLE001 - whatever an endpoint does, the event is decided by the rules
-            why = _reason(error)
-            logger.warning("the LLM did not deliver (%s); the rule planner decides", why)
-            trace.get_current_span().add_event("fallback", {"reason": why})
-            run = self._attempt(cause, past, rule_planner(), RULES, RULES_TIMEOUT_S)
-            return replace(run, planner=f"rules (after {name})", steps=({"fallback": why}, *run.steps))
-        return run
+        name, why = (self.settings.llm.model or "llm")[:40], ""
+        for choosing in self._ways(cause):
+            try:
+                run = self._delivered(cause, past, make_llm(), name, choosing=choosing)
+            except _OursError as fault:
+                raise fault.error from fault
+            except Exception as error:  # noqa: BLE001 - whatever an endpoint does, the event is decided by the rules
+                why = _reason(error)
+                logger.warning("the LLM did not deliver (%s)", why)
+                trace.get_current_span().add_event("fallback", {"reason": why})
+                self.habits.chooses = self.habits.chooses or _calls_no_tools(error)
+                if not _may_choose(error):
+                    break
+            else:
+                return run if run.planner == name else _after(run, name, why)
+        return _after(self._attempt(cause, past, rule_planner(), RULES, RULES_TIMEOUT_S), name, why)
+
+    def _ways(self, cause: Cause) -> tuple[bool, ...]:
+        """The ways in which the endpoint is asked in turn: False to call tools, True to choose.
+
+        Choosing serves people's commands alone: evaluations and verdicts are decided by the policy anyway.
+        """
+        calls = self.settings.llm.calls
+        chooses = calls == "choice" or (calls == "auto" and self.habits.chooses)
+        if cause.kind != "command":
+            return () if chooses else (False,)
+        return (True,) if chooses else (False, True) if calls == "auto" else (False,)
+
+    def _delivered(self, cause: Cause, past: Past, llm: FunctionCallingLLM, name: str, *, choosing: bool) -> Run:
+        """A run that may be used; raises what keeps it from that. A command that the rules understood is theirs."""
+        planner = ChoicePlanner(llm) if choosing else llm
+        run = self._attempt(cause, past, planner, name, self.settings.llm.run_timeout_s)
+        _make_sure(run)
+        self._compare(run)
+        return replace(run, planner=RULES) if isinstance(planner, ChoicePlanner) and not planner.asked else run
 
     def _compare(self, run: Run) -> None:
         """On an event the policy decides and the LLM words it: a decision that is not the policy's own is not used."""
@@ -161,11 +193,21 @@ async def _converse(desk: Desk, past: Past, llm: FunctionCallingLLM, timeout_s: 
     handler = workflow.run(
         user_msg=desk.cause.prompt, chat_history=history or None, memory=memory_for(llm), max_iterations=MAX_ITERATIONS
     )
-    async with asyncio.timeout(timeout_s + 5):
-        async for event in handler.stream_events():
-            steps.extend(_steps_of(event))
-        output: AgentOutput = await handler
+    try:
+        async with asyncio.timeout(timeout_s + 5):
+            async for event in handler.stream_events():
+                steps.extend(_steps_of(event))
+            output: AgentOutput = await handler
+    finally:
+        await _let_go(llm)
     return str(output.response.content or "")
+
+
+async def _let_go(llm: FunctionCallingLLM) -> None:
+    """Close a planner's connections, where it has any: they belong to this run's event loop."""
+    closing = getattr(llm, "aclose", None)
+    if closing is not None:
+        await closing()
 
 
 def _steps_of(event: Any) -> list[dict[str, Any]]:
@@ -207,11 +249,32 @@ def _unusable(run: Run) -> str:
         return "it called only tools that do not exist"
     if not run.reply and not run.ledger.proposals and not run.ledger.decisions:
         return "it answered nothing"
+    if not known and run.cause.kind == "command" and _figures(run.reply) - _figures(run.cause.text):
+        return "it told figures that it had not read"
     if run.reply.startswith(("{", "[", "```", "<tool")):
-        return "it wrote a tool call as text"
+        return AS_TEXT
     if run.cause.promotion is not None:
         return _helpless(run.cause, run.ledger)
     return _undecided(run.cause.evaluation, run.ledger) if run.cause.evaluation is not None else ""
+
+
+def _figures(text: str) -> set[str]:
+    return set(re.findall(r"\d+(?:[.,]\d+)?", text))
+
+
+def _after(run: Run, name: str, why: str) -> Run:
+    """A run of the rules, marked with what kept the endpoint from it."""
+    return replace(run, planner=f"rules (after {name})", steps=({"fallback": why}, *run.steps)) if why else run
+
+
+def _calls_no_tools(error: Exception) -> bool:
+    """Whether the endpoint has shown that it does not call tools: it writes the call as text, or refuses a request with tools."""
+    return str(error) == AS_TEXT if isinstance(error, Undelivered) else getattr(error, "status_code", 0) in {400, 422, 501}
+
+
+def _may_choose(error: Exception) -> bool:
+    """Whether the endpoint answered at all, so that it may be worth asking it for a choice."""
+    return isinstance(error, Undelivered) or getattr(error, "status_code", 0) in {400, 422, 500, 501}
 
 
 def _undecided(evaluation: EvaluationCompleted, ledger: Ledger) -> str:

@@ -7,8 +7,10 @@ streamed by self-hosted servers break), no parallel tool calls (their tools have
 from typing import Final
 
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
+from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.tools import AsyncBaseTool
 
 from agents.planner.llm import RulePlanner
 from agents.tools.adapter import tools_of
@@ -60,6 +62,16 @@ ROLES: Final[dict[str, tuple[str, str]]] = {
 """Agent to its description (for the others) and its system prompt."""
 
 
+class _Workflow(AgentWorkflow):
+    """Makes the tool for handing off once for each agent; LlamaIndex makes it anew for every step and every call."""
+
+    def _get_handoff_tool(self, current_agent: BaseWorkflowAgent) -> AsyncBaseTool | None:
+        made: dict[str, AsyncBaseTool | None] = self.__dict__.setdefault("_handoffs", {})
+        if current_agent.name not in made:
+            made[current_agent.name] = super()._get_handoff_tool(current_agent)
+        return made[current_agent.name]
+
+
 def build_workflow(llm: FunctionCallingLLM, desk: Desk, timeout_s: float) -> AgentWorkflow:
     """The four agents around one desk; `timeout_s` bounds the whole run."""
     agents = [
@@ -75,7 +87,7 @@ def build_workflow(llm: FunctionCallingLLM, desk: Desk, timeout_s: float) -> Age
         )
         for name, (description, prompt) in ROLES.items()
     ]
-    return AgentWorkflow(agents=agents, root_agent=ORCHESTRATOR, timeout=timeout_s, early_stopping_method="force")  # type: ignore[arg-type]
+    return _Workflow(agents=agents, root_agent=ORCHESTRATOR, timeout=timeout_s, early_stopping_method="force")  # type: ignore[arg-type]
 
 
 def memory_for(llm: FunctionCallingLLM) -> ChatMemoryBuffer:
@@ -108,5 +120,6 @@ def endpoint(settings: LlmSettings) -> FunctionCallingLLM:
         temperature=0.0,
         timeout=settings.timeout_s,
         max_retries=settings.max_retries,
+        mends=settings.calls == "tools",
     )
     return llm

@@ -248,6 +248,11 @@ class LlmSettings(Group):
     base_url: str = ""
     model: str = ""
     api_key: SecretStr = SecretStr("")
+    calls: Literal["auto", "tools", "choice"] = Field(
+        "auto",
+        description="tools: the model calls tools itself; choice: it chooses one under a JSON schema, for commands that the rules "
+        "do not understand (small models); auto: tools, and choice once it has shown that it cannot call them",
+    )
     timeout_s: float = Field(60.0, gt=0)
     run_timeout_s: float = Field(150.0, gt=0, description="Longest agent run before the rule planner takes over")
     max_retries: int = Field(2, ge=0)

@@ -25,13 +25,27 @@ CANNOT_CANCEL: Final = (
 
 def next_step(text: str, transcript: Transcript, today: date | None = None) -> Step:
     """The next tool for this command, or the answer. The models' names come first: requests are read against them."""
-    observed = transcript.observed
-    if not observed:
+    if known_models(transcript) is None:
         return Act("list_models")
-    known = [line.name for line in Models.model_validate_json(observed[0].content).models]
-    requests = _told_once(parse(text, known, _earlier(transcript), today))
+    return carried_out(understood(text, transcript, today), transcript.observed[1:])
+
+
+def known_models(transcript: Transcript) -> list[str] | None:
+    """The registered models, None before the tool has named them."""
+    if not transcript.observed:
+        return None
+    return [line.name for line in Models.model_validate_json(transcript.observed[0].content).models]
+
+
+def understood(text: str, transcript: Transcript, today: date | None) -> list[Request]:
+    """The requests that the rules find in a command."""
+    return _told_once(parse(text, known_models(transcript) or [], _earlier(transcript), today))
+
+
+def carried_out(requests: list[Request], observed: Sequence[Observation]) -> Step:
+    """The next call of these requests, or the answer when all have been observed."""
     calls = [request for request in requests if not request.question and request.tool != CANCEL_RUN]
-    return _next_call(calls, list(observed[1:])) or Say(_answer(requests, observed[1:]))
+    return _next_call(calls, list(observed)) or Say(_answer(requests, observed))
 
 
 def _told_once(requests: list[Request]) -> list[Request]:

@@ -55,6 +55,24 @@ def parse(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]] = 
     return (_follow_up(text, known, earlier, today) if earlier else []) or _bare_names(text, known)
 
 
+def pieces(text: str) -> list[str]:
+    """The parts of a message that may each ask for something."""
+    return [piece for piece in grammar.SPLIT.split(names.fold(text))[::2] if names.words(piece)]
+
+
+def chosen(tool: str, model: str, text: str, known: Sequence[str], today: date | None) -> list[Request]:
+    """A tool that something else than the rules chose for these words.
+
+    Slots are read from the words, and so are the models; `model` is taken where they name none. What is missing is asked for.
+    """
+    folded, intent = _fold(text, known, today), grammar.BY_TOOL[tool]
+    mention = _mention(folded, known)
+    named = mention.names or ((model,) if model and not mention.unclear else ())
+    if intent.model and not named:
+        return [Request(tool, question=_which(_Clause(folded, intent, False, (), mention.unclear), known, ""))]
+    return [Request(tool, slots_of(tool, folded, name)) for name in named or ("",)]
+
+
 def _follow_up(text: str, known: Sequence[str], earlier: Sequence[tuple[str, str]], today: date | None) -> list[Request]:
     before, reply = earlier[-1]
     if grammar.YES.match(to_english(names.fold(text), ()).strip()):

@@ -24,7 +24,7 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
 
 from agents.planner.policy import next_step
-from agents.planner.transcript import Act, Observation, Transcript
+from agents.planner.transcript import Act, Observation, Step, Transcript
 
 
 class RulePlanner(FunctionCallingLLM):
@@ -127,7 +127,11 @@ class RulePlanner(FunctionCallingLLM):
 
 
 def _answer(messages: Sequence[ChatMessage], tools: Sequence[str]) -> ChatMessage:
-    step = next_step(transcript_of(messages), tools)
+    return spoken(next_step(transcript_of(messages), tools), messages)
+
+
+def spoken(step: Step, messages: Sequence[ChatMessage]) -> ChatMessage:
+    """A step as the answer of a language model: one tool call, or text."""
     if isinstance(step, Act):
         number = sum(isinstance(block, ToolCallBlock) for message in messages for block in message.blocks)
         call = ToolCallBlock(tool_call_id=f"call-{number + 1}", tool_name=step.tool, tool_kwargs=step.arguments)

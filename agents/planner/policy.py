@@ -12,22 +12,32 @@ from agents.tools.catalogue import BY_NAME
 
 def next_step(transcript: Transcript, tools: Collection[str]) -> Step:
     """What to do next; a tool that the present agent does not have is reached by a handoff to its owner."""
-    step = _plan(transcript)
+    return reached(plan(transcript), tools)
+
+
+def reached(step: Step, tools: Collection[str]) -> Step:
+    """The step, or the handoff that leads to it."""
     if isinstance(step, Act) and step.tool not in tools:
         owner = BY_NAME[step.tool].agent
         return Act("handoff", {"to_agent": owner, "reason": f"{step.tool} is a tool of {owner}"})
     return step
 
 
-def _plan(transcript: Transcript) -> Step:
+def plan(transcript: Transcript) -> Step:
+    """What to do next, whoever has the tool for it."""
     message = _message(transcript.message)
     if message.get("kind") == "evaluation":
         return evaluations.next_step(message, transcript.observed)
     if message.get("kind") == "promotion":
         return promotions.next_step(message, transcript.observed)
-    if message.get("kind") == "command":
-        return commands.next_step(str(message.get("text", "")), transcript, _day(message.get("today")))
-    return Say("I did not understand the message.")
+    said = command_of(transcript)
+    return commands.next_step(said[0], transcript, said[1]) if said is not None else Say("I did not understand the message.")
+
+
+def command_of(transcript: Transcript) -> tuple[str, date | None] | None:
+    """What a person said, and on which day; None where nobody said anything."""
+    message = _message(transcript.message)
+    return (str(message.get("text", "")), _day(message.get("today"))) if message.get("kind") == "command" else None
 
 
 def _day(text: object) -> date | None:

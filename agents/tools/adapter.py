@@ -1,10 +1,11 @@
 """Typed tools as LlamaIndex sees them: arguments validated, answers as JSON, our own faults kept instead of swallowed."""
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any
 
-from llama_index.core.tools import FunctionTool
-from pydantic import ValidationError
+from llama_index.core.tools import FunctionTool, ToolMetadata
+from pydantic import BaseModel, ValidationError
 
 from agents.telemetry import tool_span
 from agents.tools.answers import Answer, Problem
@@ -18,9 +19,21 @@ def tools_of(agent: str, desk: Desk) -> list[FunctionTool]:
 
 
 def _tool(spec: ToolSpec, desk: Desk) -> FunctionTool:
-    return FunctionTool.from_defaults(
-        async_fn=_bound(spec, desk), name=spec.name, description=spec.description, fn_schema=spec.takes
-    )
+    described = _Description(name=spec.name, description=spec.description, fn_schema=spec.takes)
+    return FunctionTool.from_defaults(async_fn=_bound(spec, desk), tool_metadata=described)
+
+
+class _Description(ToolMetadata):
+    """What a model is told of a tool; the schema of its arguments is made once for all runs."""
+
+    def get_parameters_dict(self) -> dict[str, Any]:
+        """The arguments as JSON schema. The caller may add to the outermost level, which is a copy."""
+        return dict(_parameters(self.fn_schema))
+
+
+@cache
+def _parameters(takes: type[BaseModel]) -> dict[str, Any]:
+    return ToolMetadata("", fn_schema=takes).get_parameters_dict()
 
 
 def _bound(spec: ToolSpec, desk: Desk) -> Callable[..., Awaitable[str]]:
