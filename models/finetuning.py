@@ -4,13 +4,19 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
+from models.augmentation import AugmentationSettings
 from models.bundle import LoadedModel
 from models.data import TensorSet
+from models.features import head_inputs
 from models.freezing import Strategy, freeze
 from models.lora import add_adapters, merge
+from models.networks import head_name, head_of
+from models.predictor import choose_device
 from models.training import EpochRecord, TrainingResult, TrainingSettings, train
 
 
@@ -38,21 +44,27 @@ def finetune(
 
     `valid` should hold new and old cases, so that the chosen epoch serves both. `settings.rehearsal_share` of each batch is
     drawn from `rehearsal`; `settings.l2sp` and its like pull towards the champion. The strategy `adapters` trains small added
-    matrices, which are merged into the weights at the end. See `models.training.train` for the rest.
+    matrices, which are merged into the weights at the end; `head_only` passes each image through the body once, unchanged, and
+    trains the head on what it sees. See `models.training.train` for the rest.
     """
     module = copy.deepcopy(champion.module)
     if strategy == "adapters":
         add_adapters(module, settings.rank, settings.seed)
     else:
         freeze(module, strategy)
-    changes = {"compare_start": True, "unfreezing": "gradual" if strategy == "gradual" else settings.unfreezing}
+    changes: dict[str, Any] = {"compare_start": True, "unfreezing": "gradual" if strategy == "gradual" else settings.unfreezing}
+    trained, sets = module, (new, valid, rehearsal)
+    if strategy == "head_only":
+        trained, device = _Head(module), choose_device(settings.device)
+        sets = tuple(None if each is None else head_inputs(module, each, device) for each in sets)  # type: ignore[assignment]
+        changes |= {"augmentation": AugmentationSettings.off(), "channels_last": False}
     result = train(
-        module,
+        trained,
         champion.spec,
-        new,
-        valid,
+        sets[0],
+        sets[1],
         settings.model_copy(update=changes),
-        rehearsal=rehearsal,
+        rehearsal=sets[2],
         on_epoch=on_epoch,
         checkpoint_dir=checkpoint_dir,
         should_stop=should_stop,
@@ -60,4 +72,17 @@ def finetune(
     if strategy == "adapters":
         merge(module)
     module.requires_grad_(requires_grad=True)
-    return FineTuned(module, result)
+    return FineTuned(module.eval(), result)
+
+
+class _Head(nn.Module):
+    """The classifying layers of a network by the same name, so that they train as its head."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.architecture, self.name = str(module.architecture), head_name(module)
+        self.add_module(self.name, head_of(module))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.get_submodule(self.name)(inputs)
+        return logits

@@ -4,12 +4,12 @@ No bus and no database: the remediation service and the benchmarks call the same
 itself (a share, a weight, an interpolation) is made on held-out new and old cases by `models.selection`, and is recorded.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -24,6 +24,7 @@ from models.interpolation import between
 from models.logits import study_logits
 from models.predictor import choose_device
 from models.reservoir import choose_reservoir, vectors_of
+from models.sampling import seeded
 from models.selection import Jury, Merit
 from models.spec import ModelSpec, Spec
 from models.training_settings import EpochRecord, TrainingSettings
@@ -45,15 +46,23 @@ UNLABELLED: Final = (Remedy.RECALIBRATE, Remedy.ADAPT_STATISTICS)
 """Rungs that learn from recent studies without labels too."""
 REFERENCE: Final = "reference"
 """Where a record keeps the recalls of old classes that later repairs are held to, so that losses do not add up unseen."""
-STATISTICS_SHARES: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-INTERPOLATIONS: Final = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
+STATISTICS_SHARES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+INTERPOLATIONS: Final = (0.25, 0.5, 0.75, 1.0)
 SEARCHED: Final[Mapping[str, Mapping[str, float]]] = {
     "rehearsal": {},
     "distillation": {"distillation": 1.0},
-    "l2sp": {"l2sp": 0.1},
-    "ewc": {"ewc": 0.1},
+    "l2sp": {"distillation": 1.0, "l2sp": 0.1},
+    "ewc": {"distillation": 1.0, "ewc": 0.1},
 }
-"""Penalties that a search tries, over the ordered settings."""
+"""What is added to the ordered settings, one after the other, until no old class is seen to be forgotten."""
+DEARER: Final = 0.02
+"""Mean recall of the new cases that interpolation may cost before the next penalty is tried."""
+JUDGING: Final = 256
+"""Most new and most old cases that the share of new statistics is chosen on: it is one number."""
+
+VALIDATED: Final = 100
+"""Old cases that validate every epoch where the new ones for that are fewer; all of them judge its result."""
+_SOME = 5
 
 
 class RepairSettings(Spec):
@@ -61,7 +70,7 @@ class RepairSettings(Spec):
 
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     search: bool = Field(True, description="Choose penalty and interpolation on held-out cases; without it the settings stand")
-    search_share: float = Field(0.25, gt=0, le=1, description="Epochs of each trial, as a share of the run's")
+    attempts: int = Field(2, ge=1, le=len(SEARCHED), description="Most trainings of a search; the second only where it is needed")
     reservoir: int = Field(2000, ge=1, description="Most old cases for rehearsal")
 
 
@@ -103,16 +112,16 @@ def repair(
     remedy: Remedy, champion: LoadedModel, data: RepairData, settings: RepairSettings, hooks: Hooks | None = None
 ) -> Repaired:
     """Carry out one rung; the champion is not touched. Raises TrainingFailed, and whatever `hooks.check` raises."""
+    if remedy not in EXECUTABLE:
+        raise TrainingFailed(f"the remedy {remedy} changes no model")
+    jury = _jury(champion, data.new_valid, data.old_valid, settings)
     if remedy in FITTED:
-        made = _fitted(remedy, champion, data, settings)
+        made = _fitted(remedy, champion, data, settings, jury)
     elif remedy == Remedy.ADAPT_STATISTICS:
         made = _adapted(champion, data, settings)
-    elif remedy in STRATEGIES:
-        made = _trained(STRATEGIES[remedy], champion, data, settings, hooks or Hooks())
     else:
-        raise TrainingFailed(f"the remedy {remedy} changes no model")
-    kept = _jury(champion, data.new_valid, data.old_valid, settings).reference
-    reference = {champion.spec.classes[label]: round(recall, 6) for label, recall in kept.items()}
+        made = _trained(STRATEGIES[remedy], champion, data, settings, hooks or Hooks(), jury)
+    reference = {champion.spec.classes[label]: round(recall, 6) for label, recall in jury.reference.items()}
     return replace(made, record=made.record | {REFERENCE: reference})
 
 
@@ -125,7 +134,7 @@ def _jury(champion: LoadedModel, new: TensorSet, old: TensorSet, settings: Repai
     return Jury(champion.module, champion.spec.calibration, new, old, device, inherited)
 
 
-def _fitted(remedy: Remedy, champion: LoadedModel, data: RepairData, settings: RepairSettings) -> Repaired:
+def _fitted(remedy: Remedy, champion: LoadedModel, data: RepairData, settings: RepairSettings, jury: Jury) -> Repaired:
     device, base = choose_device(settings.training.device), champion.spec.calibration
     module = champion.module.to(device)
     new, old = (study_logits(module, each, device) for each in (together(data.new, data.new_valid), data.old_valid))
@@ -135,7 +144,7 @@ def _fitted(remedy: Remedy, champion: LoadedModel, data: RepairData, settings: R
     if remedy == Remedy.RECALIBRATE:
         found = recalibrate(base, old, new, study_logits(module, data.recent, device) if len(data.recent) else new)
     else:
-        found = rethreshold(base, old, new, reference=_jury(champion, data.new_valid, data.old_valid, settings).reference)
+        found = rethreshold(base, old, new, reference=jury.reference)
     spec = champion.spec.model_copy(update={"calibration": found.calibration})
     return Repaired(champion.module, spec, {"calibration": found.record}, unchanged=found.calibration == base)
 
@@ -147,28 +156,30 @@ def _adapted(champion: LoadedModel, data: RepairData, settings: RepairSettings) 
         return Repaired(champion.module, champion.spec, {"statistics": {"note": note}}, unchanged=True)
     images = [image for study in data.recent.studies for image in study]
     statistics = estimate_statistics(champion.module, images, device)
-    jury = _jury(champion, together(data.new, data.new_valid), data.old_valid, settings)
+    judged = (some(each, JUDGING, settings.training.seed) for each in (together(data.new, data.new_valid), data.old_valid))
+    jury = _jury(champion, *judged, settings)
     tried = {share: jury.judge(with_statistics(champion.module, statistics, share)) for share in STATISTICS_SHARES}
     best = min(tried, key=lambda share: (tried[share].cost, share))
     record = {"share": best, "images": len(images), "candidates": _rounded(tried)}
     return Repaired(with_statistics(champion.module, statistics, best), champion.spec, {"statistics": record}, unchanged=best == 0)
 
 
-def _trained(strategy: Strategy, champion: LoadedModel, data: RepairData, settings: RepairSettings, hooks: Hooks) -> Repaired:
+def _trained(
+    strategy: Strategy, champion: LoadedModel, data: RepairData, settings: RepairSettings, hooks: Hooks, jury: Jury
+) -> Repaired:
     device = choose_device(settings.training.device)
     rehearsal = data.old
     if len(rehearsal) > settings.reservoir:
         vectors = vectors_of(champion.module, rehearsal, device)
         rehearsal = rehearsal.subset(choose_reservoir(vectors, rehearsal.labels, settings.reservoir, settings.training.seed))
-    job = _Job(strategy, champion, data, rehearsal, settings, hooks)
+    job = _Job(strategy, champion, data, rehearsal, settings, hooks, jury)
     record: dict[str, Any] = {"rehearsal_cases": len(rehearsal)}
-    chosen, record["penalties"] = _search(job)
-    tuned = job.train(chosen, "final", settings.training.epochs, hooks.on_epoch)
-    module, record["interpolation"] = _interpolated(job, tuned)
-    spec, best = champion.spec, tuned.result.best_epoch
-    if settings.search and best and len(data.old_valid):
-        spec, record["thresholds"] = _rebalanced(job, module)
-    return Repaired(module, spec, record, tuned.result.history, best, unchanged=best == 0)
+    if not settings.search or not len(rehearsal) or not len(data.old_valid):
+        tuned = job.train({}, "as ordered", hooks.on_epoch)
+        record |= {"penalties": {"chosen": "as ordered"}, "interpolation": {"share": 1.0}}
+        best = tuned.result.best_epoch
+        return Repaired(tuned.module, champion.spec, record, tuned.result.history, best, unchanged=best == 0)
+    return _searched(job, record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,59 +190,80 @@ class _Job:
     rehearsal: TensorSet
     settings: RepairSettings
     hooks: Hooks
+    jury: Jury
 
-    def train(
-        self, changes: Mapping[str, float], name: str, epochs: int, on_epoch: Callable[[EpochRecord], None] | None = None
-    ) -> FineTuned:
+    def train(self, changes: Mapping[str, float], name: str, on_epoch: Callable[[EpochRecord], None] | None = None) -> FineTuned:
         """One training with penalties; each has its own checkpoints, so that a resumed run finds those that are done."""
-        training = self.settings.training
-        folder = self.hooks.checkpoint_dir
+        folder, new_valid, seed = self.hooks.checkpoint_dir, self.data.new_valid, self.settings.training.seed
         tuned = finetune(
             self.champion,
             self.data.new,
-            together(self.data.new_valid, self.data.old_valid),
-            training.model_copy(update={**changes, "epochs": epochs}),
+            together(new_valid, some(self.data.old_valid, max(len(new_valid), VALIDATED), seed)),
+            self.settings.training.model_copy(update=dict(changes)),
             self.strategy,
             rehearsal=self.rehearsal if len(self.rehearsal) else None,
             on_epoch=on_epoch,
-            checkpoint_dir=folder / name if folder is not None else None,
+            checkpoint_dir=folder / name.replace(" ", "-") if folder is not None else None,
             should_stop=self.hooks.should_stop,
         )
         self.hooks.check()
         return tuned
 
-    def jury(self) -> Jury:
-        """The held-out cases of this repair."""
-        return _jury(self.champion, self.data.new_valid, self.data.old_valid, self.settings)
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One training, and what shares of its weights are worth on the held-out cases."""
+
+    name: str
+    tuned: FineTuned
+    shares: Mapping[float, Merit]
+
+    @property
+    def share(self) -> float:
+        """The share that costs least; of equal ones the largest."""
+        return min(self.shares, key=lambda share: (self.shares[share].cost, -share))
+
+    @property
+    def merit(self) -> Merit:
+        return self.shares[self.share]
+
+    @property
+    def enough(self) -> bool:
+        """No old class is forgotten, and keeping them costs the new cases next to nothing."""
+        return self.merit.keeps and self.merit.new_recall >= max(each.new_recall for each in self.shares.values()) - DEARER
 
 
-def _search(job: _Job) -> tuple[Mapping[str, float], dict[str, Any]]:
-    """A short training with each penalty; the one whose result costs least on the held-out cases."""
-    settings = job.settings
-    if not settings.search or not len(job.rehearsal) or not len(job.data.old_valid):
-        return {}, {"chosen": "as ordered"}
-    epochs, jury = max(1, math.ceil(settings.training.epochs * settings.search_share)), job.jury()
-    tried: dict[str, Merit] = {}
-    for name, changes in SEARCHED.items():
-        job.hooks.say(f"trial of {name} over {epochs} epochs")
-        tried[name] = jury.judge(job.train(changes, f"trial-{name}", epochs).module)
-    best = min(tried, key=lambda name: tried[name].cost)
-    return SEARCHED[best], {"chosen": best, "epochs": epochs, "candidates": _rounded(tried)}
+def _searched(job: _Job, record: dict[str, Any]) -> Repaired:
+    """Train, and try weights between the champion and the result; train anew with a penalty only where old classes would pay."""
+    attempts: list[_Attempt] = []
+    for name, changes in list(SEARCHED.items())[: job.settings.attempts]:
+        if attempts:
+            job.hooks.say(f"old classes would pay for it; training anew with {name}")
+        tuned = job.train(changes, name, None if attempts else job.hooks.on_epoch)
+        attempts.append(_Attempt(name, tuned, _interpolated(job, tuned)))
+        if attempts[-1].enough or tuned.result.best_epoch == 0:
+            break
+    best = min(attempts, key=lambda each: each.merit.cost)
+    champion, share, epoch = job.champion, best.share, best.tuned.result.best_epoch
+    module = between(champion.module, best.tuned.module, share) if share < 1 else best.tuned.module
+    tried = {each.name: each.merit.rounded() | {"share": each.share} for each in attempts}
+    record |= {"penalties": {"chosen": best.name, "candidates": tried}}
+    record |= {"interpolation": {"share": share, "candidates": _rounded(best.shares)}}
+    spec = champion.spec
+    if epoch:
+        spec, record["thresholds"] = _rebalanced(job, module)
+    return Repaired(module, spec, record, best.tuned.result.history, epoch, unchanged=epoch == 0)
 
 
-def _interpolated(job: _Job, tuned: FineTuned) -> tuple[nn.Module, dict[str, Any]]:
-    """The share of the new weights that costs least on the held-out cases; without a search the new weights as they are."""
-    if not job.settings.search or tuned.result.best_epoch == 0 or not len(job.data.old_valid):
-        return tuned.module, {"share": 1.0}
-    jury = job.jury()
-    tried = {share: jury.judge(between(job.champion.module, tuned.module, share)) for share in INTERPOLATIONS}
-    best = min(tried, key=lambda share: (tried[share].cost, -share))
-    return between(job.champion.module, tuned.module, best), {"share": best, "candidates": _rounded(tried)}
+def _interpolated(job: _Job, tuned: FineTuned) -> dict[float, Merit]:
+    """The worth of each share of the new weights (WiSE-FT)."""
+    shares = INTERPOLATIONS if tuned.result.best_epoch else (1.0,)
+    return {share: job.jury.judge(between(job.champion.module, tuned.module, share)) for share in shares}
 
 
 def _rebalanced(job: _Job, module: nn.Module) -> tuple[ModelSpec, dict[str, Any]]:
     """Offsets that give a class back what new weights have moved to another, where they cost less on the held-out cases."""
-    jury, base, device = job.jury(), job.champion.spec.calibration, choose_device(job.settings.training.device)
+    jury, base, device = job.jury, job.champion.spec.calibration, choose_device(job.settings.training.device)
     taught = together(job.data.new, job.data.new_valid)
     old, new = (study_logits(module.to(device), each, device) for each in (job.data.old_valid, taught))
     found = rethreshold(base, old, new, reference=jury.reference)
@@ -250,3 +282,11 @@ def together(first: TensorSet, second: TensorSet) -> TensorSet:
     return TensorSet(
         first.studies + second.studies, first.labels + second.labels, first.patients + second.patients, first.keys + second.keys
     )
+
+
+def some(tensors: TensorSet, most: int, seed: int) -> TensorSet:
+    """At most `most` studies, drawn by the seed; all of them where there are no more."""
+    if len(tensors) <= most:
+        return tensors
+    drawn = torch.randperm(len(tensors), generator=seeded(seed, _SOME))[:most]
+    return tensors.subset(sorted(drawn.tolist()))

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from models.data import TensorSet
+from models.features import head_inputs
 from models.logits import Floats, Integers
-from models.networks import head_of
 
 
 def choose_reservoir(vectors: Floats, labels: Sequence[int], most: int, seed: int) -> list[int]:
@@ -59,15 +59,5 @@ def _farthest(vectors: Floats, wanted: int) -> Integers:
 
 def vectors_of(module: nn.Module, tensors: TensorSet, device: torch.device, batch_size: int = 64) -> Floats:
     """What the head of the network sees of each study [studies, features], its images averaged; for `choose_reservoir`."""
-    seen: list[torch.Tensor] = []
-    hook = head_of(module).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().flatten(1).float().cpu()))
-    module.to(device).eval()
-    images = [image for study in tensors.studies for image in study]
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                module(torch.stack(images[start : start + batch_size]).to(device))
-    finally:
-        hook.remove()
-    parts = torch.split(torch.cat(seen).double(), [len(study) for study in tensors.studies])
-    return np.stack([part.mean(dim=0).numpy() for part in parts])
+    seen = head_inputs(module, tensors, device, batch_size)
+    return np.stack([study.flatten(1).double().mean(dim=0).numpy() for study in seen.studies])

@@ -1,20 +1,23 @@
 """Which of several repairs is best on held-out old and new cases: one cost for every choice that a run makes by itself."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from models.data import TensorSet
-from models.logits import balanced_loss, class_recalls, macro_recall, study_logits
+from models.logits import Floats, Integers, balanced_loss, class_recalls, macro_recall, study_logits
 from models.spec import Calibration
 
 TOLERANCE = 0.01
 """Loss of a class's recall on the held-out old cases that costs nothing."""
-PRICE = 5.0
-"""Nats that one whole recall of an old class, lost beyond the tolerance, costs."""
+PRICE = 100.0
+"""Nats that one whole recall of an old class costs, lost beyond the tolerance and the chance in it: a point costs as much as
+a loss of all calibration gains, so that a candidate that forgets wins only where every other one forgets too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,13 @@ class Merit:
     old_recall: float
     worst_old_class: float
     """Largest loss of a class's recall on the old cases against the champion; negative where every class gained."""
+    forgotten: float = 0.0
+    """Recall that old classes lost beyond the tolerance by more than one standard error, summed; zero where none did."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether no old class is seen to lose more than the tolerance."""
+        return self.forgotten == 0
 
     def rounded(self) -> dict[str, Any]:
         """The numbers for a run's record."""
@@ -52,27 +62,46 @@ class Jury:
         self._new, self._old, self._device = new, old, device
         self._calibration = calibration
         champion.to(device)
-        own = class_recalls(self._scores(champion, old, calibration), self._labels(old)) if len(old) else {}
+        labels = _labels(old)
+        scores = self._scores(champion, old, calibration) if len(old) else np.zeros((0, 1))
+        own = class_recalls(scores, labels) if len(old) else {}
+        self._right = scores.argmax(axis=1) == labels
         self.reference = {label: max(recall, (reference or {}).get(label, 0.0)) for label, recall in own.items()}
 
     def judge(self, module: nn.Module, calibration: Calibration | None = None) -> Merit:
         """Score a candidate, with the champion's calibration where none is given. Leaves it on the jury's device."""
         chosen = calibration or self._calibration
         module.to(self._device)
-        new_loss, new_recall, _ = self._measured(module, self._new, chosen)
-        old_loss, old_recall, after = self._measured(module, self._old, chosen)
-        lost = [kept - after[label] for label, kept in self.reference.items()]
-        price = PRICE * sum(max(0.0, each - TOLERANCE) for each in lost)
-        return Merit(new_loss + old_loss + price, new_loss, new_recall, old_loss, old_recall, max(lost, default=0.0))
+        new_loss, new_recall = 0.0, 0.0
+        if len(self._new):
+            scores, labels = self._scores(module, self._new, chosen), _labels(self._new)
+            new_loss, new_recall = balanced_loss(scores, labels), macro_recall(scores, labels)
+        if not len(self._old):
+            return Merit(new_loss, new_loss, new_recall, 0.0, 0.0, 0.0)
+        scores, labels = self._scores(module, self._old, chosen), _labels(self._old)
+        old_loss, lost = balanced_loss(scores, labels), self._lost(scores, labels)
+        forgotten = sum(max(0.0, loss - error - TOLERANCE) for loss, error in lost)
+        cost = new_loss + old_loss + PRICE * forgotten
+        worst = max((loss for loss, _ in lost), default=0.0)
+        return Merit(cost, new_loss, new_recall, old_loss, macro_recall(scores, labels), worst, forgotten)
 
-    def _measured(self, module: nn.Module, tensors: TensorSet, calibration: Calibration) -> tuple[float, float, dict[int, float]]:
-        if not len(tensors):
-            return 0.0, 0.0, {}
-        scores, labels = self._scores(module, tensors, calibration), self._labels(tensors)
-        return balanced_loss(scores, labels), macro_recall(scores, labels), class_recalls(scores, labels)
+    def _lost(self, scores: Floats, labels: Integers) -> list[tuple[float, float]]:
+        """Each old class's loss of recall and its standard error, from the cases on which candidate and champion differ."""
+        after, right = class_recalls(scores, labels), scores.argmax(axis=1) == labels
+        return [
+            (kept - after[label], _paired_error(self._right[labels == label], right[labels == label]))
+            for label, kept in self.reference.items()
+        ]
 
-    def _scores(self, module: nn.Module, tensors: TensorSet, calibration: Calibration) -> Any:
+    def _scores(self, module: nn.Module, tensors: TensorSet, calibration: Calibration) -> Floats:
         return study_logits(module, tensors, self._device).probabilities(calibration)
 
-    def _labels(self, tensors: TensorSet) -> Any:
-        return torch.tensor(tensors.labels).numpy()
+
+def _labels(tensors: TensorSet) -> Integers:
+    return np.asarray(tensors.labels, dtype=np.int64)
+
+
+def _paired_error(before: np.typing.NDArray[np.bool_], after: np.typing.NDArray[np.bool_]) -> float:
+    """Standard error of the change of a share in paired cases (McNemar)."""
+    change = after.astype(np.float64) - before
+    return math.sqrt(float(np.square(change - change.mean()).sum())) / len(change)
