@@ -55,6 +55,15 @@ class ReplayArguments(Arguments):
     version: Annotated[int | None, Field(ge=1, description="Only this version; left out: the one in service")] = None
 
 
+class SuspectArguments(Arguments):
+    """Labels to look at again."""
+
+    model: ModelName
+    label: Annotated[str, Field(max_length=64, description="Only labels of this class; empty for all")] = ""
+    version: Annotated[int | None, Field(ge=1, description="Only this version; left out: the one in service")] = None
+    last: Annotated[int, Field(ge=1, le=100, description="How many of each list, the surest and the newest first")] = 10
+
+
 class CompareArguments(Arguments):
     """Two versions; what is left out is the champion and the version before it."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agents.tools import answers, drift, orders, past, read, replay
+from agents.tools import answers, drift, orders, past, read, replay, suspects
 from agents.tools import arguments as arg
 from agents.tools.answers import Answer
 from agents.tools.desk import Desk
@@ -45,6 +45,7 @@ CATALOGUE: Final[tuple[ToolSpec, ...]] = (
     ToolSpec(MONITORING, read.metric_history, arg.HistoryArguments, answers.History),
     ToolSpec(MONITORING, past.explain_decline, arg.OneModel, Explanation),
     ToolSpec(MONITORING, drift.drift_warnings, arg.OneModel, drift.Drift),
+    ToolSpec(MONITORING, suspects.suspect_labels, arg.SuspectArguments, suspects.SuspectLabels),
     ToolSpec(MONITORING, orders.order_report, arg.ReportArguments, answers.Recorded, orders=True),
     ToolSpec(EVALUATION, read.list_evaluations, arg.ListArguments, answers.History),
     ToolSpec(EVALUATION, replay.replay_evaluation, arg.ReplayArguments, replay.Replay),

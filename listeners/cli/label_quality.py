@@ -9,16 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from listeners.cli.context import console, open_context
-from schemas.vocabulary import Status
-from services.evaluation import repository
 from services.evaluation.delays import Quantile
 from services.evaluation.intervals import Interval
-from services.evaluation.labelling import Labelling, examine
+from services.evaluation.label_review import review
+from services.evaluation.labelling import Labelling
 from services.evaluation.suspects import Conflict, Noise
-from services.evaluation.truth_repository import conflicts, scored_cases
 from services.evaluation.verification import Verification
-from services.runtime import registry
-from services.runtime.errors import InvalidInput
 
 Model = Annotated[str, typer.Argument(help="Model, as `reclaim models list` prints it")]
 Version = Annotated[int | None, typer.Option(help="Version; default: the champion")]
@@ -92,21 +88,8 @@ def _examined(model: str, version: int | None) -> tuple[str, int, Labelling, lis
     """Name, version, what was found, contradicting sources, and whether the newest evaluation says degraded."""
     context = open_context()
     with context.database.read() as session:
-        owner = registry.model(session, model)
-        wanted = version if version is not None else owner.champion
-        if wanted is None:
-            raise InvalidInput(f"{owner.name} has no champion: name a version with --version")
-        number = registry.version(session, owner.name, wanted).version
-        taught = repository.taught(session, owner.name)
-        cases = [case for case in scored_cases(session, owner.name, number) if case.patient_key not in taught]
-        baseline = list(registry.baseline(session, owner.name, number))
-        contested = conflicts(session, owner.name, number)
-        newest = repository.latest(session, owner.name, number)
-    if not cases:
-        raise InvalidInput(f"version {number} of {owner.name} has scored no study yet")
-    chosen = context.settings.evaluation
-    found = examine(cases, owner.classes, baseline, context.clock.now(), chosen.label_wait_days, chosen.seed)
-    return owner.name, number, found, contested, newest is not None and newest.status == Status.DEGRADED
+        found = review(session, context.settings.evaluation, model, version, context.clock.now())
+    return found.model, found.version, found.labelling, found.conflicts, found.degraded
 
 
 def _print_noise(name: str, number: int, noise: Noise | None, limit: int) -> None:
@@ -130,7 +113,7 @@ def _print_conflicts(contested: list[Conflict], limit: int) -> None:
     if not contested:
         console.print("No sources contradict each other.")
         return
-    table = Table("study", "counts", "also said", title=f"{len(contested)} studies whose sources contradict each other")
+    table = Table("study", "counts", "also said", title=f"Studies whose sources contradict each other: {len(contested)}")
     for each in contested[:limit]:
         first, *others = (f"{source}: {label} ({at:%F})" for source, label, at in each.labels)
         table.add_row(*map(escape, (each.study_key, first, "; ".join(others))))

@@ -171,7 +171,7 @@ def _basis(latest: EvaluationFacts) -> str:
 
 
 def _waiting(evidence: Mapping[str, Any]) -> list[str]:
-    """Weeks whose labels are not complete are held back: a reader must not take their cases for judged ones."""
+    """Weeks whose labels are not complete: errors in them may be unseen still, as a missing label counts as right."""
     held, weeks = _count(evidence, "cases_held_back"), _count(evidence, "weeks_waiting_for_labels")
     if not weeks:
         return []
@@ -179,7 +179,7 @@ def _waiting(evidence: Mapping[str, Any]) -> list[str]:
     since = f"{counted(weeks, 'week')} of acquisition (the first from {evidence.get('first_week_waiting')})"
     if evidence.get("judged_on") != "complete weeks":
         return [f"In {since} {labels} are missing; the alarm stands although each of them is counted as right."]
-    return [f"{number(held)} newer ones are not judged yet, because {labels} are missing in {since}."]
+    return [f"Of these, {number(held)} cannot be judged fully yet: {labels} are missing in {since}, and count as right until then."]
 
 
 def _count(evidence: Mapping[str, Any], name: str) -> int:

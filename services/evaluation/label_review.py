@@ -1,0 +1,50 @@
+"""What is known about a version's labels, read from the database in one go: for the command line and for the agents."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlmodel import Session
+
+from schemas.settings import EvaluationSettings
+from schemas.vocabulary import Status
+from services.evaluation import repository
+from services.evaluation.labelling import Labelling, examine
+from services.evaluation.suspects import Conflict
+from services.evaluation.truth_repository import conflicts, scored_cases
+from services.runtime import registry
+from services.runtime.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Review:
+    """A version's labels. `degraded`: the newest evaluation says so, and then much of what looks wrong is the model's own error."""
+
+    model: str
+    version: int
+    classes: tuple[str, ...]
+    labelling: Labelling
+    conflicts: list[Conflict]
+    degraded: bool
+
+
+def review(session: Session, settings: EvaluationSettings, model: str, version: int | None, now: datetime) -> Review:
+    """Examine the labels of a version, of the champion without one. InvalidInput: there is none, or it has scored nothing yet."""
+    owner = registry.model(session, model)
+    wanted = version if version is not None else owner.champion
+    if wanted is None:
+        raise InvalidInput(f"{owner.name} has no champion: name a version")
+    number = registry.version(session, owner.name, wanted).version
+    taught = repository.taught(session, owner.name)
+    cases = [case for case in scored_cases(session, owner.name, number) if case.patient_key not in taught]
+    if not cases:
+        raise InvalidInput(f"version {number} of {owner.name} has scored no study yet")
+    baseline = list(registry.baseline(session, owner.name, number))
+    newest = repository.latest(session, owner.name, number)
+    return Review(
+        model=owner.name,
+        version=number,
+        classes=tuple(owner.classes),
+        labelling=examine(cases, owner.classes, baseline, now, settings.label_wait_days, settings.seed),
+        conflicts=conflicts(session, owner.name, number),
+        degraded=newest is not None and newest.status == Status.DEGRADED,
+    )
