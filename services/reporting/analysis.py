@@ -138,7 +138,10 @@ def _subgroups(facts: Facts) -> list[Table]:
 
 def _group_row(each: Mapping[str, Any]) -> tuple[str, ...]:
     recall, low, high = each.get("recall"), each.get("recall_low"), each.get("recall_high")
-    limits = f" ({100 * low:.0f} to {100 * high:.0f})" if low is not None and high is not None else ""
+    # On one line, however narrow the column.
+    limits = (
+        f" ({100 * low:.0f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{100 * high:.0f})" if low is not None and high is not None else ""
+    )
     return (
         f"{KEYWORD.sub(' ', str(each.get('facet', '')))}: {each.get('group', '')}",
         number(each.get("cases")),

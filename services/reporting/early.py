@@ -92,13 +92,18 @@ def _sentence(run: Sequence[Window]) -> str:
     last, first = run[-1], run[0]
     if last.kind == FEED:
         return f"Since {day(first.at)} the early warning tells of a fault of the feed. {last.summary}"
-    names = sorted(set().union(*(each.warned for each in run)))
     size = f"{counted(len(run), 'window')} of {number(sum(each.cases for each in run))} studies"
+    seen = joined([_inside(each.sentence) for each in last.signs if each.warning] or ["something has changed"])
     looks = LOOKS.get(last.suspected, LOOKS["unknown"])
     return (
-        f"The early warning without labels has stood since {day(first.at)} ({size}; {joined(names)}): it looks like {looks}. "
-        "Labels have to tell whether the model reads worse."
+        f"The early warning without labels has stood since {day(first.at)} ({size}). In the newest window {seen}; "
+        f"it looks like {looks}, and labels have to tell whether the model reads worse."
     )
+
+
+def _inside(sentence: str) -> str:
+    """A sentence as a part of another one."""
+    return f"{sentence[:1].lower()}{sentence[1:].rstrip('.')}"
 
 
 def _row(run: Sequence[Window], *, several: bool) -> tuple[str, ...]:

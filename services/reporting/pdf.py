@@ -254,7 +254,9 @@ def _widths(table: Table) -> list[float]:
     """Widths in points: no column is narrower than its longest word; what is left goes where long cells are."""
     columns = len(table.columns) or max((len(row) for row in table.rows), default=1)
     texts = [[row[place] for row in (table.columns, *table.rows) if place < len(row)] for place in range(columns)]
-    least = [max((_long(word) for cell in column for word in split_long(cell).split()), default=0) + _PADDING for column in texts]
+    least = [
+        max((_long(word) for cell in column for word in split_long(cell).split(" ")), default=0) + _PADDING for column in texts
+    ]
     liked = [max(min(max(map(_long, column), default=0), _WIDE) + _PADDING, low) for column, low in zip(texts, least, strict=True)]
     if sum(least) >= WIDTH:
         return [WIDTH * low / sum(least) for low in least]

@@ -87,7 +87,7 @@ _RATES: Final = (
     "gate_loss",
     "label_noise",
 )
-_NO_RATES: Final = ("auroc", "average_precision", "ece", "brier", "statistic", "calibration")
+_NO_RATES: Final = ("auroc", "average_precision", "ece", "brier", "statistic", "calibration", "p_value")
 _ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error (ECE)", "p": "p", "ci": "CI"}
 _MEASURED: Final[dict[str, str]] = {
     "gate_cases": "Cases of the gate",
@@ -143,6 +143,9 @@ _EVIDENCE: Final[dict[str, str]] = {
     "since_batch_high": "… not after batch",
     "root_cause": "Likely cause",
     "cause_p_value": "p of the likely cause",
+    "change": "What the newest cases fit, beside those before",
+    "change_what": "… what has changed",
+    "change_p_value": "… p",
     "worse_subgroups": "Groups that are read worse than the others",
     "alarm_batch": "Batch that raised the alarm",
     "recovered_after_batch": "Recovered after batch",

@@ -51,7 +51,10 @@ def test_only_windows_of_the_period_are_listed_and_versions_are_told_apart():
 def test_a_warning_stands_until_a_window_is_quiet():
     stood = (window(1), window(2, "answers"), window(3, "image statistics"))
     [sentence] = early.standing(facts(*stood))
-    assert "since 19 January 2026 (2 windows of 400 studies; answers and image statistics): it looks like other images." in sentence
+    assert (
+        "since 19 January 2026 (2 windows of 400 studies). In the newest window image statistics; it looks like other images,"
+        in sentence
+    )
     assert early.standing(facts(*stood, window(4))) == []
     assert early.standing(facts(*stood, window(1, "answers", version=2)))[0] == sentence, (
         "another version's windows are not this one's"

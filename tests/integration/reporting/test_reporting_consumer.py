@@ -143,7 +143,7 @@ def test_signals_without_labels_stand_in_the_analysis(told, clock):
     assert second[2:5] == ["p 6.8e-05", "0.4", "no"]
     [said] = document["data"]["early_warning"]
     assert (said["warning"], said["signals"]) == (True, ["image statistics"])
-    assert "(1 window of 200 studies; image statistics): it looks like other images." in files["report.md"].decode()
+    assert "(1 window of 200 studies). In the newest window sharpness; it looks like other images, " in files["report.md"].decode()
     for words in ("early warnings", "other images"):
         assert f"<!-- {words} -->" in files["control_chart.svg"].decode()
 
