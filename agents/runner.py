@@ -79,6 +79,7 @@ class Runner:
     settings: Settings
     make_llm: Callable[[], FunctionCallingLLM] | None = None
     habits: Habits = field(default_factory=Habits)
+    choose: Callable[[FunctionCallingLLM], ChoicePlanner] = ChoicePlanner
 
     @classmethod
     def of(cls, database: Database, clock: Clock, settings: Settings) -> "Runner":
@@ -140,7 +141,7 @@ class Runner:
 
     def _delivered(self, cause: Cause, past: Past, llm: FunctionCallingLLM, name: str, *, choosing: bool) -> Run:
         """A run that may be used; raises what keeps it from that. A command that the rules understood is theirs."""
-        planner = ChoicePlanner(llm) if choosing else llm
+        planner = self.choose(llm) if choosing else llm
         run = self._attempt(cause, past, planner, name, self.settings.llm.run_timeout_s)
         _make_sure(run)
         self._compare(run)

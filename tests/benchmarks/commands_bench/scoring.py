@@ -1,10 +1,13 @@
 """Runs commands through the agents as the service does, and scores them exactly."""
 
 import json
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from sqlmodel import Session
 
 from agents.causes import command_cause
 from agents.proposals import Ledger
@@ -13,14 +16,15 @@ from agents.settlement import settle
 from agents.tools.catalogue import BY_NAME
 from schemas.events import AgentCommand
 from schemas.settings import Settings
+from schemas.tables import Order
 from schemas.topics import AGENT_COMMAND
-from schemas.vocabulary import UserRole
+from schemas.vocabulary import OrderState, UserRole
 from services.runtime.database import Database
 from services.runtime.messages import Received, Record, headers_of
 
 from .world import MODELS, NOW, WAITING
 
-SET: Final = Path(__file__).resolve().parent.parent / "commands_data" / "commands.v1.jsonl"
+SET: Final = Path(__file__).resolve().parent.parent / "commands_data" / "commands.v2.jsonl"
 LOOK_UPS: Final = frozenset({"list_models", "remedy_options", "handoff"})
 """Reading that costs nothing and that any planner may do on its way; counted only where it was asked for."""
 Call = tuple[str, tuple[tuple[str, str], ...]]
@@ -47,14 +51,25 @@ class Command:
 
 @dataclass(frozen=True)
 class Score:
-    """`wrong_orders`: proposals and decisions of the run that no expected reading has."""
+    """`wrong_orders`: proposals and decisions of the run that no expected reading has; `carried_out`: those that took effect.
+
+    The others were refused, or wait for a clear yes. `asked_back`: the reply ends without an order and with a question.
+    """
 
     command: Command
     right: bool
     wrong_orders: int
+    carried_out: int
     calls: tuple[Call, ...]
     reply: str
     planner: str
+    seconds: float = 0.0
+    usage: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked_back(self) -> bool:
+        """Whether nothing was called and something was asked."""
+        return "?" in self.reply and all(tool in LOOK_UPS for tool, _ in self.calls)
 
 
 class _TakenBackError(Exception):
@@ -71,8 +86,10 @@ def score(command: Command, database: Database, runner: Runner) -> Score:
     past: list[tuple[str, str]] = []
     for text in command.before:
         past.append((text, _run(text, command, runner, past).reply))
+    begun = time.perf_counter()
     run = _run(command.text, command, runner, past)
-    out, lines = _settled(run, database, runner.settings, past)
+    seconds = time.perf_counter() - begun
+    out, lines, done = _settled(run, database, runner.settings, past)
     waiting = WAITING[command.world]
     calls = _calls(run, waiting)
     expected = [[_call(each["tool"], each["arguments"], waiting) for each in reading] for reading in command.expect]
@@ -84,7 +101,8 @@ def score(command: Command, database: Database, runner: Runner) -> Score:
     right = any(_fits(calls, reading, run.reply) for reading in expected) and wrong == 0
     right = right and (command.orders_out is None or out == command.orders_out)
     right = right and (not command.ask or "?" in run.reply) and bool(run.reply or lines)
-    return Score(command, right, wrong, calls, run.reply, run.planner)
+    carried_out = min(sum((done - Counter(tool for tool, _ in reading)).values()) for reading in expected)
+    return Score(command, right, wrong, carried_out, calls, run.reply, run.planner, seconds, run.usage)
 
 
 def _run(text: str, command: Command, runner: Runner, past: list[tuple[str, str]]) -> Run:
@@ -94,18 +112,27 @@ def _run(text: str, command: Command, runner: Runner, past: list[tuple[str, str]
     return runner.run(command_cause(Received(command.id, AGENT_COMMAND, data, record)), prompts)
 
 
-def _settled(run: Run, database: Database, settings: Settings, past: list[tuple[str, str]]) -> tuple[int, list[str]]:
-    """How many orders went out or wait, and the lines of the reply; the transaction is taken back."""
-    found: tuple[int, list[str]] = (0, [])
+def _settled(run: Run, database: Database, settings: Settings, past: list[tuple[str, str]]) -> tuple[int, list[str], Counter[str]]:
+    """How many orders went out or wait, the lines of the reply, and which tools took effect; the transaction is taken back."""
+    found: tuple[int, list[str], Counter[str]] = (0, [], Counter())
     try:
         with database.transaction() as tx:
             settlement = settle(tx, run, settings, tuple(past))
             lines = settlement.lines
             went = sum(" is accepted and on its way" in line or " waits for approval" in line for line in lines)
-            found = (went + sum(" is approved and on its way" in line for line in lines), lines)
+            went += sum(" is approved and on its way" in line for line in lines)
+            found = (went, lines, _took_effect(tx.session, settlement.order_ids, {each.order_id for each in run.ledger.decisions}))
             raise _TakenBackError  # noqa: TRY301 - the way to end this transaction without keeping it
     except _TakenBackError:
         return found
+
+
+def _took_effect(session: Session, order_ids: list[str], decided: set[str]) -> Counter[str]:
+    """The order tools behind the orders that were sent and those that were decided on."""
+    rows = [row for order_id in order_ids if (row := session.get(Order, order_id)) is not None]
+    sent = Counter(f"order_{row.kind}" for row in rows if row.order_id not in decided and row.state == OrderState.ACCEPTED)
+    sent.update("approve_order" if row.state == OrderState.ACCEPTED else "reject_order" for row in rows if row.order_id in decided)
+    return sent
 
 
 def _calls(run: Run, waiting: dict[str, str]) -> tuple[Call, ...]:
