@@ -101,6 +101,7 @@ class Limits(_Frozen):
     min_tune_cases: int = 40
     min_gate_cases: int = 30
     report_interval_s: float = 7 * 86_400.0
+    routine_reports: bool = False
     tune_share: float = 0.35
     gate_share: float = 0.25
 
@@ -116,6 +117,7 @@ class Limits(_Frozen):
             min_tune_cases=remediation.min_tune_cases,
             min_gate_cases=remediation.min_gate_cases,
             report_interval_s=policy.report_interval_s,
+            routine_reports=settings.reports.weekly,
             tune_share=join.tune_share,
             gate_share=join.gate_share,
         )
@@ -274,15 +276,20 @@ _STATUS_RULES: Final[dict[OrderKind, Callable[[Proposal, Actor, Facts], Verdict 
 
 
 def _news(proposal: Proposal, actor: Actor, facts: Facts, limits: Limits) -> Verdict | None:
-    """The agents report a change at once and an unchanged situation once per interval; people order reports as they like."""
+    """The agents report a change at once; people order reports as they like.
+
+    An unchanged situation is told by the routine report, or once per interval where the site has none.
+    """
     if proposal.kind != OrderKind.REPORT or actor.role is not None or facts.reported_at is None:
         return None
     due = facts.reported_at + timedelta(seconds=limits.report_interval_s)
-    if facts.situation is None or facts.situation != facts.reported or facts.now >= due:
+    unchanged = facts.situation is not None and facts.situation == facts.reported
+    if facts.situation is None or not unchanged or (facts.now >= due and not limits.routine_reports):
         return None
+    next_one = "with the weekly routine" if limits.routine_reports else f"from {due:%Y-%m-%d} on"
     return Refused(
         reason=f"Nothing has changed since the report of {facts.reported_at:%Y-%m-%d %H:%M} UTC ({facts.situation.status}). "
-        f"The next one comes with a new status or diagnosis, or from {due:%Y-%m-%d} on; a person can order one at any time."
+        f"The next one comes with a new status or diagnosis, or {next_one}; a person can order one at any time."
     )
 
 

@@ -198,6 +198,15 @@ def test_an_unchanged_situation_is_reported_once_per_interval():
     assert check(REPORT, AGENT, reported(timedelta(hours=1)), Limits(report_interval_s=3600)) == Accepted()
 
 
+def test_with_a_routine_report_the_agents_repeat_nothing():
+    routine = Limits(routine_reports=True)
+    verdict = check(REPORT, AGENT, reported(timedelta(days=70)), routine)
+    assert isinstance(verdict, Refused)
+    assert "with the weekly routine" in verdict.reason
+    assert check(REPORT, AGENT, reported(timedelta(seconds=1), status=Status.WATCH), routine) == Accepted()
+    assert check(REPORT, OWNER, reported(timedelta(seconds=1)), routine) == Accepted()
+
+
 @pytest.mark.parametrize("change", [{"status": Status.WATCH}, {"diagnosis": Diagnosis.PIPELINE}, {"version": 1}])
 def test_a_change_is_reported_at_once(change):
     assert check(REPORT, AGENT, reported(timedelta(seconds=1), **change), LIMITS) == Accepted()

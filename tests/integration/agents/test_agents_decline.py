@@ -6,6 +6,7 @@ import pytest
 from sqlmodel import select
 
 from schemas.agent_runs import AgentRun
+from schemas.report_settings import ReportSettings
 from schemas.settings import PolicySettings
 from schemas.tables import BaselineCase, Inbox, TrainingPatient
 from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, Verdict
@@ -38,8 +39,20 @@ def began(hospital):
     return {**FALL, "since": hospital.clock.now().isoformat()}
 
 
-def test_a_decline_is_reported_when_it_is_found_and_then_once_a_week(database, make_hospital):
+def test_a_decline_is_reported_when_it_is_found_and_the_routine_report_tells_the_rest(database, make_hospital):
     hospital = make_hospital(database)
+    for _ in range(4):
+        hospital.handle(hospital.evaluation())
+        hospital.clock.advance(8 * 86_400)
+    run = hospital.handle(hospital.evaluation())
+    assert len(sent(hospital, OrderKind.REPORT)) == 1
+    assert "with the weekly routine" in run.reply
+    hospital.handle(hospital.evaluation(Status.HEALTHY, Diagnosis.NONE))
+    assert len(sent(hospital, OrderKind.REPORT)) == 2
+
+
+def test_without_a_routine_report_a_decline_is_reported_once_a_week(database, make_hospital):
+    hospital = make_hospital(database, reports=ReportSettings(weekly=False))
     for _ in range(5):
         run = hospital.handle(hospital.evaluation())
     assert len(sent(hospital, OrderKind.REPORT)) == 1
@@ -73,7 +86,7 @@ def test_each_change_of_status_or_diagnosis_is_reported(hospital):
 
 
 def test_the_site_sets_the_interval(sqlite_database, make_hospital):
-    hospital = make_hospital(sqlite_database, policy=PolicySettings(report_interval_s=100))
+    hospital = make_hospital(sqlite_database, policy=PolicySettings(report_interval_s=100), reports=ReportSettings(weekly=False))
     for _ in range(4):
         hospital.handle(hospital.evaluation())
     assert len(sent(hospital, OrderKind.REPORT)) == 2  # an evaluation a minute
