@@ -221,7 +221,9 @@ class PolicySettings(Group):
     cool_down_s: float = Field(3600.0, ge=0, description="Least time between two remedies of one model")
     max_remedies_per_day: int = Field(4, ge=0)
     report_interval_s: float = Field(
-        7 * 86_400.0, ge=0, description="The agents' least time between reports on an unchanged version, where reports.weekly is off"
+        7 * 86_400.0,
+        ge=0,
+        description="The agents' least time between reports on an unchanged version, where reports.weekly is off",
     )
 
 
