@@ -10,6 +10,7 @@ from services.evaluation.cases import Cases, LabelledRow, foreign
 from services.evaluation.cusum import chart
 from services.evaluation.detector import Thresholds
 from services.evaluation.diagnosis import Cause, Context, diagnose, feed_doubt, feed_fault, mix_shift, recent_change, root_cause
+from services.evaluation.dispersion import UNKNOWN, Variation
 from services.evaluation.judgement import Judged, Question, judge_stream, waiting
 from services.evaluation.labelling import evidence_of, examine
 from services.evaluation.lateness import Pending
@@ -46,6 +47,8 @@ class Material:
     taught: frozenset[str] = frozenset()
     subgroup_risk: float = 0.05
     run_length: float = 1040.0
+    variation: Variation = UNKNOWN
+    """What earlier versions of the model showed of the variation from block to block."""
     pending: Sequence[Pending] = ()
     """Predictions of the version that have no label yet."""
     wait_days: float = 90.0
@@ -160,6 +163,7 @@ def _judge(material: Material, independent: Sequence[StreamCase]) -> Judged:
         seed=material.seed,
         now=material.now or max(times, default=datetime.max.replace(tzinfo=UTC)),
         wait_days=material.wait_days,
+        variation=material.variation,
     )
     return judge_stream(question, independent, pending)
 
@@ -279,5 +283,6 @@ def _detector_evidence(assessment: Assessment) -> Evidence:
         "more_cases_needed": assessment.more_cases if assessment.status is Status.UNDECIDED else None,
         "recovered_after_batch": assessment.restarted_after or None,
         "own_baseline_cases": assessment.own_baseline or None,
+        **assessment.variation.evidence(),
         "unproven_classes": ", ".join(assessment.unproven) or None,
     }

@@ -87,6 +87,7 @@ class Evaluate(BatchConsumer[Prepared]):
             pending, now = repository.pending(session, found.model, found.version), repository.last_closed(session, found)
             known = taught | {row.patient_key for row in baseline}
             per_year = blocks_per_year((case.acquired_at for case in one_per_patient(stream, known)), self.batch_size)
+            variation = repository.earlier_variation(session, found.model, found.version, self.batch_size)
             mark, kept = self._kept_thresholds(session, found, baseline, classes, per_year)
         thresholds = kept or self._calibrate(mark, baseline, classes, per_year)
         material = Material(
@@ -100,6 +101,7 @@ class Evaluate(BatchConsumer[Prepared]):
             draws=self.settings.bootstrap_draws,
             seed=self.settings.seed,
             taught=taught,
+            variation=variation,
             pending=pending,
             wait_days=self.settings.label_wait_days,
             now=now,

@@ -1,12 +1,13 @@
 """The verdict on a version's stream although labels come late: two streams are judged, and what waits is said."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
 from services.evaluation.cases import LabelledRow
 from services.evaluation.detector import Thresholds
+from services.evaluation.dispersion import UNKNOWN, Variation
 from services.evaluation.lateness import Ordered, Pending, order
 from services.evaluation.stream import StreamCase, count, one_per_patient
 from services.evaluation.verdict import Assessment, assess
@@ -26,6 +27,8 @@ class Question:
     seed: int
     now: datetime
     wait_days: float
+    variation: Variation = UNKNOWN
+    """What earlier versions of the model showed of the variation from block to block."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,14 @@ def judge_stream(question: Question, independent: Sequence[StreamCase], pending:
     if verdict.alarm is None and ordered.late:
         assumed = _assess(question, ordered.assumed)
         if assumed.alarm is not None:
-            verdict, stream, basis = assumed, ordered.assumed, PENDING_AS_RIGHT
+            verdict, stream, basis = replace(assumed, variation=verdict.variation), ordered.assumed, PENDING_AS_RIGHT
     return Judged(verdict, tuple(case for case in stream if case.patient_key in labelled), ordered, basis)
 
 
 def _assess(question: Question, stream: Sequence[StreamCase]) -> Assessment:
     blocks = max((case.batch for case in stream), default=1)
     counts = count(one_per_patient(question.baseline), stream, question.classes, blocks)
-    return assess(counts, question.classes, question.thresholds, question.size, question.seed)
+    return assess(counts, question.classes, question.thresholds, question.size, question.seed, question.variation)
 
 
 def waiting(judged: Judged) -> dict[str, float | str | None]:

@@ -10,6 +10,7 @@ from schemas.vocabulary import Status
 from services.evaluation.cases import Cases, LabelledRow
 from services.evaluation.cusum import chart
 from services.evaluation.detector import Counts, Thresholds
+from services.evaluation.dispersion import UNKNOWN, Variation
 from services.evaluation.judgement import Question, judge_stream
 from services.evaluation.lateness import Pending
 from services.evaluation.reclaim_rule import LIMIT, apply_rule
@@ -58,6 +59,7 @@ class Record:
     pending: Sequence[Pending]
     wait_days: float
     seed: int = 0
+    variation: Variation = UNKNOWN
 
     @property
     def numbers(self) -> list[int]:
@@ -117,13 +119,19 @@ def _paired(record: Record, thresholds: Thresholds) -> list[tuple[float, float, 
     found = []
     for number in record.numbers:
         now = record.closed[number]
-        question = Question(record.classes, record.baseline, thresholds, record.batch_size, record.seed, now, record.wait_days)
+        question = _question(record, thresholds, now)
         later = [Pending(case.patient_key, case.predicted, case.acquired_at) for case in independent if case.batch > number]
         awaited = [row for row in (*later, *record.pending) if row.acquired_at <= now]
         verdict = judge_stream(question, [case for case in independent if case.batch <= number], awaited).assessment
         shown = max(((verdict.a, thresholds.a), (verdict.b, thresholds.b)), key=lambda pair: pair[0] - pair[1])
         found.append((*shown, verdict.status is Status.DEGRADED, _told(verdict)))
     return found
+
+
+def _question(record: Record, thresholds: Thresholds, now: datetime) -> Question:
+    return Question(
+        record.classes, record.baseline, thresholds, record.batch_size, record.seed, now, record.wait_days, record.variation
+    )
 
 
 def _told(verdict: Assessment) -> str:

@@ -8,6 +8,7 @@ from sqlmodel import Session, col, func, select
 from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, RegisteredModel, Study, TrainingPatient
 from schemas.vocabulary import CaseRole, CaseState
 from services.evaluation.detector import Thresholds
+from services.evaluation.dispersion import UNKNOWN, Variation
 from services.evaluation.lateness import Pending
 from services.evaluation.stream import StreamCase
 from services.evaluation.subgroups import with_site
@@ -87,6 +88,18 @@ def last_closed(session: Session, batch: Batch) -> datetime:
     """When the newest batch of this batch's version was closed."""
     query = select(func.max(Batch.closed_at)).where(Batch.model == batch.model, Batch.version == batch.version)
     return session.exec(query).one() or batch.closed_at
+
+
+def earlier_variation(session: Session, model: str, version: int, block_size: int) -> Variation:
+    """What the version before this one, judged in blocks of the same size, had shown of the variation from block to block.
+
+    As it was known when this version's first batch closed: labels that come later do not change a verdict.
+    """
+    began = session.exec(select(func.min(Batch.closed_at)).where(Batch.model == model, Batch.version == version)).one()
+    query = select(Evaluation.evidence).where(Evaluation.model == model, Evaluation.version < version)
+    query = query.where(Evaluation.evaluated_at <= began) if began is not None else query
+    evidence = session.exec(query.order_by(col(Evaluation.version).desc(), *_NEWEST_FIRST).limit(1)).first() or {}
+    return Variation.of(evidence).remembered() if evidence.get("block_size") == block_size else UNKNOWN
 
 
 def taught(session: Session, model: str) -> frozenset[str]:

@@ -77,6 +77,7 @@ def _record(
         pending=[row for row in waiting if row.patient_key not in taught and period.covers(row.acquired_at)],
         wait_days=settings.evaluation.label_wait_days,
         seed=settings.evaluation.seed,
+        variation=repository.earlier_variation(session, model, version, size),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from schemas.vocabulary import Status
 from services.evaluation.cases import Floats
 from services.evaluation.detector import LOG_CAP, Counts, Thresholds, statistics
-from services.evaluation.dispersion import steadied
+from services.evaluation.dispersion import UNKNOWN, Variation, steadied, variation
 from services.evaluation.fall import LIKELY, MEANINGFUL_FALL, Fall, locate, parted, place, probability, size, supported
 from services.evaluation.sufficiency import Sufficiency, smallest_fall, sufficiency
 
@@ -38,6 +38,8 @@ class Assessment:
     """The batch after which the detector's clock was started anew by a recovery, 0 without one."""
     smallest_fall: float | None
     """The smallest fall of one usual class that a year at this volume can show; None when there is none."""
+    variation: Variation = UNKNOWN
+    """What this stream and the versions before it show of the variation from batch to batch."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,16 @@ class Episodes:
         return last.alarm if last and last.closed is None else None
 
 
-def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch_size: int, seed: int) -> Assessment:
+def assess(
+    counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch_size: int, seed: int, known: Variation = UNKNOWN
+) -> Assessment:
     """Judge one stream (R = 1) after its last batch. An alarm stands until the recall is back (see `episodes`).
 
-    Where recall varies more from batch to batch than chance explains, the counts are divided by that first. A fall that
+    Where recall varies more from batch to batch than chance explains, the counts are divided by that first; `known` is what
+    earlier versions of the model showed of it. A fall that
     the detector is sure of raises the alarm whatever its size; `Fall.small` tells one that is probably below 3 points.
     """
-    raw, counts = counts, steadied(counts)
+    raw, counts = counts, steadied(counts, known)
     history = episodes(counts, thresholds, batch_size)
     first, alarm = history.restarted_after, history.standing
     generator = np.random.default_rng(seed)
@@ -78,19 +83,20 @@ def assess(counts: Counts, classes: Sequence[str], thresholds: Thresholds, batch
     fall = _located(counts, first, classes, generator) if watch or crossed else None
     fall = fall if fall and fall.drop > 0 and (watch or fall.low > 0) else None
     watched = alarm is None and fall is not None
-    known = sufficiency(raw, classes, first)
+    enough = sufficiency(raw, classes, first)
     return Assessment(
-        status=_status(alarm is not None, watched, bool(known.blocking)),
+        status=_status(alarm is not None, watched, bool(enough.blocking)),
         a=float(history.statistics[-1, 0]),
         b=float(history.statistics[-1, 1]),
         thresholds=thresholds,
         alarm=alarm,
         fall=fall,
-        more_cases=known.more_cases,
-        unproven=tuple(known.missing),
-        own_baseline=known.own_cases,
+        more_cases=enough.more_cases,
+        unproven=tuple(enough.missing),
+        own_baseline=enough.own_cases,
         restarted_after=first,
-        smallest_fall=_smallest_fall(raw, known, thresholds, batch_size),
+        smallest_fall=_smallest_fall(raw, enough, thresholds, batch_size),
+        variation=variation(raw, known),
     )
 
 
@@ -125,9 +131,13 @@ def first_alarm(
     """The first batch after `judged` that raises an alarm, the clock starting after `first` ones; and the statistics since."""
     # No independent case yet: the logarithm of no evidence at all is not a number that can be stored.
     found = np.maximum(statistics(_part(counts, first, counts.errors.shape[1]), batch_size)[0], -LOG_CAP)
+    return raised(counts, found, thresholds, first, judged), found
+
+
+def raised(counts: Counts, found: Floats, thresholds: Thresholds, first: int = 0, judged: int = 0) -> int | None:
+    """The batch of `first_alarm`, from the statistics `found` [T - first, 2] of one stream (R = 1)."""
     fired = first + np.flatnonzero((found[:, 0] >= thresholds.a) | (found[:, 1] >= thresholds.b)) + 1
-    alarm = next((int(end) for end in fired if end > judged and size(_part(counts, first, int(end))) > 0), None)
-    return alarm, found
+    return next((int(end) for end in fired if end > judged and size(_part(counts, first, int(end))) > 0), None)
 
 
 def _part(counts: Counts, first: int, end: int) -> Counts:

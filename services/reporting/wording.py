@@ -180,6 +180,9 @@ _EVIDENCE: Final[dict[str, str]] = {
     "cases_held_back": "Labelled cases of these weeks, not judged yet",
     "block_size": "Independent labelled cases in a block",
     "blocks_per_year": "Blocks in the year of the false-alarm budget",
+    "variation_factor": "Variation from block to block that the counts are divided by",
+    "variation_seen": "… as seen (1: chance alone)",
+    "variation_pairs": "… pairs of blocks it was seen in",
 }
 """Names of statistics, in the order in which a reader looks for them."""
 

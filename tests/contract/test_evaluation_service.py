@@ -215,6 +215,30 @@ def test_the_alarm_ends_with_the_version(site):
         assert repository.evaluation(session, site.latest().evaluation_id) is not None
 
 
+def test_a_version_starts_with_the_variation_that_the_version_before_it_showed(site):
+    """Weeks without an error and weeks with many in turn: no fall, but no chance either."""
+    site.register()
+    for week in range(10):
+        site.score_and_label(50, error=0.45 * (week % 2))
+        site.context.clock.advance(60)
+        site.evaluate()
+    seen = site.latest(1).evidence
+    assert seen["variation_pairs"] == 9
+    assert seen["variation_factor"] > 1.5
+    site.register(version=2)
+    site.context.clock.advance(60)
+    site.score_and_label(50, version=2)
+    site.evaluate()
+    assert site.latest(2).evidence["variation_pairs"] == 9
+    assert site.latest(2).evidence["variation_seen"] == pytest.approx(seen["variation_seen"])
+    site.score_and_label(50, version=2)
+    site.evaluate()
+    assert site.latest(2).evidence["variation_pairs"] == 10
+    with site.database.read() as session:
+        assert repository.earlier_variation(session, "tumour", 1, 50).pairs == 0
+        assert repository.earlier_variation(session, "tumour", 2, 49).pairs == 0
+
+
 def test_a_version_without_a_test_set_is_measured_but_not_judged(site):
     site.score_and_label(50)
     site.evaluate()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.evaluation.calibration import bound, calibrate, fingerprint
 from services.evaluation.detector import Counts, Thresholds, statistics
-from services.evaluation.dispersion import factors, steadied
+from services.evaluation.dispersion import Variation, factors, steadied, variation
 from services.evaluation.fall import probability, supported
 from services.evaluation.judgement import Question, judge_stream, waiting
 from services.evaluation.lateness import Pending, blocks, complete, order
@@ -188,6 +188,49 @@ def test_variation_from_block_to_block_is_measured_and_a_fall_is_none(noise, low
     fallen = np.where(np.arange(80)[:, None] < 40, 0.1, 0.5) * np.ones(2)
     falls = factors(Counts(*base, generator.binomial(cases, fallen), cases))
     assert falls[:, -1].mean() < 1.5
+
+
+def wandering(seed, streams, blocks, noise):
+    """Streams of blocks of 100 whose logit wanders by `noise` from block to block."""
+    generator = np.random.default_rng(seed)
+    level = np.log(0.1 / 0.9) + noise * generator.standard_normal((streams, blocks, 1)) + np.array([0.0, -1.0])
+    cases = generator.multinomial(100, [0.4, 0.6], size=(streams, blocks))
+    base = np.broadcast_to(np.array([40, 22]), (streams, 2)), np.broadcast_to(np.array([400, 600]), (streams, 2))
+    return Counts(*base, generator.binomial(cases, 1 / (1 + np.exp(-level))), cases)
+
+
+def test_counts_are_divided_only_where_the_blocks_before_show_more_than_chance():
+    found = factors(wandering(3, 200, 60, 0.0))
+    assert (found == 1).mean() > 0.9
+    assert found.mean() < 1.05
+
+
+def test_a_later_version_starts_with_the_variation_that_was_seen_before():
+    before, after = wandering(4, 1, 160, 0.5), wandering(5, 1, 12, 0.5)
+    seen = variation(before)
+    kept = Variation.of(seen.evidence()).remembered()
+    assert seen.pairs == 159
+    assert kept.pairs == pytest.approx(104)
+    assert kept.total / kept.pairs == pytest.approx(seen.total / seen.pairs)
+    assert kept.factor > 1.5
+    assert factors(after, kept)[0, 0] == kept.factor
+    assert factors(after)[0, :2].tolist() == [1, 1]
+    assert steadied(after, kept).cases.sum() < 0.7 * after.cases.sum()
+    assert variation(after, kept).pairs == pytest.approx(104 + 11)
+    assert Variation.of({}) == Variation.of({"variation_seen": None}) == Variation() == Variation().remembered()
+    assert Variation().evidence() == {}
+
+
+@given(streams(), st.floats(0, 500), st.floats(0, 200))
+@settings(max_examples=60, deadline=None)
+def test_no_variation_ever_adds_weight_to_a_count(stream, total, pairs):
+    """Factors are at least 1 and known before their block, whatever was known before: evidence is only ever weakened."""
+    found = factors(stream, Variation(total, pairs))
+    assert (found >= 1).all()
+    length = stream.errors.shape[1]
+    for end in range(1, length):
+        part = Counts(ERRORS[None], CASES[None], stream.errors[:, :end], stream.cases[:, :end])
+        assert factors(part, Variation(total, pairs))[0] == pytest.approx(found[0, :end])
 
 
 def test_divided_counts_keep_rates_and_sums():

@@ -7,9 +7,9 @@ from detector_bench.worlds import FALLS, FOLLOWED, STABLE, YEAR, World, path, pe
 
 from services.evaluation.calibration import calibrate
 from services.evaluation.detector import Counts, Thresholds, statistics
-from services.evaluation.dispersion import steadied
+from services.evaluation.dispersion import UNKNOWN, Variation, steadied
 from services.evaluation.fall import locate
-from services.evaluation.verdict import Episode, episodes, first_alarm
+from services.evaluation.verdict import Episode, episodes, raised
 
 BUDGET = 0.05
 CHUNK = 40
@@ -39,22 +39,21 @@ def counts(model: Model, confusion: np.ndarray) -> Counts:
     return Counts(base[0], base[1], errors, cases)
 
 
-def judged(model: Model, material: Counts, judge):
-    """`judge(stream)` for each stream in which a statistic crosses its threshold, else None: there is nothing to judge."""
+def judged(model: Model, material: Counts, judge, known: Variation = UNKNOWN):
+    """`judge(stream, its statistics)` for each stream in which one crosses its threshold, else None: there is nothing to judge."""
     found = []
     for start in range(0, len(material.errors), CHUNK):
-        part = steadied(one(material, slice(start, start + CHUNK)))
+        part = steadied(one(material, slice(start, start + CHUNK)), known)
         value = statistics(part, model.size)
         crossed = ((value[..., 0] >= model.thresholds.a) | (value[..., 1] >= model.thresholds.b)).any(1)
-        found += [judge(one(part, slice(line, line + 1))) if any_crossed else None for line, any_crossed in enumerate(crossed)]
+        for line, any_crossed in enumerate(crossed):
+            found.append(judge(one(part, slice(line, line + 1)), value[line]) if any_crossed else None)
     return found
 
 
-def crossings(model: Model, material: Counts) -> np.ndarray:
-    """[R, T] where a statistic is above its threshold, whether the service would let an alarm stand or not."""
-    parts = [steadied(one(material, slice(start, start + CHUNK))) for start in range(0, len(material.errors), CHUNK)]
-    found = np.concatenate([statistics(part, model.size) for part in parts])
-    return (found[..., 0] >= model.thresholds.a) | (found[..., 1] >= model.thresholds.b)
+def first_alarms(model: Model, material: Counts, known: Variation = UNKNOWN) -> list[int | None]:
+    """The batch of each stream's first alarm, None without one."""
+    return judged(model, material, lambda stream, found: raised(stream, found, model.thresholds), known)
 
 
 def one(material: Counts, lines: slice) -> Counts:
@@ -68,7 +67,7 @@ def false_alarms(world: World, fleet: list[Model], replicates: int, years: int, 
     for model in fleet:
         stable = streams([world] * (years * YEAR), model.size, replicates, generator)
         history = judged(
-            model, counts(model, stable), lambda stream, model=model: episodes(stream, model.thresholds, model.size).found
+            model, counts(model, stable), lambda stream, _, model=model: episodes(stream, model.thresholds, model.size).found
         )
         found = [stream or () for stream in history]
         hits.append([sum(any(_year(episode) == year for episode in stream) for stream in found) for year in range(years)])
@@ -106,8 +105,7 @@ def _alarms(world, fleet, name, replicates, generator, start, followed):
     for model in fleet:
         worlds = path(world, FALLS[name], start + followed, start)
         changed = counts(model, streams(worlds, model.size, replicates, generator))
-        first = judged(model, changed, lambda stream, model=model: first_alarm(stream, model.thresholds, model.size)[0])
-        for line, alarm in enumerate(first):
+        for line, alarm in enumerate(first_alarms(model, changed)):
             if not alarm or alarm > start:
                 yield model, one(changed, slice(line, line + 1)), alarm
 

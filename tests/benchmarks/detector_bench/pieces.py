@@ -17,7 +17,6 @@ from detector_bench.worlds import FALLS, FOLLOWED, SIZES, STABLE, WORLDS, YEAR, 
 
 from services.evaluation.calibration import calibrate
 from services.evaluation.detector import Thresholds
-from services.evaluation.verdict import first_alarm
 
 SEED = 20261121
 YEARS = 3
@@ -28,7 +27,7 @@ FROM_THE_FIRST_DAY = ("one class -10", "one class -20", "all classes -5")
 class Amount:
     """How much is simulated: blocks of test sets, sets a block, stable streams a set, peers' streams.
 
-    Falls: in how many of the blocks, and streams a set and fall.
+    Falls and stress: in how many of the blocks. Streams a set and fall.
     """
 
     sizes: tuple[int, ...]
@@ -36,6 +35,7 @@ class Amount:
     sets: int
     stable: int
     falling_blocks: int
+    stress_blocks: int
     falling: int
     peers: int
     late: int
@@ -44,8 +44,8 @@ class Amount:
     delays: tuple[str, ...]
 
 
-FULL = Amount(SIZES, 6, 40, 20, 2, 6, 1000, 60, (26, 104, 416), KINDS, tuple(DELAYS))
-QUICK = Amount((100,), 1, 6, 4, 1, 2, 100, 2, (26,), ("class mix jumps", "weekly 0.4"), ("errors sooner",))
+FULL = Amount(SIZES, 6, 40, 20, 6, 2, 4, 1000, 60, (26, 104, 416), KINDS, tuple(DELAYS))
+QUICK = Amount((100,), 1, 6, 4, 1, 1, 2, 100, 2, (26,), ("class mix jumps", "weekly 0.4"), ("errors sooner",))
 
 
 def generator(*key) -> np.random.Generator:
@@ -72,24 +72,6 @@ def falls(world: str, size: int, block: int, amount: Amount, known: dict) -> dic
     for name in FROM_THE_FIRST_DAY:
         key = f"{name}, from the first batch"
         found[key] = ours.delays(place, fleet, name, amount.falling, generator(key, world, size, block), start=0)
-    return found
-
-
-def crossing(world: str, size: int, amount: Amount, known: dict) -> dict:
-    """Delays of the statistics alone, on the streams of `falls`, and years in which they cross where nothing changes."""
-    place = WORLDS[world]
-    sets = test_sets(place, amount.sets, generator("sets", world, size, 0))
-    fleet = [ours.Model(each, Thresholds(*pair, "simulation"), size) for each, pair in zip(sets, known["thresholds"], strict=True)]
-    random, hits = generator("stable", world, size, 0), []
-    for owner in fleet:
-        crossed = ours.crossings(owner, ours.counts(owner, streams([place] * (YEARS * YEAR), size, amount.stable, random)))
-        hits.append(crossed.reshape(amount.stable, YEARS, YEAR).any(2).sum(0).tolist())
-    found: dict = {"hits": hits, "replicates": amount.stable}
-    for name, fall in FALLS.items():
-        random, found[name] = generator(name, world, size, 0), []
-        for owner in fleet:
-            changed = streams(path(place, fall, STABLE + FOLLOWED), size, amount.falling, random)
-            found[name] += _delays(ours.crossings(owner, ours.counts(owner, changed)))
     return found
 
 
@@ -160,8 +142,7 @@ def horizon(world: str, per_year: int, amount: Amount) -> dict:
         errors, cases = per_class(confusion)
         owner = ours.Model(confusion, calibrate(errors, cases, 50, ours.BUDGET, number, per_year), 50)
         stable = ours.counts(owner, streams([place] * per_year, 50, amount.stable, random))
-        found = ours.judged(owner, stable, lambda stream, owner=owner: first_alarm(stream, owner.thresholds, 50)[0])
-        hits.append(sum(alarm is not None for alarm in found))
+        hits.append(sum(alarm is not None for alarm in ours.first_alarms(owner, stable)))
     return {"hits": {"as deployed": hits}, "replicates": amount.stable}
 
 
@@ -175,7 +156,7 @@ def plan(amount: Amount) -> list[Piece]:
     for block in range(amount.blocks):
         found += _own(amount, block)
         found += _peers(amount) if block == 0 else []
-        found += _stresses(amount, block) if block < amount.falling_blocks else []
+        found += _stresses(amount, block) if block < amount.stress_blocks else []
     return found
 
 
@@ -192,7 +173,6 @@ def _peers(amount: Amount) -> list[Piece]:
     found: list[Piece] = [(f"peers|{w}|{n}", lambda _, w=w, n=n: peers(w, n, amount)) for n in amount.sizes for w in WORLDS]
     for n, w in product(amount.sizes, WORLDS):
         need = f"own|{w}|{n}|0"
-        found.append((f"crossing|{w}|{n}", lambda known, w=w, n=n, m=need: crossing(w, n, amount, known[m])))
         found.append((f"told|{w}|{n}", lambda known, w=w, n=n, m=need: told(w, n, amount, known[m])))
     chosen = product((100, 30, 500), WORLDS) if amount.peers >= FULL.peers else ()
     for n, w in chosen:

@@ -2,11 +2,11 @@
 
 import numpy as np
 from detector_bench.late import SIZE, alarms
-from detector_bench.ours import Model, counts, judged, model
+from detector_bench.ours import Model, counts, first_alarms, model, one
 from detector_bench.worlds import STABLE, YEAR, World, per_class, streams, test_sets
 
 from services.evaluation.detector import Counts
-from services.evaluation.dispersion import steadied
+from services.evaluation.dispersion import UNKNOWN, Variation, steadied, variation
 from services.evaluation.verdict import first_alarm
 
 IMAGES = 3
@@ -41,9 +41,8 @@ def _mix(world, fleet, replicates, generator):
     return {"as deployed": [_hits(each, counts(each, streams(path, SIZE, replicates, generator))) for each in fleet]}
 
 
-def _hits(owner, material) -> int:
-    found = judged(owner, material, lambda stream: first_alarm(stream, owner.thresholds, owner.size)[0])
-    return sum(alarm is not None for alarm in found)
+def _hits(owner, material, known: Variation = UNKNOWN) -> int:
+    return sum(alarm is not None for alarm in first_alarms(owner, material, known))
 
 
 def _images(world, fleet, replicates, generator, correlation):
@@ -91,22 +90,25 @@ def _blocks(errors, cases):
 
 
 def _weekly(world, fleet, replicates, generator, deviation):
-    rate = world.errors
-    found = {"as deployed": [], "without the estimate": []}
+    """A first version's first year; the year of a version that follows one of a year; the first year of counts as they are."""
+    found = {"first version": [], "a later version": [], "without the estimate": []}
     for owner in fleet:
-        logit = np.log(rate / (1 - rate)) + deviation * generator.standard_normal((replicates, YEAR, 1))
-        cases = generator.multinomial(SIZE, world.prevalence, size=(replicates, YEAR))
-        base = [np.broadcast_to(part, (replicates, len(part))) for part in per_class(owner.confusion)]
-        material = Counts(base[0], base[1], generator.binomial(cases, 1 / (1 + np.exp(-logit))), cases)
-        found["as deployed"].append(_hits(owner, material))
-        found["without the estimate"].append(sum(_plain(owner, material, line) for line in range(replicates)))
+        first, later = (_wandering(world, owner, replicates, generator, deviation) for _ in range(2))
+        found["first version"].append(_hits(owner, first))
+        streams_of = [(one(first, slice(line, line + 1)), one(later, slice(line, line + 1))) for line in range(replicates)]
+        found["a later version"].append(sum(_hits(owner, new, variation(old).remembered()) for old, new in streams_of))
+        plain = [first_alarm(old, owner.thresholds, owner.size)[0] for old, _ in streams_of]
+        found["without the estimate"].append(sum(alarm is not None for alarm in plain))
     return found
 
 
-def _plain(owner, material, line) -> bool:
-    part = slice(line, line + 1)
-    stream = Counts(material.baseline_errors[part], material.baseline_cases[part], material.errors[part], material.cases[part])
-    return first_alarm(stream, owner.thresholds, owner.size)[0] is not None
+def _wandering(world, owner, replicates, generator, deviation) -> Counts:
+    """A year in which the logit of every error rate wanders by `deviation` from week to week."""
+    rate = world.errors
+    logit = np.log(rate / (1 - rate)) + deviation * generator.standard_normal((replicates, YEAR, 1))
+    cases = generator.multinomial(SIZE, world.prevalence, size=(replicates, YEAR))
+    base = [np.broadcast_to(part, (replicates, len(part))) for part in per_class(owner.confusion)]
+    return Counts(base[0], base[1], generator.binomial(cases, 1 / (1 + np.exp(-logit))), cases)
 
 
 def _uneven(world, fleet, replicates, generator):

@@ -94,14 +94,6 @@ def _peer_rows(rest, piece):
     return rows + [{"rule": rule.name, "world": world, "batch": n, "note": "the test set is not two chunks"} for rule in missing]
 
 
-def _crossing_rows(rest, piece):
-    world, n = rest[0], int(rest[1])
-    row = {"rule": "ours, the statistics alone", "world": world, "batch": n, "test sets": len(piece["hits"])}
-    years, half = _mean(np.array(piece["hits"]) / piece["replicates"])
-    row |= {f"P(alarm) year {year + 1}": f"{years[year]:.3f} ± {half[year]:.3f}" for year in range(len(years))}
-    return [row | {fall: _median(piece[fall], n) for fall in FALLS}]
-
-
 def _variant_rows(rest, piece):
     """Mean delay over that of the detector as it is; the geometric mean over the falls that both were run on."""
     names = list(dict.fromkeys(name for fall in piece.values() for name in fall))
@@ -157,7 +149,6 @@ def _label_rows(rest, piece):
 
 
 _PARTS = {
-    "crossing": _crossing_rows,
     "variants": _variant_rows,
     "peers": _peer_rows,
     "told": _told_rows,
