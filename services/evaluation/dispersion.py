@@ -46,8 +46,9 @@ class Variation(NamedTuple):
     def of(cls, evidence: Mapping[str, Any]) -> "Variation":
         """As an evaluation's evidence tells it; unknown where it tells nothing."""
         mean, pairs = evidence.get("variation_seen"), evidence.get("variation_pairs")
-        known = isinstance(mean, int | float) and isinstance(pairs, int | float)
-        return cls(float(mean) * float(pairs), float(pairs)) if known else cls()
+        if not isinstance(mean, int | float) or not isinstance(pairs, int | float):
+            return cls()
+        return cls(float(mean) * float(pairs), float(pairs))
 
     def evidence(self) -> dict[str, float]:
         """The factor that the next block is divided by, the mean squared difference (1 by chance) and the number of pairs."""
