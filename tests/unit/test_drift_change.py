@@ -70,6 +70,23 @@ def test_blurred_images_are_a_covariate_and_described():
     assert cause.tests["images within classes"] < 0.01
 
 
+def together(side, seed, slope):
+    """The same images, brighter or darker as wholes by far more than they differ elsewhere, and uneven by `slope` of that."""
+    brightness = np.random.default_rng(seed).normal(0, 4, (len(side.truth), 1))
+    uneven = np.linspace(-1, 1, LAYOUT) * slope
+    layout = (side.images.layout + brightness + uneven).astype(np.float32)
+    return Side(side.truth, side.predicted, Images(side.images.keys, side.images.quality, layout, side.images.embedding))
+
+
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_a_weak_change_that_lies_across_how_images_vary_is_seen(seed):
+    """Uneven illumination of 0.3, where brightness varies by 4: no single number and no distance between images shows it."""
+    before, after = together(site(300, 1), 10, 0.0), together(site(200, seed), 10 + seed, 0.3)
+    cause = found(after, before)
+    assert (cause.kind, cause.tests["images"] < 0.01) == (Diagnosis.COVARIATE, True)
+    assert found(together(site(200, seed), 10 + seed, 0.0), before).kind is Diagnosis.NONE
+
+
 def test_another_mix_of_patients_is_no_change_of_images():
     cause = found(site(200, 3, shares=(0.85, 0.1, 0.05)))
     assert cause.kind is Diagnosis.PREVALENCE
