@@ -74,5 +74,5 @@ def _draw(labels: torch.Tensor, wanted: int, balance: Balance, generator: torch.
 
 def gather(examples: Examples, indices: Sequence[int] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [B, C, (D,) H, W] and labels [B]."""
-    places = [int(index) for index in indices]
+    places = indices.tolist() if isinstance(indices, torch.Tensor) else list(indices)
     return torch.stack([examples.images[place] for place in places]), examples.labels[places]

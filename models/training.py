@@ -154,7 +154,7 @@ def _prepare(
         device=device,
         mixed=mixed,
         layout=layout,
-        optimizer=_optimizer(module, settings),
+        optimizer=_optimizer(module, settings, fused=mixed != torch.float16),
         scaler=torch.amp.GradScaler(device.type, enabled=mixed == torch.float16),
         objective=Objective(settings, _anchor(module, settings, old, device), weights if settings.balance == "weights" else None),
         average=averaging(module, settings.average),
@@ -178,12 +178,13 @@ def _layout(settings: TrainingSettings, spec: ModelSpec, device: torch.device) -
     return torch.channels_last if spec.preprocessing.spatial_dims == 2 else torch.channels_last_3d
 
 
-def _optimizer(module: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, settings: TrainingSettings, *, fused: bool) -> torch.optim.Optimizer:
+    """AdamW in two groups. `fused`: all tensors in one kernel; not with a gradient scaler, which would have to be told."""
     rated = ((head_parameters(module), settings.head_learning_rate), (body_parameters(module), settings.body_learning_rate))
     groups = [
         {"params": [each for each in parameters if each.requires_grad], "lr": rate, "peak": rate} for parameters, rate in rated
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=settings.weight_decay)
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=settings.weight_decay, fused=fused)
 
 
 def _anchor(module: nn.Module, settings: TrainingSettings, old: Examples, device: torch.device) -> Anchor:

@@ -1,4 +1,4 @@
-"""The ways of repair that the tables compare, each from the same champion on the same cases, with its time."""
+"""The ways of repair that the tables compare, each from the same champion on the same cases, with what it costs."""
 
 import time
 from dataclasses import dataclass, replace
@@ -7,18 +7,19 @@ import numpy as np
 import torch
 from remedy_bench import peer
 from remedy_bench.images import Pool, Protocol
+from remedy_bench.meter import Meter
 
+from agents.ladder import next_rung
 from models.bundle import BundleInfo, LoadedModel, network_of
 from models.data import split_by_patient
 from models.logits import StudyLogits, study_logits
 from models.remedies import STRATEGIES, RepairData, RepairSettings, repair, together
 from models.spec import ModelSpec
 from models.training import TrainingSettings, train
-from schemas.vocabulary import Remedy, Verdict
+from schemas.settings import RemediationSettings
+from schemas.vocabulary import Diagnosis, Remedy, Verdict
 from services.remediation.gate import Judgement, PairedCase, Rules, judge
-
-LADDER = (Remedy.ADAPT_STATISTICS, Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL)
-"""What the agents order for a covariate shift with cases enough (`agents.ladder`)."""
+from services.remediation.promise import SCREENED, unpromising
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Effort:
             batch_size=16,
             head_learning_rate=1e-3,
             body_learning_rate=1e-4,
+            patience=max(3, self.tune_epochs // 2),
             seed=self.seed,
             device=self.device,
             precision="float32",
@@ -53,12 +55,14 @@ class Effort:
 
 @dataclass(frozen=True)
 class Repair:
-    """A repaired model: how it answers, the seconds it took, and what it chose."""
+    """A repaired model: how it answers, what it took (seconds, and the networks' operations), and what it chose."""
 
     name: str
     model: LoadedModel
     seconds: float
+    operations: float
     note: str = ""
+    unchanged: bool = False
 
 
 def champion_of(spec: ModelSpec, sets: Protocol, effort: Effort, extra: Pool | None = None) -> LoadedModel:
@@ -81,52 +85,98 @@ def material(sets: Protocol, tune: Pool, seed: int) -> RepairData:
 def by_recipe(champion: LoadedModel, tune: Pool, effort: Effort, penalty: float = 0.0) -> Repair:
     """ReclAIm's."""
     started = time.perf_counter()
-    module = peer.fine_tune(champion.module, champion.spec, tune.tensors("tune"), effort.seed, penalty=penalty)
+    with Meter() as meter:
+        module = peer.fine_tune(champion.module, champion.spec, tune.tensors("tune"), effort.seed, penalty=penalty)
     name = "peer recipe" + (f", penalty {penalty:g}" if penalty else "")
-    return Repair(name, replace(champion, module=module), time.perf_counter() - started)
+    return Repair(name, replace(champion, module=module), time.perf_counter() - started, meter.operations)
 
 
 def by_rung(remedy: Remedy, champion: LoadedModel, sets: Protocol, tune: Pool, effort: Effort) -> Repair:
     """One rung."""
     started = time.perf_counter()
-    made = repair(remedy, champion, material(sets, tune, effort.seed), effort.repairing())
+    with Meter() as meter:
+        made = repair(remedy, champion, material(sets, tune, effort.seed), effort.repairing())
     choice = made.record.get("penalties", {}).get("chosen", "") if remedy in STRATEGIES else ""
     share = made.record.get("interpolation", made.record.get("statistics", {})).get("share")
     note = ", ".join(filter(None, [choice, f"share {share:g}" if share is not None else "", "unchanged" if made.unchanged else ""]))
     model = replace(champion, module=made.module.cpu(), spec=made.spec)
-    return Repair(str(remedy), model, time.perf_counter() - started, note)
+    return Repair(str(remedy), model, time.perf_counter() - started, meter.operations, note, made.unchanged)
 
 
-def by_ladder(rungs: list[Repair], champion: LoadedModel, gate: Pool, old: Pool, margin: float) -> Repair:
-    """The first rung that passes the gate, and the time of all that were tried until then; the champion where none does."""
-    spent = 0.0
-    tried = {each.name: each for each in rungs}
-    for look, remedy in enumerate(LADDER):
-        found = tried[remedy]
-        spent += found.seconds
-        if judged(champion, found.model, gate, old, margin, look).verdict == Verdict.PROMOTE:
-            return Repair("ladder", found.model, spent, str(remedy))
-    return Repair("ladder", champion, spent, "none passed")
+def by_ladder(rungs: list[Repair], champion: LoadedModel, tune: Pool, gate: Pool, old: Pool, diagnosis: Diagnosis) -> Repair:
+    """What the deployed ladder does after this diagnosis: the first rung that promises enough and passes the gate.
+
+    The costs of all rungs that were tried until then are its own; the champion stays where none passes. The agents' choice of
+    the next rung, the screening of cheap rungs and the gate are the deployed ones; scoring for the gate, which any rung needs,
+    is not counted.
+    """
+    tried = {Remedy(each.name): each for each in rungs}
+    done: list[Remedy] = []
+    spent, looks, steps = (0.0, 0.0), 0, list[str]()
+    found = None
+    few = RemediationSettings().min_tune_cases
+    while found is None and (rung := next_rung(len(tune.labels), few, done, diagnosis, tuple(tried))) is not None:
+        made = tried[rung]
+        done.append(rung)
+        spent = spent[0] + made.seconds, spent[1] + made.operations
+        steps.append(str(rung))
+        if made.unchanged or not promising(champion, made, rung, tune, gate, old, looks):
+            continue
+        if judged(champion, made.model, gate, old, looks).verdict == Verdict.PROMOTE:
+            found = made.model
+        looks += 1
+    note = " → ".join([*steps, "passed" if found is not None else "none passed"])
+    return Repair("ladder", found or champion, *spent, note)
 
 
-def judged(champion: LoadedModel, challenger: LoadedModel, gate: Pool, old: Pool, margin: float, looks: int) -> Judgement:
+def promising(champion: LoadedModel, made: Repair, rung: Remedy, tune: Pool, gate: Pool, old: Pool, looks: int) -> bool:
+    """Whether a cheap rung is put to the gate, as remediation decides it."""
+    if rung not in SCREENED:
+        return True
+    usual = {name: float(recall) for name, recall in zip(champion.spec.classes, by_class(champion, old), strict=True)}
+    taught = paired(champion, made.model, tune)
+    return unpromising(taught, usual, len(gate.labels), champion.spec.classes, Rules(draws=300, looks=looks)) is None
+
+
+def judged(champion: LoadedModel, challenger: LoadedModel, gate: Pool, old: Pool, looks: int) -> Judgement:
     """The gate's verdict."""
-    sides = []
-    for pool in (gate, old):
-        before, after = (probabilities(each, pool) for each in (champion, challenger))
-        classes = champion.spec.classes
-        sides.append(
-            [
-                PairedCase(
-                    str(place),
-                    str(place),
-                    classes[pool.labels[place]],
-                    *(dict(zip(classes, map(float, row[place]), strict=True)) for row in (before, after)),
-                )
-                for place in range(len(pool.labels))
-            ]
+    sides = [paired(champion, challenger, pool) for pool in (gate, old)]
+    return judge(sides[0], sides[1], champion.spec.classes, Rules(draws=300, looks=looks))
+
+
+def paired(champion: LoadedModel, challenger: LoadedModel, pool: Pool) -> list[PairedCase]:
+    """A pool's cases as both versions score them; every image is a patient of its own."""
+    before, after = (probabilities(each, pool) for each in (champion, challenger))
+    classes = champion.spec.classes
+    return [
+        PairedCase(
+            str(place),
+            str(place),
+            classes[pool.labels[place]],
+            *(dict(zip(classes, map(float, row[place]), strict=True)) for row in (before, after)),
         )
-    return judge(sides[0], sides[1], champion.spec.classes, Rules(margin=margin, draws=300, looks=looks))
+        for place in range(len(pool.labels))
+    ]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a class lost of its recall on the old cases, in points, and its standard error (paired)."""
+
+    points: float
+    error: float
+
+
+def forgotten(champion: LoadedModel, challenger: LoadedModel, old: Pool) -> list[Loss]:
+    """Each class's loss on the same old cases."""
+    change = right(champion, old).astype(float) - right(challenger, old)
+    own = [change[old.labels == label] for label in range(len(champion.spec.classes))]
+    return [Loss(100 * float(each.mean()), 100 * float(each.std()) / len(each) ** 0.5) for each in own]
+
+
+def right(model: LoadedModel, pool: Pool) -> np.ndarray:
+    """Which cases are read rightly."""
+    return np.asarray(probabilities(model, pool).argmax(1) == pool.labels)
 
 
 def scores(model: LoadedModel, pool: Pool) -> StudyLogits:
@@ -142,20 +192,20 @@ def probabilities(model: LoadedModel, pool: Pool) -> np.ndarray:
 
 def recall(model: LoadedModel, pool: Pool) -> tuple[float, float, float]:
     """Mean recall of the classes with its 95 % bootstrap interval."""
-    right = probabilities(model, pool).argmax(1) == pool.labels
+    known = right(model, pool)
     random = np.random.default_rng(0)
     draws = []
     for _ in range(300):
-        chosen = random.integers(0, len(right), len(right))
-        draws.append(_macro(right[chosen], pool.labels[chosen]))
+        chosen = random.integers(0, len(known), len(known))
+        draws.append(_macro(known[chosen], pool.labels[chosen]))
     low, high = np.quantile(draws, [0.025, 0.975])
-    return _macro(right, pool.labels), float(low), float(high)
+    return _macro(known, pool.labels), float(low), float(high)
 
 
 def by_class(model: LoadedModel, pool: Pool) -> np.ndarray:
     """Recall of each class."""
-    right = probabilities(model, pool).argmax(1) == pool.labels
-    return np.array([right[pool.labels == label].mean() for label in range(len(model.spec.classes))])
+    known = right(model, pool)
+    return np.array([known[pool.labels == label].mean() for label in range(len(model.spec.classes))])
 
 
 def _macro(right: np.ndarray, labels: np.ndarray) -> float:
