@@ -21,8 +21,8 @@ from services.evaluation.detector import Counts
 
 PRIOR_PAIRS: Final = 20.0
 """Pairs of blocks without extra variation that the estimate starts from: few blocks cannot show it."""
-CAP: Final = 6.0
-"""A pair counts for at most this many times the variation known before, or one fall would pass for variation."""
+CAP: Final = 10.0
+"""A pair counts for at most this many times the variation estimated before, or one fall would pass for variation."""
 SHOWN: Final = 1.645
 """Standard errors by which the mean has to exceed 1 before it counts: one-sided 5 %."""
 PAIR_VARIANCE: Final = 3.0
@@ -84,7 +84,7 @@ def _estimated(counts: Counts, known: Variation) -> tuple[Floats, Floats, Floats
     found = np.tile(_phi(total, number)[:, None], (1, pairs + 2))
     seen, squares = np.isfinite(squares), np.nan_to_num(squares)
     for pair in range(pairs):
-        total = total + np.minimum(squares[:, pair], CAP * found[:, pair + 1])
+        total = total + np.minimum(squares[:, pair], CAP * np.maximum(_drawn(total, number), 1.0))
         number = number + seen[:, pair]
         found[:, pair + 2] = _phi(total, number)
     return found[:, : pairs + 1], total, number
@@ -93,7 +93,13 @@ def _estimated(counts: Counts, known: Variation) -> tuple[Floats, Floats, Floats
 def _phi(total: Floats, number: Floats) -> Floats:
     """1 where the mean is not beyond chance, else the mean drawn towards 1 by the prior pairs."""
     least = number + SHOWN * np.sqrt(PAIR_VARIANCE * number)
-    found: Floats = np.where(total > least, (PRIOR_PAIRS + total) / (PRIOR_PAIRS + number), 1.0)
+    found: Floats = np.where(total > least, _drawn(total, number), 1.0)
+    return found
+
+
+def _drawn(total: Floats, number: Floats) -> Floats:
+    """The mean squared difference, drawn towards 1 by the prior pairs."""
+    found: Floats = (PRIOR_PAIRS + total) / (PRIOR_PAIRS + number)
     return found
 
 
