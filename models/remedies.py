@@ -4,7 +4,7 @@ No bus and no database: the remediation service and the benchmarks call the same
 itself (a share, a weight, an interpolation) is made on held-out new and old cases by `models.selection`, and is recorded.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -46,7 +46,8 @@ UNLABELLED: Final = (Remedy.RECALIBRATE, Remedy.ADAPT_STATISTICS)
 """Rungs that learn from recent studies without labels too."""
 REFERENCE: Final = "reference"
 """Where a record keeps the recalls of old classes that later repairs are held to, so that losses do not add up unseen."""
-STATISTICS_SHARES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+STATISTICS_SHARES: Final = (0.0, 0.5, 1.0)
+"""Shares of the new statistics that are tried first; then those half-way between the best of them and its neighbours."""
 INTERPOLATIONS: Final = (0.25, 0.5, 0.75, 1.0)
 SEARCHED: Final[Mapping[str, Mapping[str, float]]] = {
     "rehearsal": {},
@@ -57,7 +58,7 @@ SEARCHED: Final[Mapping[str, Mapping[str, float]]] = {
 """What is added to the ordered settings, one after the other, until no old class is seen to be forgotten."""
 DEARER: Final = 0.02
 """Mean recall of the new cases that interpolation may cost before the next penalty is tried."""
-JUDGING: Final = 256
+JUDGING: Final = 128
 """Most new and most old cases that the share of new statistics is chosen on: it is one number."""
 
 VALIDATED: Final = 100
@@ -158,8 +159,14 @@ def _adapted(champion: LoadedModel, data: RepairData, settings: RepairSettings) 
     statistics = estimate_statistics(champion.module, images, device)
     judged = (some(each, JUDGING, settings.training.seed) for each in (together(data.new, data.new_valid), data.old_valid))
     jury = _jury(champion, *judged, settings)
-    tried = {share: jury.judge(with_statistics(champion.module, statistics, share)) for share in STATISTICS_SHARES}
-    best = min(tried, key=lambda share: (tried[share].cost, share))
+    tried: dict[float, Merit] = {}
+
+    def best_of(shares: Iterable[float]) -> float:
+        tried.update({share: jury.judge(with_statistics(champion.module, statistics, share)) for share in shares})
+        return min(tried, key=lambda share: (tried[share].cost, share))
+
+    first = best_of(STATISTICS_SHARES)
+    best = best_of(share for share in (first - 0.25, first + 0.25) if 0 < share < 1)
     record = {"share": best, "images": len(images), "candidates": _rounded(tried)}
     return Repaired(with_statistics(champion.module, statistics, best), champion.spec, {"statistics": record}, unchanged=best == 0)
 
