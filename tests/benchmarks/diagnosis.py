@@ -1,14 +1,15 @@
 """Does the diagnosis name the kind of change, and after how many cases?
 
-    python tests/benchmarks/diagnosis.py --data FOLDER [--quick] [--seeds N] [--jobs N] [--json FILE]
+    python tests/benchmarks/diagnosis.py --data FOLDER [--quick] [--seeds N] [--least N] [--jobs N] [--json FILE]
 
 FOLDER holds the packed sets brain_mri_nickparvar, cxr_pneumonia_kermany, ct_sars_cov_2 and, for other hospitals,
 brain_mri_sartaj_external and cxr_nih_1000. For each a small model is trained at 64 pixels, baselined on 400 images and put
 into service: 200 studies as usual, then 200 under a change of known kind and strength (`diagnosis_bench.shifts`), in batches
 of 25, one study a patient. What is scored is the evaluation's own outcome (`services.evaluation.evaluate`): its diagnosis
 where the detector has alarmed, else the change that its evidence names. Beside it, what the early warning suspects of the
-same 200 studies without any label (it cannot know a concept or exchanged labels: for it the right answer is none). `--quick`:
-one set, one seed. One thread; about three CPU seconds a change and seed.
+same 200 studies without any label (it cannot know a concept or exchanged labels: for it the right answer is none). `--seeds`
+are the draws of each change, `--least` those of the least strength of each, where misses are. `--quick`: one set, one seed.
+One thread; about three CPU seconds a change and seed.
 """
 
 import time
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from bench_report import arguments, at_least, finish
 from diagnosis_bench.scenarios import Scenario, fits, scenario
-from diagnosis_bench.shifts import SHIFTS
+from diagnosis_bench.shifts import LEAST, SHIFTS
 from diagnosis_bench.sites import Scored, Site, make
 
 from schemas.vocabulary import Diagnosis
@@ -80,24 +81,31 @@ def main() -> None:
     """Run all scenarios at all sites and write the confusion matrices."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--seeds", type=int, default=2, help="draws of each change at each set")
+    parser.add_argument("--least", type=int, default=0, help="draws of the least strength of each change, where more than --seeds")
     parser.add_argument("--jobs", type=int, default=1, help="sets at a time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = options.data or Path("data")
     sets, seeds = (SETS[:1], (1,)) if options.quick else (SETS, range(1, options.seeds + 1))
-    work = [(folder, each, tuple(seeds)) for each in sets]
+    work = [(folder, each, tuple(seeds), 0 if options.quick else options.least) for each in sets]
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         found = [each for part in pool.map(at_site, work) for each in part]
     report(found, options.json)
 
 
-def at_site(work: tuple[Path, tuple[str, str, str, int], tuple[int, ...]]) -> list[Found]:
+def at_site(work: tuple[Path, tuple[str, str, str, int], tuple[int, ...], int]) -> list[Found]:
     """All scenarios at one site."""
     torch.set_num_threads(1)
-    folder, (name, modality, external, epochs), seeds = work
+    folder, (name, modality, external, epochs), seeds, least = work
     site = make(folder, name, modality, external, epochs=epochs)
     levels = calibrate(reference_of(site), 200, BUDGET, 0)
-    chosen = [(seed, number, shift) for number, shift in enumerate(SHIFTS) if fits(shift, site) for seed in seeds]
+    more = tuple(range(1, least + 1))
+    chosen = [
+        (seed, number, shift)
+        for number, shift in enumerate(SHIFTS)
+        if fits(shift, site)
+        for seed in dict.fromkeys((*seeds, *(more if shift.title in LEAST else ())))
+    ]
     found = [examine(site, scenario(site, shift, 1000 * seed + number), levels) for seed, number, shift in chosen]
     print(f"{name}: {len(found)} scenarios", flush=True)
     return found

@@ -151,3 +151,25 @@ OTHERS: tuple[Shift, ...] = (
     Shift("nothing", Diagnosis.NONE, "", special=NOTHING),
 )
 SHIFTS = (*IMAGES, *FEED, *HEADERS, *OTHERS)
+LEAST = frozenset(
+    {
+        "blur sigma 1.0",
+        "noise sd 8",
+        "gamma 0.7",
+        "gamma 1.4",
+        "contrast x 0.8",
+        "resolution / 2",
+        "crop 90%",
+        "shading 0.3",
+        "motion 5 px",
+        "compression quality 15",
+        "mirrored left to right",
+        "turned 180 degrees, half of the studies",
+        "window 0.4 x width",
+        "prevalence one class 70%",
+        "meaning of a label 50% of a class",
+        "other hospital",
+        "nothing",
+    }
+)
+"""The least strength of each change, and no change at all: where a miss is likeliest."""
