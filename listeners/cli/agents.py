@@ -32,7 +32,7 @@ def list_runs(
             used = ", ".join(part for part in (_time(row), _tokens(row)) if part)
             cells = (row.run_id[:SHOWN], f"{row.created_at:%F %T}", _cause(row), row.planner, ", ".join(row.order_ids), used)
             table.add_row(*map(escape, (*cells, _short(row.reply))))
-    show(table, "The agents have not run yet.")
+    show(table, "The agents have not run yet.", prose=1)
 
 
 @app.command("trace")

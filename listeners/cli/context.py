@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 
 from schemas.settings import Settings, load_settings
@@ -18,6 +19,8 @@ from services.runtime.presence import HOW_TO_START, is_at_work
 from services.runtime.service import Context
 
 console = Console(highlight=False)
+NARROW = 120
+"""Columns of a terminal in which a table with sentences can be read."""
 
 
 def open_context(settings: Settings | None = None) -> Context:
@@ -35,10 +38,29 @@ def open_context(settings: Settings | None = None) -> Context:
     return Context(settings=chosen, database=database, clock=clock, pseudonyms=load_pseudonyms(chosen))
 
 
-def show(table: Table, otherwise: str) -> None:
-    """Print a table whose first column, an id, is never cut short; `otherwise` where it is empty."""
+def show(table: Table, otherwise: str, *, prose: int = 0) -> None:
+    """Print a table whose first column, an id, is never cut short; `otherwise` where it is empty.
+
+    The last `prose` columns hold sentences, which a narrow terminal would cut to a few letters a line: there each row is
+    printed as a paragraph instead.
+    """
+    if prose and table.row_count and console.width < NARROW:
+        console.print(_paragraphs(table, prose))
+        return
     table.columns[0].overflow, table.columns[0].no_wrap = "fold", True
     console.print(table if table.row_count else otherwise, soft_wrap=not table.row_count)
+
+
+def _paragraphs(table: Table, prose: int) -> Group:
+    """Each row as its id, its other values after their headings, and its sentences."""
+    names = [str(column.header) for column in table.columns]
+    last = len(names) - prose
+    lines: list[RenderableType] = []
+    for identity, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        values = [f"{name} {cell}" for name, cell in zip(names[1:last], cells, strict=False) if cell]
+        told = (", ".join(values), *map(str, cells[last - 1 :]))
+        lines += [str(identity), *(Padding(text, (0, 0, 0, 2), expand=False) for text in told if text)]
+    return Group(*lines)
 
 
 def nearest(name: str, known: Sequence[str], most: int = 5) -> str:

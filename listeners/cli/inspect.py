@@ -35,7 +35,7 @@ def list_evaluations(model: Model = None, limit: Limit = 20) -> None:
             rule = "decline" if row.reclaim_rule else "no decline"
             cells = (row.evaluation_id, row.model, str(row.version), str(row.cases))
             table.add_row(*map(escape, cells), status, row.diagnosis, rule, escape(row.summary))
-    show(table, "No batch has been evaluated yet. It takes scored studies and their labels: `reclaim labels import FILE`.")
+    show(table, "No batch has been evaluated yet. It takes scored studies and their labels: `reclaim labels import FILE`.", prose=1)
 
 
 @evaluations.command("show")

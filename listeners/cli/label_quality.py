@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from listeners.cli.context import console, open_context
+from listeners.cli.context import console, open_context, show
 from services.evaluation.delays import Quantile
 from services.evaluation.intervals import Interval
 from services.evaluation.label_review import review
@@ -106,7 +106,7 @@ def _print_noise(name: str, number: int, noise: Noise | None, limit: int) -> Non
     for each in noise.suspects[:limit]:
         cells = (each.study_key, f"{each.acquired_at:%F}", each.label, each.source or "", each.proposed, f"{each.sure:.0%}")
         table.add_row(*map(escape, cells))
-    console.print(table)
+    show(table, "")
 
 
 def _print_conflicts(contested: list[Conflict], limit: int) -> None:
@@ -117,7 +117,7 @@ def _print_conflicts(contested: list[Conflict], limit: int) -> None:
     for each in contested[:limit]:
         first, *others = (f"{source}: {label} ({at:%F})" for source, label, at in each.labels)
         table.add_row(*map(escape, (each.study_key, first, "; ".join(others))))
-    console.print(table)
+    show(table, "")
 
 
 def _print_delays(found: Labelling) -> None:

@@ -26,7 +26,7 @@ def list_orders(limit: Annotated[int, typer.Option(min=1, help="Newest so many")
         for row in session.exec(select(Order).order_by(col(Order.created_at).desc()).limit(limit)):
             cells = (row.order_id, row.model, _what(row), _words(row.state), row.actor, row.reason, row.explanation)
             table.add_row(*map(escape, cells))
-    show(table, "Nothing has been ordered yet.")
+    show(table, "Nothing has been ordered yet.", prose=2)
 
 
 @app.command("show")

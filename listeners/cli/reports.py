@@ -42,16 +42,15 @@ def list_reports(model: Model = None, limit: Annotated[int, typer.Option(min=1, 
     Example: reclaim reports list
     """
     query = select(Report).order_by(col(Report.written_at).desc(), Report.report_id).limit(limit)
-    table = Table("report", "model", "version", "kind", "status", "title", "written")
+    table = Table("report", "model", "version", "kind", "status", "written", "title")
     with open_context().database.read() as session:
         if model:
             query = query.where(Report.model == registry.model(session, model).name)
         for row in session.exec(query):
             cells = (row.report_id, row.model, str(row.version), row.kind.replace("_", " "))
-            table.add_row(
-                *map(escape, cells), f"[{STYLES[row.status]}]{row.status}[/]", escape(row.title), f"{row.written_at:%F %R}"
-            )
-    show(table, "No report is written yet. Write one: reclaim reports write MODEL.")
+            status = f"[{STYLES[row.status]}]{row.status}[/]"
+            table.add_row(*map(escape, cells), status, f"{row.written_at:%F %R}", escape(row.title))
+    show(table, "No report is written yet. Write one: reclaim reports write MODEL.", prose=1)
 
 
 @app.command("show")
