@@ -41,9 +41,10 @@ def element(number, value):
 def command(field, *, sop_class=CT, instance="1.2.3", dataset=True, message_id=1, further=b""):
     """An encoded command set."""
     body = element(0x0002, sop_class.encode()) + element(0x0100, struct.pack("<H", field))
-    body += element(0x0110, struct.pack("<H", message_id)) + element(0x0800, struct.pack("<H", 0x0001 if dataset else 0x0101))
-    if field == 0x0001:
-        body += element(0x0700, struct.pack("<H", 0)) + element(0x1000, instance.encode())
+    body += element(0x0110, struct.pack("<H", message_id))
+    body += element(0x0700, struct.pack("<H", 0)) if field == 0x0001 else b""
+    body += element(0x0800, struct.pack("<H", 0x0001 if dataset else 0x0101))
+    body += element(0x1000, instance.encode()) if field == 0x0001 else b""
     body += further
     return element(0x0000, struct.pack("<L", len(body))) + body
 

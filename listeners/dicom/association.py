@@ -137,6 +137,27 @@ class Association:
         """So many bytes come next that are nothing but data set of the C-STORE under way: `receive` them, or `take` them."""
         return 0 if self._request is None or self._dataset is not None else self._reader.data_left(self._context_id)
 
+    def begin(self, data: memoryview, position: int) -> tuple[StoreBegun, int] | None:
+        """Take in the C-STORE command that stands whole at `position`; with where its data set begins.
+
+        None for everything else, nothing of it taken: that is for `receive`.
+        """
+        if self._request is not None or self._in_command or self.is_closed or not self.is_established:
+            return None
+        found = self._reader.whole_command(data, position)
+        context = None if found is None else self._contexts.get(found[0])
+        if found is None or context is None or not context.is_storage or len(found[1]) > LONGEST_COMMAND:
+            return None
+        try:
+            command = Command(found[1])
+        except ProtocolError:
+            return None
+        if command.field != C_STORE_RQ or not command.has_dataset:
+            return None
+        self._request, self._dataset = Request(context, command), None
+        self._context_id, self._empty = context.context_id, 0
+        return StoreBegun(self._request), position + DATA_HEADER + len(found[1])
+
     def resume(self, data: memoryview, position: int) -> int:
         """Take in the headers of the next fragment of the data set under way, where it begins a PDU at `position`.
 

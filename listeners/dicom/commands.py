@@ -1,5 +1,6 @@
 """Command sets (PS3.7 §6.3 and Annex E) of the messages that come by the thousand, parsed and built by `struct`."""
 
+import re
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -24,30 +25,49 @@ _AFFECTED_SOP_INSTANCE_UID: Final = 0x1000
 _ELEMENT: Final = struct.Struct("<HHL")
 _ANSWER: Final = struct.Struct("<" + 4 * "HHLH")
 _GROUP_LENGTH: Final = struct.Struct("<HHLL")
+_NO_DATASET: Final = NO_DATASET.to_bytes(2, "little")
+_USUAL_STORE: Final = re.compile(
+    rb"\0\0\0\0\x04\0\0\0....\0\0\x02\0(.)\0\0\0([0-9.]{1,64}\0?)\0\0\0\x01\x02\0\0\0\x01\0\0\0\x10\x01\x02\0\0\0(..)"
+    rb"\0\0\0\x07\x02\0\0\0..\0\0\0\x08\x02\0\0\0(..)\0\0\0\x10(.)\0\0\0([0-9.]{1,64}\0?)",
+    re.DOTALL,
+)
+"""A C-STORE-RQ of the elements that it must have and no others, in their order: lengths still have to be compared."""
 
 
 class Command:
-    """A request's command set, in Implicit VR Little Endian as always. Values are the sender's and not to be trusted."""
+    """A request's command set, in Implicit VR Little Endian as always. Values are the sender's and not to be trusted.
 
-    __slots__ = ("_elements", "encoded", "field", "has_dataset", "message_id")
+    Affected SOP Class UID (0000,0002) and Affected SOP Instance UID (0000,1000) are without padding; bytes that are no ASCII
+    become U+FFFD, which is in no UID.
+    """
+
+    __slots__ = ("_class", "_instance", "encoded", "field", "has_dataset", "message_id", "sop_class_uid", "sop_instance_uid")
 
     def __init__(self, encoded: bytes) -> None:
         """Parse; raises ProtocolError for what cannot even be answered."""
         self.encoded = encoded
-        self._elements = found = _elements(encoded)
+        if not self._is_usual_store(encoded):
+            self._parse(_elements(encoded))
+        self.sop_class_uid, self.sop_instance_uid = _text(self._class), _text(self._instance)
+
+    def _is_usual_store(self, encoded: bytes) -> bool:
+        """Take in what nearly every sender sends, at a quarter of the cost."""
+        usual = _USUAL_STORE.fullmatch(encoded)
+        if usual is None:
+            return False
+        class_length, sop_class, message_id, dataset_type, instance_length, instance = usual.groups()
+        if len(sop_class) != class_length[0] or len(instance) != instance_length[0]:
+            return False
+        self.field, self._class, self._instance = C_STORE_RQ, sop_class, instance
+        self.message_id = message_id[0] | message_id[1] << 8
+        self.has_dataset = dataset_type != _NO_DATASET
+        return True
+
+    def _parse(self, found: Mapping[int, bytes]) -> None:
         self.field = field = _number(found, _COMMAND_FIELD)
         self.message_id = 0 if field == C_CANCEL_RQ or field & RESPONSE else _number(found, _MESSAGE_ID)
         self.has_dataset = _number(found, _DATASET_TYPE) != NO_DATASET
-
-    @property
-    def sop_class_uid(self) -> str:
-        """Affected SOP Class UID (0000,0002); bytes that are no ASCII become U+FFFD, which is in no UID."""
-        return self._text(_AFFECTED_SOP_CLASS_UID)
-
-    @property
-    def sop_instance_uid(self) -> str:
-        """Affected SOP Instance UID (0000,1000), likewise."""
-        return self._text(_AFFECTED_SOP_INSTANCE_UID)
+        self._class, self._instance = found.get(_AFFECTED_SOP_CLASS_UID), found.get(_AFFECTED_SOP_INSTANCE_UID)
 
     def response(self, status: int, comment: str = "", tag: int = 0) -> bytes:
         """The command set of the response without data set, with Error Comment and Offending Element where given."""
@@ -57,20 +77,21 @@ class Command:
             *(0, _DATASET_TYPE, 2, NO_DATASET),
             *(0, _STATUS, 2, status),
         )
-        body = self._echoed(_AFFECTED_SOP_CLASS_UID) + shorts
+        body = _echoed(_AFFECTED_SOP_CLASS_UID, self._class) + shorts
         if tag:
             body += struct.pack("<HHLHH", 0, _OFFENDING_ELEMENT, 4, tag >> 16, tag & 0xFFFF)
         if comment:
             body += _encoded(_ERROR_COMMENT, comment.encode("ascii", "replace")[:64], b" ")
-        body += self._echoed(_AFFECTED_SOP_INSTANCE_UID)
+        body += _echoed(_AFFECTED_SOP_INSTANCE_UID, self._instance)
         return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
 
-    def _echoed(self, element: int) -> bytes:
-        value = self._elements.get(element)
-        return b"" if value is None else _encoded(element, value[:64], b"\x00")
 
-    def _text(self, element: int) -> str:
-        return self._elements.get(element, b"").rstrip(b"\x00 ").decode("ascii", "replace")
+def _echoed(element: int, value: bytes | None) -> bytes:
+    return b"" if value is None else _encoded(element, value[:64], b"\x00")
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").rstrip(b"\x00 ").decode("ascii", "replace")
 
 
 def _number(elements: Mapping[int, bytes], element: int) -> int:

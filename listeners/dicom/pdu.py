@@ -97,6 +97,22 @@ class PduReader:
         context, is_command, _ = self._pdv
         return 0 if is_command or context != context_id else self._pdv_left
 
+    def whole_command(self, data: memoryview, position: int) -> tuple[int, bytes] | None:
+        """Context and bytes of the command that begins there, where it is whole and alone in its P-DATA-TF.
+
+        Nothing is taken in: the caller goes on at its end, `DATA_HEADER` and its length further, or feeds it.
+        """
+        start = position + DATA_HEADER
+        if self._pdu_left or self._header or self._control is not None or len(data) < start:
+            return None
+        kind, length, pdv_length, context, control = _P_DATA.unpack_from(data, position)
+        end = start + pdv_length - 2
+        if kind != PduType.P_DATA or control & 3 != 3 or length != pdv_length + 4 or not start < end <= len(data):
+            return None
+        if self._max_pdu and length > self._max_pdu:
+            return None
+        return context, bytes(data[start:end])
+
     def begin_data(self, data: memoryview, position: int, context_id: int) -> bool:
         """Take in the twelve bytes there if they begin a P-DATA-TF of one fragment of this context's data set.
 

@@ -24,6 +24,7 @@ from services.assembly.conflicts import keep_aside
 from services.assembly.files import ArchiveFiles, NotPart10Error, Temporary, same_dataset
 from services.assembly.headers import InstanceFacts, Memory, MissingElement, UnreadableHeader, is_valid_uid, read_facts
 from services.assembly.index import ArchiveIndex, StoredFile
+from services.assembly.outlines import Common
 from services.assembly.reindex import enter_file, read_stored
 from services.assembly.repository import Recorded
 from services.assembly.sources import FileSource
@@ -40,6 +41,8 @@ HEAD_BYTES: Final = 1 << 14
 ROOM_WAIT_S: Final = 5.0
 SPACE_KNOWN_S: Final = 0.02
 """So long the disk's free space is taken for what it was: a system call less for nearly every instance under load."""
+MOST_REMEMBERED: Final = 16
+"""Senders of whose objects something is remembered when their association ends: some tens of kilobytes each."""
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -97,6 +100,7 @@ class Reception:
         self._min_free_bytes = min_free_bytes
         self._classes_of_ae = classes_of_ae or {}
         self._space_until = 0.0
+        self._common = lru_cache(MOST_REMEMBERED)(lambda sender: Common())  # noqa: ARG005 - one for each
 
     def receive(self, request: StoreRequest) -> Answer:
         """Deal with one whole request inside its own span; never raises."""
@@ -126,6 +130,10 @@ class Reception:
         `memory` is the sender's own, from one instance to the next.
         """
         return Incoming(self, head, memory)
+
+    def memory_of(self, sender: str) -> Memory:
+        """For one association of a sender, which may have several."""
+        return Memory(self._common(sender))
 
     def has_space(self) -> bool:
         """Whether the disk has more room than the limit, or had it a moment ago; raises OSError."""

@@ -148,26 +148,31 @@ class Session:
         incoming, before, start = self._incoming, self._data_bytes, self._filled
         self._filled += size
         rest = self._buffer[start : self._filled]
-        if incoming is not None:
-            rest = rest[self._take_fragments(rest, size) :]
-        if rest:
-            self._carry_out(self._association.receive(rest))
+        taken = self._take_plain(rest, size)
+        if taken < size:
+            self._carry_out(self._association.receive(rest[taken:]))
         if not self._pieces:
             self._filled = 0
         if size:  # of an object under way nothing but its own bytes counts as progress
             self._keep_pace(self._data_bytes - before if incoming is not None and incoming is self._incoming else size)
         return size
 
-    def _take_fragments(self, received: memoryview, size: int) -> int:
-        """Take what is plainly more of the data set under way; returns where something else begins."""
+    def _take_plain(self, received: memoryview, size: int) -> int:
+        """Take what is plainly a C-STORE command, or more of the data set under way; returns where something else begins."""
         association, position = self._association, 0
         while position < size:
             ahead = association.data_ahead
             if not ahead:
-                start = association.resume(received, position)
-                if not start:
+                if self._incoming is None:
+                    begun = association.begin(received, position)
+                    if begun is None:
+                        break
+                    self._perform(begun[0])
+                    position = begun[1]
+                elif not (start := association.resume(received, position)):
                     break
-                position = start
+                else:
+                    position = start
                 continue
             count = min(ahead, size - position)
             self._pieces.append(received[position : position + count])
@@ -176,7 +181,6 @@ class Session:
             ended = association.take(count)
             if ended is not None:
                 self._perform(ended)
-                break
         return position
 
     def _receive_data(self, ahead: int) -> int:
@@ -269,6 +273,7 @@ class Session:
             return refusal.rejection
         acceptance = environment.rules.accept(request)
         self._tally.peer = self._label = environment.gate.label(printable(self._peer.calling_ae))
+        self._memory = environment.reception.memory_of(self._name())
         self._on_established(self)
         self._connection.set_timeout(environment.settings.network_timeout_s)
         return acceptance

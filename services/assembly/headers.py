@@ -9,7 +9,7 @@ from io import BytesIO
 from typing import Any, Final, NamedTuple
 
 from models.facets import code_of
-from services.assembly.outlines import Outlines
+from services.assembly.outlines import Common, Outlines
 from services.assembly.sources import BrokenStructureError, Source
 from services.assembly.structure import DEFLATED, check_structure, plain_source
 
@@ -81,10 +81,13 @@ def is_valid_uid(value: str) -> bool:
 
 
 class Memory:
-    """What the last objects of one sender were like: the slices of a series have nearly all in common. For one thread."""
+    """What the last objects of one sender were like: the slices of a series have nearly all in common. For one thread.
 
-    def __init__(self) -> None:
-        self.outlines = Outlines(_WANTED)
+    `common` is what the sender's associations share.
+    """
+
+    def __init__(self, common: Common | None = None) -> None:
+        self.outlines = Outlines(_WANTED, common)
         self._values: Mapping[int, bytes] = {}
         self._facts: InstanceFacts | None = None
 

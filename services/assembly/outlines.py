@@ -59,11 +59,26 @@ class _Run(NamedTuple):
     changing: Element | None
 
 
-class Outlines:
-    """The last few outlines of one sender; for one thread. `wanted`: tags whose values are taken along."""
+class Common:
+    """What several associations of one sender have learned last; for all threads, since outlines do not change."""
 
-    def __init__(self, wanted: Set[int]) -> None:
+    def __init__(self) -> None:
+        self.outlines: tuple[_Outline, ...] = ()
+
+    def add(self, outline: "_Outline", instead_of: "_Outline | None") -> None:
+        """Of two threads that add at the same time, one may do so in vain."""
+        self.outlines = (outline, *(each for each in self.outlines if each is not instead_of))[:MOST_OUTLINES]
+
+
+class Outlines:
+    """The last few outlines of one sender; for one thread. `wanted`: tags whose values are taken along.
+
+    What fits none of them may fit one of the `common` ones, which is then taken over: short associations need not learn.
+    """
+
+    def __init__(self, wanted: Set[int], common: Common | None = None) -> None:
         self._wanted = wanted
+        self._common = common or Common()
         self._outlines: list[_Outline] = []
         self._misses = 0
 
@@ -77,6 +92,14 @@ class Outlines:
             if recalled is not None:
                 self._misses -= self._misses > 0
                 return recalled
+        return self._recall_common(head, walk) if self._misses <= MOST_MISSES else None
+
+    def _recall_common(self, head: bytes, walk: Walk | None) -> Recalled | None:
+        for outline in self._common.outlines:
+            recalled = None if outline in self._outlines else outline.compare(head, walk, self._wanted)
+            if recalled is not None:
+                self._keep(outline)
+                return recalled
         return None
 
     def learn(self, head: bytes, walk: Walk) -> None:
@@ -89,39 +112,40 @@ class Outlines:
         if not elements:  # such an outline would fit everything
             return
         known = next((outline for outline in self._outlines if outline.has_kinds_of(elements)), None)
+        fresh = _Outline(elements, self._wanted, head, known)
+        self._common.add(fresh, instead_of=known)
         if known is None:
-            self._outlines.insert(0, _Outline(elements, self._wanted))
-            del self._outlines[MOST_OUTLINES:]
-            self._outlines[0].build(head)
+            self._keep(fresh)
         else:
-            known.widen(elements)
-            known.build(head)
+            self._outlines[self._outlines.index(known)] = fresh
+
+    def _keep(self, outline: "_Outline") -> None:
+        self._outlines.insert(0, outline)
+        del self._outlines[MOST_OUTLINES:]
 
 
 class _Outline:
-    def __init__(self, elements: Sequence[Element], wanted: Set[int]) -> None:
-        self._elements = elements
+    """Of these elements as they stand in `head`. Those of `narrower`, of the same kinds, may have other lengths than there."""
+
+    def __init__(self, elements: Sequence[Element], wanted: Set[int], head: bytes, narrower: "_Outline | None") -> None:
+        self.elements = elements
         self._wanted = wanted
-        self._changing = {number for number, element in enumerate(elements) if element.is_undefined}
+        self.changing = {number for number, element in enumerate(elements) if element.is_undefined}
+        if narrower is not None:
+            pairs = enumerate(zip(narrower.elements, elements, strict=True))
+            self.changing |= narrower.changing | {number for number, (one, other) in pairs if one.extent != other.extent}
         self._highest = max((element.tag for element in elements), default=0)
-        self._runs: tuple[_Run, ...] = ()
+        self._runs = self._cut(head)
 
     def has_kinds_of(self, elements: Sequence[Element]) -> bool:
         """Whether these are the same elements but for their lengths."""
-        return [(each.key, each.is_undefined) for each in elements] == [(each.key, each.is_undefined) for each in self._elements]
+        return [(each.key, each.is_undefined) for each in elements] == [(each.key, each.is_undefined) for each in self.elements]
 
-    def widen(self, elements: Sequence[Element]) -> None:
-        """Elements of the same kinds: let those change whose length is another one."""
-        pairs = enumerate(zip(self._elements, elements, strict=True))
-        self._changing |= {number for number, (one, other) in pairs if one.extent != other.extent}
-        self._elements = elements
-
-    def build(self, head: bytes) -> None:
-        """Cut the elements, as they stand in `head`, into runs."""
+    def _cut(self, head: bytes) -> tuple[_Run, ...]:
         runs, start, position = [], 0, 0
         mask, values = bytearray(), list[tuple[int, int, int]]()
-        for number, element in enumerate(self._elements):
-            if number in self._changing:
+        for number, element in enumerate(self.elements):
+            if number in self.changing:
                 runs.append(_run(head[start:position], mask, values, element))
                 start = position = position + element.header + element.extent
                 mask, values = bytearray(), []
@@ -130,7 +154,7 @@ class _Outline:
                 values.append((element.tag, position + element.header - start, element.extent))
             mask += b"\xff" * element.header + bytes(element.extent)
             position += element.header + element.extent
-        self._runs = (*runs, _run(head[start:position], mask, values, None))
+        return (*runs, _run(head[start:position], mask, values, None))
 
     def compare(self, head: bytes, walk: Walk | None, wanted: Set[int]) -> Recalled | None:
         """Whether a data set begins as this outline says; None also where somebody would have to walk, and cannot."""

@@ -85,7 +85,8 @@ def setup(settings: Settings, service_name: str) -> None:
     """Install the process's tracer and meter providers; call once at start, before anything opens a span."""
     resource = Resource({"service.name": service_name, "service.namespace": "reclaim", "service.version": _version()})
     trace.set_tracer_provider(tracer_provider(settings, service_name, resource))
-    metrics.set_meter_provider(MeterProvider(_readers(settings), resource))
+    readers = _readers(settings)
+    metrics.set_meter_provider(MeterProvider(readers, resource) if readers else metrics.NoOpMeterProvider())
 
 
 def tracer_provider(settings: Settings, service_name: str, resource: Resource) -> TracerProvider:

@@ -20,7 +20,7 @@ from listeners.dicom.operations import Peer
 from listeners.dicom.pdu import LONGEST_REQUEST, ProtocolError
 from listeners.dicom.presentation import TRANSFER_SYNTAXES
 from schemas.settings import DicomSettings
-from tests.dicom_wire import CT, EXPLICIT, VERIFICATION, association_request
+from tests.dicom_wire import CT, EXPLICIT, VERIFICATION, association_request, command
 
 RULES = Rules(DicomSettings(), (CT,), ("1.2.840.10008.1.20.1",))
 BODY = association_request((CT, EXPLICIT, "1.2.840.10008.1.2"), (VERIFICATION, EXPLICIT), ("1.2.3", EXPLICIT))[6:]
@@ -130,6 +130,32 @@ def test_any_bytes_end_in_an_answer(body):
 def test_any_command_set_ends_in_an_answer(encoded):
     with contextlib.suppress(ProtocolError):
         Command(encoded).response(0x0110, "x" * 200, 0x00080018)
+
+
+def meaning(encoded):
+    """All that a command set says; the error's text where it says nothing."""
+    try:
+        found = Command(encoded)
+    except ProtocolError as error:
+        return str(error)
+    return found.field, found.message_id, found.has_dataset, found.sop_class_uid, found.sop_instance_uid, found.response(0)
+
+
+@given(st.from_regex(r"[0-9.]{0,65}", fullmatch=True), st.integers(0, 0xFFFF), st.booleans(), st.data())
+def test_the_usual_command_means_what_it_means_to_the_parser(uid, message_id, dataset, data):
+    encoded = bytearray(command(0x0001, instance=uid, message_id=message_id, dataset=dataset))
+    for _ in range(data.draw(st.integers(0, 2))):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.sampled_from([0, 1, 2, 0x10, 0x31, 0x41, 0xFF]))
+    quick = meaning(bytes(encoded))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Command, "_is_usual_store", lambda *_: False)
+        assert meaning(bytes(encoded)) == quick
+
+
+def test_the_usual_command_is_recognized():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Command, "_parse", lambda *_: pytest.fail("parsed"))
+        assert meaning(command(0x0001, instance="1.2.34", message_id=513))[:3] == (1, 513, True)
 
 
 @pytest.mark.parametrize("title", ["A\nB", "\x1b[31mX", "é"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.assembly import outlines as module
 from services.assembly import structure
 from services.assembly.headers import Memory, MissingElement, UnreadableHeader, read_facts
-from services.assembly.outlines import MOST_MISSES, MOST_OUTLINES, Outlines
+from services.assembly.outlines import MOST_MISSES, MOST_OUTLINES, Common, Outlines
 from services.assembly.sources import BrokenStructureError, FileSource
 from services.assembly.structure import check_structure
 
@@ -132,6 +132,26 @@ def test_a_series_is_recognized_once_its_changing_lengths_are_known(monkeypatch)
     for each in (an_object(), longer, an_object(b"1.2.3", references=2, number=b"10")):
         assert steps_of(each, outlines, monkeypatch) == [len(each) - pixels]
     assert len(outlines._outlines) == 1
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(objects, st.integers(0, 2)), min_size=1, max_size=12))
+def test_what_associations_share_changes_nothing_either(several):
+    common = Common()
+    associations = [Outlines(WANTED, common) for _ in range(3)]
+    for each, which in several:
+        assert outcome(each, outlines=associations[which]) == outcome(each)
+        assert len(common.outlines) <= MOST_OUTLINES
+
+
+def test_another_association_of_the_sender_need_not_learn(monkeypatch):
+    common = Common()
+    outcome(an_object(), outlines=Outlines(WANTED, common))
+    second = Outlines(WANTED, common)
+    monkeypatch.setattr(second, "learn", lambda *_: pytest.fail("learnt again"))
+    for each in (an_object(b"1.2.34"), an_object(b"1.2.35", number=b"2 ")):
+        assert outcome(each, outlines=second) == outcome(each)
+    assert second._outlines == list(common.outlines)
 
 
 def test_what_is_remembered_is_bounded():

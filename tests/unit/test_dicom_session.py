@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from listeners.dicom import session
 from listeners.dicom.acceptance import Rules
 from listeners.dicom.association import Acceptance, AcceptedContext, Association, Closed, StoreBegun, StoreEnded
+from listeners.dicom.commands import Command
 from listeners.dicom.gate import Gate
 from listeners.dicom.reception import Reception
 from listeners.dicom.session import Environment, Session
@@ -103,9 +104,16 @@ def sending(uid, data, sizes):
 
 
 def served(environment, stream, sizes, cuts, room, whole_from, monkeypatch):
-    """What a session says to a stream, and the data sets that it stores, by name; the archive is empty again afterwards."""
+    """What a session says to a stream, and the data sets that it stores, by name; the archive is empty again afterwards.
+
+    Where nothing is awaited whole, everything goes through the state machine's `receive`.
+    """
     with monkeypatch.context() as patch:
         patch.setattr(session, "WHOLE_FROM", whole_from)
+        if whole_from == ENDLESS:
+            patch.setattr(Association, "begin", lambda *_: None)
+            patch.setattr(Association, "resume", lambda *_: 0)
+            patch.setattr(Command, "_is_usual_store", lambda *_: False)
         connection = Scripted(stream, sizes, cuts)
         Session(connection, "127.0.0.1", environment, lambda _: None, room).run()
     stored = {path: path.read_bytes() for path in environment.reception.files.root.rglob("*.dcm")}
@@ -181,7 +189,9 @@ def test_what_is_taken_is_what_would_have_been_received(content, sizes, cuts, da
         while at < end:
             ahead = association.data_ahead
             left = memoryview(bytearray(stream[at:end]))
-            if not ahead and data.draw(st.booleans()) and (count := association.resume(left, 0)):
+            if not ahead and data.draw(st.booleans()) and (begun := association.begin(left, 0)):
+                actions, count = [begun[0]], begun[1]
+            elif not ahead and data.draw(st.booleans()) and (count := association.resume(left, 0)):
                 actions = []
             elif ahead and data.draw(st.booleans()):
                 count = min(ahead, end - at, data.draw(st.integers(1, 500)))
@@ -199,6 +209,28 @@ def test_what_is_taken_is_what_would_have_been_received(content, sizes, cuts, da
     assert kept == content
     assert [type(event) for event in events if type(event) in (StoreBegun, StoreEnded, Closed)] == [StoreBegun, StoreEnded, Closed]
     assert association.data_ahead == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        p_data(1, 1, command(STORE)),
+        p_data(3, 3, command(STORE)),
+        p_data(1, 3, command(STORE))[:-1],
+        p_data(1, 3, command(STORE, dataset=False)),
+        p_data(1, 3, command(0x0030)),
+        p_data(1, 3, command(STORE)[:-1]),
+        p_data(1, 2, command(STORE)),
+        RELEASE_RQ,
+        b"",
+    ],
+    ids=["a part", "no context", "cut", "no data set", "an echo", "damaged", "a data set", "a release", "nothing"],
+)
+def test_only_a_whole_store_command_is_begun_past_the_state_machine(words):
+    assert machine().begin(memoryview(words), 0) is None
+    again = machine()
+    assert again.begin(memoryview(p_data(1, 3, command(STORE))), 0) is not None
+    assert again.begin(memoryview(p_data(1, 3, command(STORE))), 0) is None
 
 
 @pytest.mark.parametrize(
