@@ -100,6 +100,16 @@ def load_bundle(folder: Path, device: str | torch.device = "cpu") -> LoadedModel
     return LoadedModel(spec, module.to(place).eval(), place, info, document["reclaim"].get("training", {}))
 
 
+def read_spec(folder: Path) -> ModelSpec:
+    """The specification of a bundle, without verifying its weights."""
+    return _spec(_json(folder / METADATA))
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """The record of how a bundle's weights came about, empty where it has none. Raises BrokenBundle."""
+    return dict(_json(folder / METADATA).get("reclaim", {}).get("training", {}))
+
+
 def verify_bundle(folder: Path) -> BundleInfo:
     """Compare every file with the manifest's hash. Raises BrokenBundle."""
     listed = _json(folder / MANIFEST).get("sha256")

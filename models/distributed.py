@@ -62,9 +62,9 @@ def share(indices: torch.Tensor) -> torch.Tensor:
     return indices[rank::size]
 
 
-def check_batch(batch_size: int) -> None:
+def check_batch(batch_size: int, processes: int | None = None) -> None:
     """Raise TrainingFailed where the batch cannot be dealt evenly with two examples at least for each process."""
-    size = world()[1]
+    size = processes or world()[1]
     if batch_size % size or batch_size // size < 2:
         raise TrainingFailed(
             f"a batch of {batch_size} cannot be dealt to {size} processes; choose a multiple of {size}, at least {2 * size}"

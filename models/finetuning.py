@@ -14,10 +14,11 @@ from models.bundle import LoadedModel
 from models.data import TensorSet
 from models.features import head_inputs
 from models.freezing import Strategy, freeze
+from models.launch import train
 from models.lora import add_adapters, merge
 from models.networks import head_name, head_of
 from models.predictor import choose_device
-from models.training import EpochRecord, TrainingResult, TrainingSettings, train
+from models.training import EpochRecord, TrainingResult, TrainingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def finetune(
     `valid` should hold new and old cases, so that the chosen epoch serves both. `settings.rehearsal_share` of each batch is
     drawn from `rehearsal`; `settings.l2sp` and its like pull towards the champion. The strategy `adapters` trains small added
     matrices, which are merged into the weights at the end; `head_only` passes each image through the body once, unchanged, and
-    trains the head on what it sees. See `models.training.train` for the rest.
+    trains the head on what it sees, on one device. See `models.training.train` for the rest.
     """
     module = copy.deepcopy(champion.module)
     if strategy == "adapters":
@@ -55,9 +56,9 @@ def finetune(
     changes: dict[str, Any] = {"compare_start": True, "unfreezing": "gradual" if strategy == "gradual" else settings.unfreezing}
     trained, sets = module, (new, valid, rehearsal)
     if strategy == "head_only":
-        trained, device = _Head(module), choose_device(settings.device)
+        trained, device = Head(module), choose_device(settings.device)
         sets = tuple(None if each is None else head_inputs(module, each, device) for each in sets)  # type: ignore[assignment]
-        changes |= {"augmentation": AugmentationSettings.off(), "channels_last": False}
+        changes |= {"augmentation": AugmentationSettings.off(), "channels_last": False, "devices": 1}
     result = train(
         trained,
         champion.spec,
@@ -75,7 +76,7 @@ def finetune(
     return FineTuned(module.eval(), result)
 
 
-class _Head(nn.Module):
+class Head(nn.Module):
     """The classifying layers of a network by the same name, so that they train as its head."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -84,5 +85,6 @@ class _Head(nn.Module):
         self.add_module(self.name, head_of(module))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits of what the body answers."""
         logits: torch.Tensor = self.get_submodule(self.name)(inputs)
         return logits

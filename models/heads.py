@@ -39,6 +39,11 @@ def with_classes(spec: ModelSpec, module: nn.Module, added: Sequence[str]) -> tu
     return ModelSpec.model_validate(fields), grown
 
 
+def last_linear(module: nn.Module) -> nn.Linear:
+    """The layer that gives the logits. Raises UnknownNetwork where the head does not end in a linear layer."""
+    return _last_linear(module)[1]
+
+
 def _last_linear(module: nn.Module) -> tuple[str, nn.Linear]:
     prefix = head_name(module)
     named = [(name, each) for name, each in module.named_modules() if isinstance(each, nn.Linear)]

@@ -1,6 +1,7 @@
 """Networks by name, all taking [B, C, (D,) H, W] and giving logits [B, classes], and what of them is head and what is body."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,15 @@ class Architecture:
     """How a network is built and where its parts are.
 
     `build(classes, channels, spatial_dims, options)`; `head` is the attribute of the classifying layers, `body` the
-    attribute whose children are the blocks in forward order ("" for the module itself).
+    attribute whose children are the blocks in forward order ("" for the module itself). `renamed` gives the name here of a
+    tensor in weights that others publish for this network.
     """
 
     build: Callable[[int, int, int, Options], nn.Module]
     head: str
     body: str
     spatial_dims: tuple[int, ...] = (2,)
+    renamed: Callable[[str], str] = str
 
 
 def build_network(name: str, classes: int, channels: int = 1, spatial_dims: int = 2, **options: float | str | bool) -> nn.Module:
@@ -82,15 +85,20 @@ def load_pretrained(module: nn.Module, path: Path) -> tuple[str, ...]:
     A first convolution for three channels is summed over them for a grey network, which equals repeating the grey image.
     Raises BrokenBundle where the file does not fit the network.
     """
-    given = read_weights(path)
-    own = module.state_dict()
-    prefix = _architecture_of(module).head + "."
+    own, given = module.state_dict(), read_weights(path)
+    architecture = _architecture_of(module)
+    given = {architecture.renamed(name): tensor for name, tensor in given.items()}
+    prefix = architecture.head + "."
     fitted = {
         name: _fitted(name, given[name], value) for name, value in own.items() if name in given and not name.startswith(prefix)
     }
     missing = [name for name in own if name not in fitted and not name.startswith(prefix) and "num_batches" not in name]
     if missing:
-        raise BrokenBundle(f"{path.name} lacks {len(missing)} of the network's tensors, first {missing[0]}")
+        needed = sum(not name.startswith(prefix) for name in own)
+        raise BrokenBundle(
+            f"{path.name} does not fit the network {module.architecture!r}: it lacks {len(missing)} of its {needed} tensors, first "
+            f"{missing[0]}; its own begin with {next(iter(given), 'none')}. Is it of another network?"
+        )
     module.load_state_dict({**own, **fitted})
     return tuple(fitted)
 
@@ -100,7 +108,10 @@ def _fitted(name: str, given: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         return given
     if given.ndim >= 4 and own.shape[1] == 1 and (given.shape[0], *given.shape[2:]) == (own.shape[0], *own.shape[2:]):
         return given.sum(dim=1, keepdim=True)
-    raise BrokenBundle(f"tensor {name} is {tuple(given.shape)}, the network needs {tuple(own.shape)}")
+    raise BrokenBundle(
+        f"the start weights do not fit: tensor {name} is {tuple(given.shape)}, the network needs {tuple(own.shape)}; are they of "
+        "another size or number of dimensions?"
+    )
 
 
 def _architecture(name: str) -> Architecture:
@@ -150,6 +161,11 @@ def _monai_densenet(classes: int, channels: int, spatial_dims: int, options: Opt
     return module
 
 
+def _as_in_monai(name: str) -> str:
+    """The name in MONAI of a DenseNet's tensor of torchvision: there the layers of a dense layer have no module of their own."""
+    return re.sub(r"(denselayer\d+)\.(norm|conv)", r"\1.layers.\2", name)
+
+
 def _monai_resnet(name: str) -> Callable[[int, int, int, Options], nn.Module]:
     def build(classes: int, channels: int, spatial_dims: int, options: Options) -> nn.Module:
         from monai.networks import nets  # noqa: PLC0415 - several seconds, only where used
@@ -168,7 +184,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "efficientnet_b0": Architecture(_torchvision("efficientnet_b0"), "classifier", "features"),
     "efficientnet_v2_s": Architecture(_torchvision("efficientnet_v2_s"), "classifier", "features"),
     "vgg16": Architecture(_torchvision("vgg16"), "classifier", "features"),
-    "densenet121": Architecture(_monai_densenet, "class_layers", "features", (2, 3)),
+    "densenet121": Architecture(_monai_densenet, "class_layers", "features", (2, 3), _as_in_monai),
     "monai_resnet18": Architecture(_monai_resnet("resnet18"), "fc", "", (2, 3)),
     "monai_resnet50": Architecture(_monai_resnet("resnet50"), "fc", "", (2, 3)),
 }

@@ -27,9 +27,9 @@ class ScoredCase:
     seen: Seen | None = field(default=None, compare=False)
 
 
-def score(predictor: Predictor, tensors: TensorSet) -> list[ScoredCase]:
-    """Score every study of `tensors`, in its order."""
-    classes = predictor.spec.classes
+def score(predictor: Predictor, tensors: TensorSet, classes: Sequence[str] | None = None) -> list[ScoredCase]:
+    """Score every study of `tensors`, in its order. `classes` are those of its labels, where the model does not know them all."""
+    names = classes or predictor.spec.classes
     rows: list[Examined] = []
     for start in range(0, len(tensors), CHUNK):
         rows.extend(predictor.examine(tensors.studies[start : start + CHUNK]))
@@ -38,7 +38,7 @@ def score(predictor: Predictor, tensors: TensorSet) -> list[ScoredCase]:
         ScoredCase(
             key,
             patient,
-            classes[label],
+            names[label],
             predicted_class(row.probabilities),
             row.probabilities,
             tensors.findings.get(key, ()),

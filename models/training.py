@@ -380,7 +380,9 @@ def _fingerprint(run: _Run, *sets: TensorSet | None) -> str:
     """What must be equal for a checkpoint to belong to this run: specification, settings, data, and what is trainable."""
     trainable = [name for name, parameter in run.module.named_parameters() if parameter.requires_grad]
     keys = [[list(each.keys), list(each.labels)] if each is not None else [] for each in sets]
-    facts = [run.spec.model_dump(mode="json"), run.settings.model_dump(mode="json"), keys, trainable]
+    # A run may go on on another machine, with more or fewer devices.
+    settings = run.settings.model_dump(mode="json", exclude={"devices"})
+    facts = [run.spec.model_dump(mode="json"), settings, keys, trainable]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

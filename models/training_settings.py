@@ -38,6 +38,7 @@ class TrainingSettings(Spec):
     average: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of the weights that is validated and kept")
     augmentation: AugmentationSettings | None = Field(None, description="None: what suits the model's modality")
     device: str = "auto"
+    devices: int = Field(1, ge=1, description="GPUs, or processes on a CPU, that share each batch (`models.launch`)")
     precision: TrainingPrecision = Field("auto", description="auto: mixed precision on a GPU, float32 elsewhere")
     channels_last: bool | None = Field(None, description="Memory layout; None: channels last on a GPU")
     compare_start: bool = Field(False, description="Let the starting weights compete as epoch 0")

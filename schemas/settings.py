@@ -205,6 +205,10 @@ class RemediationSettings(Group):
     )
     min_tune_cases: int = Field(40, ge=1)
     min_gate_cases: int = Field(30, ge=1)
+    min_class_cases: int = Field(20, ge=1, description="Gate cases that it takes of a class which only the judged version knows")
+    devices: int = Field(
+        1, ge=1, description="GPUs that a repair trains on, or processes where there is none; each takes its share of batch_size"
+    )
     max_cases: int = Field(2000, ge=1, description="Newest cases of either role, and old cases for rehearsal, that a repair uses")
     gate_alpha: float = Field(0.05, gt=0, lt=0.5)
     gate_margin: float = Field(0.05, gt=0, lt=0.5, description="Largest tolerated loss of recall on the baseline set")

@@ -187,6 +187,9 @@ class ModelVersion(SQLModel, table=True):
     champion_before: int | None = Field(default=None, description="The version this one replaced, where a rollback goes back to")
     origin: str = Field(default="", max_length=64, description="registered, or the run that made it")
     dataset: str = Field(default="", max_length=512, description="Manifest of the development data: splits train, valid, test")
+    classes: list[str] = Field(
+        default_factory=list, sa_column=Column(Json, nullable=False), description="In the order of its outputs; empty: the model's"
+    )
     metrics: dict[str, Any] = Field(default_factory=dict, sa_column=Column(Json, nullable=False))
     created_at: datetime
 

@@ -1,20 +1,17 @@
 """Commands about models and their versions."""
 
-import sys
-from collections.abc import Callable
 from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
-from listeners.cli import plans
+from listeners.cli import model_training, plans
 from listeners.cli.context import ask_leave, console, open_context, show
-from schemas.tables import ModelVersion
-from schemas.vocabulary import Modality, VersionState
+from listeners.cli.new_version import accept_asked, tell
+from schemas.vocabulary import VersionState
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
@@ -24,6 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Models, their versions, and which one serves.", no_args_is_help=True)
 app.add_typer(plans.app, name="plan")
+app.command()(model_training.train)
+app.command()(model_training.extend)
 Name = Annotated[str, typer.Argument(help="Model, as `reclaim models list` prints it")]
 Reason = Annotated[str, typer.Option(help="Why, for the audit record")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
@@ -41,61 +40,26 @@ def list_models() -> None:
         for model in registry.models(session):
             for version in registry.versions(session, model.name):
                 state = version.state if model.serving or version.state != VersionState.CHAMPION else "champion (stopped)"
-                cells = (model.name, str(version.version), state, model.task, ", ".join(model.classes), version.origin)
+                classes = ", ".join(version.classes or model.classes)
+                cells = (model.name, str(version.version), state, model.task, classes, version.origin)
                 table.add_row(*map(escape, cells), f"{version.created_at:%F %R}")
     show(table, "No model is registered. Begin with `reclaim models train --help`, or see `reclaim demo`.")
 
 
-@app.command()
-def train(
-    manifest: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="CSV with columns path,label,patient,split; DICOM files or folders")
-    ],
-    name: Annotated[str, typer.Option(help="Name of the model: lower-case letters, digits, . _ -")],
-    task: Annotated[str, typer.Option(help="Task that the labels belong to")],
-    modality: Annotated[list[Modality], typer.Option(help="Modality the model scores; may be given several times")],
-    body_part: Annotated[list[str], typer.Option(help="BodyPartExamined it scores; none: any")] = [],  # noqa: B006 - typer copies it
-    description: Annotated[str | None, typer.Option(help="Only series whose description matches this regular expression")] = None,
-    network: Annotated[
-        str, typer.Option(help="small, resnet50, inception_v3, efficientnet_b0, efficientnet_v2_s, vgg16, densenet121 …")
-    ] = "small",
-    size: Annotated[int, typer.Option(min=16, max=1024, help="Edge of the image in pixels")] = 96,
-    epochs: Annotated[int, typer.Option(min=1)] = 12,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Let it serve even if its baseline is at chance level")] = False,
+@app.command("show")
+def show_version(
+    name: Name, version: Annotated[int | None, typer.Argument(min=1, help="Left out: the one that serves, else the newest")] = None
 ) -> None:
-    """Train a model on a labelled data set, baseline it on the test split and register it.
+    """What a version is, where it comes from, and what the gate said of it.
 
-    Where no version of that name serves, the new one does; otherwise it is a candidate for `reclaim models promote`.
-
-    Example: reclaim models train data/manifest.csv --name lung --task pneumonia --modality DX --epochs 8
+    Example: reclaim models show lung; reclaim models show lung 2
     """
-    from listeners.training import TrainingRequest, train_and_register
-    from models.training import EpochRecord
+    from listeners.cli.model_details import details
 
-    request = TrainingRequest(
-        manifest=manifest,
-        name=name,
-        task=task,
-        modalities=tuple(each.value for each in modality),
-        body_parts=tuple(body_part),
-        description=description,
-        network=network,
-        size=size,
-        epochs=epochs,
-        seed=seed,
-    )
-    context = open_context()
-    with Progress(console=console) as progress:
-        bar = progress.add_task("reading images", total=epochs)
-
-        def show(row: EpochRecord) -> None:
-            words = f"training  loss {row.valid_loss:.3f}  macro recall {row.macro_recall:.3f}"
-            progress.update(bar, completed=row.epoch, description=words)
-
-        version = train_and_register(context, request, show, _accept(yes=yes, before=progress.stop))
-        progress.update(bar, completed=epochs, description="trained")
-    _tell(context, version)
+    table = Table(show_header=False, box=None)
+    for what, found in details(open_context(), name, version):
+        table.add_row(what, escape(found))
+    show(table, "")
 
 
 @app.command()
@@ -116,7 +80,7 @@ def register(
     from services.runtime.registration import register_bundle
 
     context = open_context()
-    _tell(context, register_bundle(context, bundle, dataset, actor=f"user:{getuser()}", accept=_accept(yes=yes)))
+    tell(context, register_bundle(context, bundle, dataset, actor=f"user:{getuser()}", accept=accept_asked(yes=yes)))
 
 
 @app.command()
@@ -142,7 +106,7 @@ def promote(
     if state == VersionState.ARCHIVED:
         raise InvalidInput(f"version {version} of {name!r} has served before: reclaim models rollback {name} --to {version}")
     if champion is None:
-        _begin(context, name, version, actor, reason, _accept(yes=yes))
+        _begin(context, name, version, actor, reason, accept_asked(yes=yes))
     else:
         _judge(context, name, version, actor, reason)
 
@@ -151,7 +115,7 @@ def _begin(context: Context, name: str, version: int, actor: str, reason: str, a
     from services.runtime.chance import standing
 
     with context.database.read() as session:
-        found = standing(registry.baseline(session, name, version), registry.model(session, name).classes)
+        found = standing(registry.baseline(session, name, version), registry.classes_of(session, name, version))
     if found.at_chance and not accept(found):
         console.print(f"{name}: version {version} does not serve")
         raise typer.Exit(1)
@@ -266,34 +230,3 @@ def _set_serving(name: str, *, serving: bool) -> None:
         champion = registry.model(tx.session, name).champion
     none = "" if champion or not serving else "; but no version of it serves: train, register or promote one"
     console.print(f"{name}: {'serving' if serving else 'stopped'}{none}")
-
-
-def _tell(context: Context, version: ModelVersion) -> None:
-    """What became of a new version, and what to do where it does not serve."""
-    with context.database.read() as session:
-        owner = registry.model(session, version.model)
-    console.print(f"registered {version.model} version {version.version} ({version.state})")
-    if version.state == VersionState.CHAMPION:
-        stopped = f"{version.model} is stopped: reclaim models resume {version.model}"
-        console.print("It serves from the next study on." if owner.serving else stopped, soft_wrap=True)
-        return
-    promote = f"reclaim models promote {version.model} {version.version} --reason …"
-    if owner.champion:
-        console.print(f"Version {owner.champion} goes on serving. To have the gate judge this one: {promote}", soft_wrap=True)
-        return
-    console.print(f"It does not serve, and no other does. Train it anew, or take it as it is: {promote}", soft_wrap=True)
-    raise typer.Exit(1)
-
-
-def _accept(*, yes: bool, before: Callable[[], None] = lambda: None) -> "Accept":
-    """Warn of a baseline at chance level, and ask whether the version shall serve all the same; without a terminal: no."""
-    from services.runtime.chance import Standing
-
-    def accept(found: Standing) -> bool:
-        before()
-        console.print("[bold red]WARNING: this version is no better than guessing.[/]")
-        console.print(f"On its own test cases: {escape(found.text)}.", soft_wrap=True)
-        console.print("Check labels, images and split; train longer, or give it more test cases of every class.", soft_wrap=True)
-        return yes or (sys.stdin.isatty() and typer.confirm("Let it serve all the same?", default=False))
-
-    return accept

@@ -43,7 +43,7 @@ class PhaseResult:
 def phase_result(context: Context, name: str, model: str, version: int, study_keys: Sequence[str]) -> PhaseResult:
     """Measure a version on the labelled studies of a chapter."""
     with context.database.read() as session:
-        classes = registry.model(session, model).classes
+        classes = registry.classes_of(session, model, version)
         query = select(Case).where(Case.model == model, Case.version == version, col(Case.truth).is_not(None))
         wanted = set(study_keys)
         rows = [row for row in session.exec(query.order_by(Case.study_key)) if row.study_key in wanted]

@@ -94,7 +94,7 @@ def windows(session: Session, model: str, limit: int = 10) -> Sequence[DriftWind
 
 def reference(session: Session, version: Version, most: int) -> Reference | None:
     """The version's baseline, at most so many cases spread evenly over it; None where it has none."""
-    classes = tuple(registry.model(session, version[0]).classes)
+    classes = registry.classes_of(session, *version)
     rows = [row for row in registry.baseline(session, *version) if row.truth in classes and row.predicted in classes]
     images = signatures.reference(session, *version)
     places = {key: place for place, key in enumerate(images.keys)}

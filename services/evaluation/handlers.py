@@ -79,7 +79,7 @@ class Evaluate(BatchConsumer[Prepared]):
             last = repository.last_number(session, found.model, found.version)
             stream = repository.stream(session, found.model, found.version, last)
             baseline = list(registry.baseline(session, found.model, found.version))
-            classes = repository.classes(session, found.model) or _classes_in(stream)
+            classes = repository.classes(session, found.model, found.version) or _classes_in(stream)
             taught = repository.taught(session, found.model)
             task = repository.task_of(session, found.batch_id)
             seen = pictures(session, found.model, found.version, stream)

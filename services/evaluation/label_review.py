@@ -39,12 +39,12 @@ def review(session: Session, settings: EvaluationSettings, model: str, version: 
     if not cases:
         raise InvalidInput(f"version {number} of {owner.name} has scored no study yet")
     baseline = list(registry.baseline(session, owner.name, number))
-    newest = repository.latest(session, owner.name, number)
+    newest, classes = repository.latest(session, owner.name, number), registry.classes_of(session, owner.name, number)
     return Review(
         model=owner.name,
         version=number,
-        classes=tuple(owner.classes),
-        labelling=examine(cases, owner.classes, baseline, now, settings.label_wait_days, settings.seed),
+        classes=classes,
+        labelling=examine(cases, classes, baseline, now, settings.label_wait_days, settings.seed),
         conflicts=conflicts(session, owner.name, number),
         degraded=newest is not None and newest.status == Status.DEGRADED,
     )

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlmodel import Session, col, func, select
 
-from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, RegisteredModel, Study, TrainingPatient
+from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, ModelVersion, RegisteredModel, Study, TrainingPatient
 from schemas.vocabulary import CaseRole, CaseState
 from services.evaluation.detector import Thresholds
 from services.evaluation.dispersion import UNKNOWN, Variation
@@ -112,10 +112,10 @@ def task_of(session: Session, batch_id: str) -> str:
     return session.exec(select(Case.task).where(Case.batch_id == batch_id).limit(1)).first() or ""
 
 
-def classes(session: Session, model: str) -> tuple[str, ...]:
-    """Classes of a registered model in its own order, empty for an unknown model."""
-    found = session.get(RegisteredModel, model)
-    return tuple(found.classes) if found else ()
+def classes(session: Session, model: str, version: int) -> tuple[str, ...]:
+    """Classes of a version in the order of its outputs, empty for an unknown one."""
+    owner, row = session.get(RegisteredModel, model), session.get(ModelVersion, (model, version))
+    return tuple((row.classes if row else ()) or owner.classes) if owner else ()
 
 
 def thresholds(session: Session, model: str, version: int, fingerprint: str) -> Thresholds | None:

@@ -69,7 +69,7 @@ def _record(
     # Predictions without a label tell no facets here, so a group's weeks count as complete without them.
     waiting = [] if period.facets or not whole else repository.pending(session, model, version)
     return Record(
-        classes=repository.classes(session, model),
+        classes=repository.classes(session, model, version),
         baseline=baseline,
         stream=kept,
         batch_size=size,

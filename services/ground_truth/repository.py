@@ -13,14 +13,14 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import orjson
-from sqlalchemy import ARRAY, BigInteger, Table, bindparam, func, text, type_coerce
+from sqlalchemy import ARRAY, BigInteger, Table, and_, bindparam, func, text, type_coerce
 from sqlalchemy.dialects.sqlite import VARCHAR
 from sqlalchemy.types import TIMESTAMP
 from sqlmodel import Session, col, select
 
 from schemas.events import Label, Prediction
-from schemas.tables import OPEN_CASE, Batch, Case, RegisteredModel
-from schemas.vocabulary import CaseRole, CaseState
+from schemas.tables import OPEN_CASE, Batch, Case, ModelVersion, RegisteredModel
+from schemas.vocabulary import CaseRole, CaseState, VersionState
 from services.ground_truth.domain import CaseKey, StoredLabel
 from services.ground_truth.statements import (
     CASE_COLUMNS,
@@ -67,12 +67,24 @@ class LabelledCase(NamedTuple):
 
 
 def classes_by_task(session: Session, tasks: Collection[str]) -> dict[str, list[str]]:
-    """Classes of all registered models for each task that any of them knows."""
+    """Classes of all registered models for each task that any of them knows, those of versions that do not serve among them.
+
+    A version with a new class can pass the gate only when labels of that class have come before it serves.
+    """
     known: dict[str, list[str]] = {}
-    query = select(RegisteredModel).where(col(RegisteredModel.task).in_(tasks)).order_by(RegisteredModel.name)
-    for model in session.exec(query):
-        classes = known.setdefault(model.task, [])
-        classes.extend(name for name in model.classes if name not in classes)
+    query = (
+        select(RegisteredModel.task, RegisteredModel.classes, ModelVersion.classes)
+        .join(
+            ModelVersion,
+            and_(col(ModelVersion.model) == col(RegisteredModel.name), col(ModelVersion.state) != VersionState.RETIRED),
+            isouter=True,
+        )
+        .where(col(RegisteredModel.task).in_(tasks))
+        .order_by(RegisteredModel.name, col(ModelVersion.version))
+    )
+    for task, *listed in session.exec(query):
+        classes = known.setdefault(task, [])
+        classes.extend(dict.fromkeys(name for names in listed for name in names or () if name not in classes))
     return known
 
 

@@ -42,7 +42,7 @@ def scoring_versions(session: Session) -> list[RegisteredVersion]:
             bundle=row.bundle,
             serving=row.state == VersionState.CHAMPION,
             task=owner.task,
-            classes=frozenset(owner.classes),
+            classes=frozenset(row.classes or owner.classes),
             rule=SelectionRule.model_validate(owner.selection),
         )
         for owner, row in registry.scoring_versions(session)

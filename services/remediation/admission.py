@@ -4,33 +4,37 @@ Both versions score the same studies here and now; nothing needs to be in the sh
 level and baseline of the new champion are those of decision 0007, what a person may ask for those of decision 0009.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sqlmodel import Session
 
 from models.bundle import LoadedModel, load_bundle
 from models.data import LabelledStudy
-from models.predictor import Predictor
-from models.scoring import ScoredCase, score
+from models.scoring import ScoredCase
 from models.spec import SelectionRule
 from schemas.events import MaintenancePromotion
+from schemas.settings import RemediationSettings
 from schemas.tables import ModelVersion
 from schemas.topics import PROMOTION
 from schemas.vocabulary import CaseRole, Verdict, VersionState
 from services.remediation import data, repository
+from services.remediation.comparison import Duel
 from services.remediation.conclusion import finite
-from services.remediation.gate import Judgement, PairedCase, Rules, judge
+from services.remediation.criteria import rules_of
+from services.remediation.gate import Judgement, judge
 from services.remediation.ids import natural_id
 from services.remediation.material import LOOKS
 from services.remediation.plan import Plan, TooFew, choose, labels_for, looks, to_json
-from services.remediation.run import TEST, cited, latency_ratio, paired_case
+from services.remediation.run import TEST, cited
 from services.runtime import registry
-from services.runtime.change_plans import citation, latency_limit, plan_of, require_owner_versions, tightened
+from services.runtime.change_plans import ReadPlan, citation, plan_of, require_owner_versions, tightened
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 from services.runtime.signatures import reference_rows, replace_reference
+from services.runtime.transaction import Transaction
 
 ORIGIN = "owner"
 """Origin of the verdict's event: a person asked for it, so that no decline and no order stands behind it."""
@@ -45,6 +49,17 @@ class Admission:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """Who asked for the judgement of which candidate, and why; `cited` is the change control plan that covers it."""
+
+    model: str
+    number: int
+    actor: str
+    reason: str
+    cited: str
+
+
+@dataclass(frozen=True)
 class _Pair:
     """What is compared on what. `old` are the champion's test studies whose patients the candidate has not learned from."""
 
@@ -53,7 +68,14 @@ class _Pair:
     rule: SelectionRule
     gate: Sequence[LabelledStudy]
     old: Sequence[LabelledStudy]
-    cited: str = ""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The gate's answer, and the gate's cases as the candidate scored them."""
+
+    judgement: Judgement
+    cases: Sequence[ScoredCase]
 
 
 def admit(
@@ -65,66 +87,79 @@ def admit(
     what is missing when it cannot be judged at all, ModelError for a broken bundle or an unreadable study.
     """
     read = plan_of(context.settings, model)
-    plan = citation(read, require_owner_versions(read))
+    asked = _Asked(model, number, actor, reason, citation(read, require_owner_versions(read)))
     with context.database.read() as session:
-        pair = replace(_pair(context, session, model, number), cited=plan)
-    earlier, run_id = _spend(context, model, number, pair)
+        pair = _pair(context, session, asked, tightened(context.settings.remediation, read))
+    earlier, run_id = _spend(context, asked, pair)
     tell(f"scoring {len(pair.gate)} studies of the gate and {len(pair.old)} of the old test set with both versions")
-    gate, cases, ratio = _compare(context, pair, pair.gate, pair.rule)
-    old, _, _ = _compare(context, pair, pair.old, None)
-    limits, draws = tightened(context.settings.remediation, read), context.settings.evaluation.bootstrap_draws
-    seed, slowest = limits.seed, latency_limit(read)
-    rules = Rules(limits.gate_alpha, limits.gate_margin, limits.min_gate_cases, draws, seed, slowest, looks=earlier)
-    judgement = cited(judge(gate, old, pair.models[0].spec.classes, rules, ratio), pair.cited)
-    _conclude(context, model, number, pair, judgement, cases, actor=actor, reason=reason, run_id=run_id)
-    return Admission(pair.plan.champion, judgement)
+    judged = _judged(context, pair, read, asked, earlier)
+    _conclude(context, asked, pair, judged, run_id)
+    return Admission(pair.plan.champion, judged.judgement)
 
 
-def _pair(context: Context, session: Session, model: str, number: int) -> _Pair:
-    owner, row = registry.model(session, model), registry.version(session, model, number)
+def _pair(context: Context, session: Session, asked: _Asked, limits: RemediationSettings) -> _Pair:
+    owner, row = registry.model(session, asked.model), registry.version(session, asked.model, asked.number)
     if owner.champion is None:
-        raise InvalidInput(f"no version of {model!r} serves: there is nothing to judge version {number} against")
+        raise InvalidInput(f"no version of {owner.name!r} serves: there is nothing to judge version {row.version} against")
     if row.state != VersionState.CANDIDATE:
-        raise InvalidInput(f"version {number} of {model!r} is {row.state}; only a candidate can be judged by the gate")
-    champion = registry.version(session, model, owner.champion)
-    loaded = tuple(load_bundle(context.settings.models_dir / each.bundle) for each in (champion, row))
-    classes = loaded[0].spec.classes
-    developed = {each.version: data.development(each.dataset, classes) for each in (champion, row)}
-    plan = _plan(context, session, champion, [study for studies in developed.values() for study in studies], classes)
+        raise InvalidInput(f"version {row.version} of {owner.name!r} is {row.state}; only a candidate can be judged by the gate")
+    champion = registry.version(session, owner.name, owner.champion)
+    old, new = (load_bundle(context.settings.models_dir / each.bundle) for each in (champion, row))
+    require_extension(owner.name, old.spec.classes, new.spec.classes)
+    developed = [data.development(row.dataset, side.spec.classes) for row, side in ((champion, old), (row, new))]
+    plan = _plan(context, session, champion, [*developed[0], *developed[1]], (old.spec.classes, new.spec.classes), limits)
     return _Pair(
         plan=plan,
-        models=(loaded[0], loaded[1]),
+        models=(old, new),
         rule=SelectionRule.model_validate(owner.selection),
         gate=data.archived(session, context.settings.archive_dir, plan.gate),
-        old=_unlearned(developed[champion.version], developed[number], champion.version, number),
+        old=_unlearned(developed[0], developed[1], champion.version, row.version),
     )
 
 
 def _plan(
-    context: Context, session: Session, champion: ModelVersion, developed: Sequence[LabelledStudy], classes: Sequence[str]
+    context: Context,
+    session: Session,
+    champion: ModelVersion,
+    developed: Sequence[LabelledStudy],
+    classes: tuple[Sequence[str], Sequence[str]],
+    limits: RemediationSettings,
 ) -> Plan:
     """The gate's cases: none of a patient in the development data of either version or in a baseline."""
-    limits = context.settings.remediation
     taken = data.development_patients(developed, context.pseudonyms) | repository.baseline_patients(session, champion.model)
     cases = repository.labelled_cases(session, champion.model, champion.version, CaseRole.GATE)
-    plan = choose(
-        champion.version,
-        (),
-        cases,
-        classes=classes,
-        taken=taken,
-        since=None,
-        min_tune=0,
-        min_gate=limits.min_gate_cases,
-        most=limits.max_cases,
-    )
+    needs = {"min_tune": 0, "min_gate": limits.min_gate_cases, "most": limits.max_cases}
+    plan = choose(champion.version, (), cases, classes=classes[1], taken=taken, since=None, **needs)
+    share = context.settings.join.gate_share
     if isinstance(plan, TooFew):
-        wanted = labels_for(plan.missing["gate"], context.settings.join.gate_share)
+        wanted = labels_for(plan.missing["gate"], share)
         raise InvalidInput(
             f"the gate judges from {plan.gate_needed} labelled cases of its own patients on, and has {plan.gate}: about {wanted} "
             f"more labelled studies have to arrive (`reclaim labels import`). Version {champion.version} goes on serving"
         )
+    _require_cases(plan, classes[1][len(classes[0]) :], limits.min_class_cases, share, champion.version)
     return plan
+
+
+def _require_cases(plan: Plan, added: Sequence[str], least: int, share: float, champion: int) -> None:
+    """InvalidInput where the gate has too few cases of a class that only the candidate knows."""
+    counts = Counter(case.truth for case in plan.gate)
+    few = [name for name in added if counts[name] < least]
+    if few:
+        seen = "; ".join(f"{name}: {counts[name]}, so about {labels_for(least - counts[name], share)} more labels" for name in few)
+        raise InvalidInput(
+            f"the gate judges a new class from {least} labelled cases of its own patients on ({seen} of that class have to "
+            f"arrive). Version {champion} goes on serving"
+        )
+
+
+def require_extension(model: str, before: Sequence[str], after: Sequence[str]) -> None:
+    """InvalidInput where a version does not know every class of the one that serves, in its order, before any of its own."""
+    if tuple(after[: len(before)]) != tuple(before):
+        raise InvalidInput(
+            f"the version of {model!r} that serves knows the classes {', '.join(before)}; one that knows {', '.join(after)} "
+            "cannot take its place: it has to have the same, and further ones only behind them"
+        )
 
 
 def _unlearned(old: Sequence[LabelledStudy], new: Sequence[LabelledStudy], champion: int, number: int) -> Sequence[LabelledStudy]:
@@ -137,76 +172,75 @@ def _unlearned(old: Sequence[LabelledStudy], new: Sequence[LabelledStudy], champ
     return kept
 
 
-def _spend(context: Context, model: str, number: int, pair: _Pair) -> tuple[int, str]:
+def _spend(context: Context, asked: _Asked, pair: _Pair) -> tuple[int, str]:
     """Enter the judgement among the champion's runs before it is made: its share of the level is spent whatever comes of it."""
     with context.database.transaction() as tx:
-        registry.lock_model(tx.session, model)
-        run_id = natural_id("admission", model, str(number), tx.clock.now().isoformat())
+        registry.lock_model(tx.session, asked.model)
+        run_id = natural_id("admission", asked.model, str(asked.number), tx.clock.now().isoformat())
         gate = {case.patient_key for case in pair.plan.gate}
-        earlier = looks(gate, repository.gates_before(tx.session, model, run_id, pair.plan.champion))
-        repository.enter_judgement(tx, run_id, model, to_json(pair.plan) | {LOOKS: earlier})
+        earlier = looks(gate, repository.gates_before(tx.session, asked.model, run_id, pair.plan.champion))
+        repository.enter_judgement(tx, run_id, asked.model, to_json(pair.plan) | {LOOKS: earlier})
     return earlier, run_id
 
 
-def _compare(
-    context: Context, pair: _Pair, studies: Sequence[LabelledStudy], rule: SelectionRule | None
-) -> tuple[list[PairedCase], list[ScoredCase], float]:
-    """The same studies scored by both versions, each as it prepares them; how many times as long the candidate takes."""
-    settings = context.settings.inference
-    old, new = (Predictor(each, settings.device, settings.precision, settings.batch_size) for each in pair.models)
-    seen, seen_new = (data.load(studies, each.spec, rule) for each in pair.models)
-    before, after = score(old, seen), score(new, seen_new)
-    paired = [paired_case(first, second) for first, second in zip(before, after, strict=True)]
-    return paired, after, latency_ratio(old, new, seen, seen_new)
+def _judged(context: Context, pair: _Pair, plan: ReadPlan | None, asked: _Asked, earlier: int) -> _Judged:
+    champion, candidate = pair.models
+    duel = Duel(champion, candidate, context.settings.inference)
+    gate, old = duel.score(pair.gate, pair.rule), duel.score(pair.old, None)
+    rules = rules_of(context.settings, plan, looks=earlier, seed=context.settings.remediation.seed)
+    known = champion.spec.classes
+    added = candidate.spec.classes[len(known) :]
+    judgement = judge(gate.paired, old.paired, known, rules, duel.latency_ratio(gate), added)
+    return _Judged(cited(judgement, asked.cited), gate.challenger)
 
 
-def _conclude(
-    context: Context,
-    model: str,
-    number: int,
-    pair: _Pair,
-    judgement: Judgement,
-    cases: Sequence[ScoredCase],
-    *,
-    actor: str,
-    reason: str,
-    run_id: str,
-) -> None:
+def _conclude(context: Context, asked: _Asked, pair: _Pair, judged: _Judged, run_id: str) -> None:
     """Verdict, version, baseline, event and audit in one transaction. InvalidInput when something changed meanwhile."""
-    champion, promoted = pair.plan.champion, judgement.verdict == Verdict.PROMOTE
-    evidence: dict[str, Any] = {
-        "reasons": list(judgement.reasons),
-        "numbers": finite(judgement.numbers),
+    verdict, subject = judged.judgement.verdict, f"{asked.model}:{asked.number}"
+    evidence = {
+        "reasons": list(judged.judgement.reasons),
+        "numbers": finite(judged.judgement.numbers),
         "run": run_id,
-        "change_plan": pair.cited,
+        "change_plan": asked.cited,
     }
     with context.database.transaction() as tx:
-        owner, row = registry.lock_model(tx.session, model), registry.version(tx.session, model, number)
-        if owner.champion != champion or row.state != VersionState.CANDIDATE:
-            raise InvalidInput(f"{model!r} has changed while version {number} was judged; the verdict is void, ask again")
-        repository.close_judgement(tx, run_id, evidence | {"verdict": judgement.verdict, "challenger": number})
-        tx.audit(actor, "gate.judged", f"{model}:{number}", verdict=judgement.verdict, reason=reason, **evidence)
-        if promoted:
-            row.state, row.parent = VersionState.CHALLENGER, champion
-            tx.session.add(row)
-            repository.replace_baseline(tx, model, number, _rows(cases))
-            replace_reference(tx, model, number, reference_rows(model, number, cases, [case.case_key for case in cases]))
-            registry.promote(tx, model, number, actor=actor, reason=reason, run=run_id)
-        elif judgement.verdict == Verdict.REJECT:
-            registry.reject(tx, model, number, actor=actor, reason=reason, run=run_id)
-        event = MaintenancePromotion(
-            model=model,
-            challenger=number,
-            champion_before=champion,
-            champion_after=number if promoted else champion,
-            verdict=judgement.verdict,
-            reasons=judgement.reasons,
-            numbers=finite(judgement.numbers),
-            actor=actor,
-            origin=ORIGIN,
-            change_plan=pair.cited,
-        )
-        tx.emit(PROMOTION, event, event_id=run_id)
+        owner, row = registry.lock_model(tx.session, asked.model), registry.version(tx.session, asked.model, asked.number)
+        if owner.champion != pair.plan.champion or row.state != VersionState.CANDIDATE:
+            raise InvalidInput(
+                f"{asked.model!r} has changed while version {row.version} was judged; the verdict is void, ask again"
+            )
+        repository.close_judgement(tx, run_id, evidence | {"verdict": verdict, "challenger": asked.number})
+        tx.audit(asked.actor, "gate.judged", subject, verdict=verdict, reason=asked.reason, **evidence)
+        if verdict == Verdict.PROMOTE:
+            _promote(tx, asked, row, judged.cases, run_id)
+        elif verdict == Verdict.REJECT:
+            registry.reject(tx, asked.model, asked.number, actor=asked.actor, reason=asked.reason, run=run_id)
+        tx.emit(PROMOTION, _event(asked, pair.plan.champion, judged.judgement), event_id=run_id)
+
+
+def _promote(tx: Transaction, asked: _Asked, row: ModelVersion, cases: Sequence[ScoredCase], run_id: str) -> None:
+    """The candidate serves, and its gate cases are what its later ones are compared with."""
+    model, number = asked.model, asked.number
+    row.state, row.parent = VersionState.CHALLENGER, registry.model(tx.session, model).champion
+    tx.session.add(row)
+    repository.replace_baseline(tx, model, number, _rows(cases))
+    replace_reference(tx, model, number, reference_rows(model, number, cases, [case.case_key for case in cases]))
+    registry.promote(tx, model, number, actor=asked.actor, reason=asked.reason, run=run_id)
+
+
+def _event(asked: _Asked, champion: int, judgement: Judgement) -> MaintenancePromotion:
+    return MaintenancePromotion(
+        model=asked.model,
+        challenger=asked.number,
+        champion_before=champion,
+        champion_after=asked.number if judgement.verdict == Verdict.PROMOTE else champion,
+        verdict=judgement.verdict,
+        reasons=judgement.reasons,
+        numbers=finite(judgement.numbers),
+        actor=asked.actor,
+        origin=ORIGIN,
+        change_plan=asked.cited,
+    )
 
 
 def _rows(cases: Sequence[ScoredCase]) -> list[Mapping[str, Any]]:

@@ -12,9 +12,8 @@ from services.remediation.ids import natural_id
 from services.remediation.material import Material
 from services.remediation.plan import TooFew, labels_for
 from services.remediation.provenance import code_digest
-from services.remediation.run import Outcome
+from services.remediation.run import Outcome, covering
 from services.runtime import registry, telemetry
-from services.runtime.change_plans import citation
 from services.runtime.service import Context
 from services.runtime.signatures import reference_rows, replace_reference
 from services.runtime.transaction import Transaction
@@ -121,14 +120,8 @@ def _evidence(claim: jobs.Claim, material: Material, outcome: Outcome) -> dict[s
         "returning_patients": material.returning,
         "labels_of_no_class": material.plan.foreign,
         "options": material.options.model_dump(),
-        "change_plan": _cited(claim, material),
+        "change_plan": covering(material, claim.remedy),
     }
-
-
-def _cited(claim: jobs.Claim, material: Material) -> str:
-    """The plan and clause that cover the repair, empty where the model has no plan."""
-    read = material.change_plan
-    return citation(read, read.plan.clause_for(claim.remedy)) if read is not None else ""
 
 
 def finite(numbers: dict[str, float | None]) -> dict[str, float | None]:
@@ -150,6 +143,7 @@ def _enter(tx: Transaction, context: Context, claim: jobs.Claim, material: Mater
         parent=material.plan.champion,
         origin=claim.job_id,
         dataset=material.dataset,
+        classes=list(material.champion.spec.classes),
         metrics=finite(outcome.judgement.numbers),
         created_at=tx.clock.now(),
     )
@@ -194,6 +188,6 @@ def _announce(tx: Transaction, claim: jobs.Claim, material: Material, number: in
         numbers=finite(judgement.numbers),
         order_id=claim.order_id,
         actor=jobs.ACTOR,
-        change_plan=_cited(claim, material),
+        change_plan=covering(material, claim.remedy),
     )
     tx.emit(PROMOTION, event, event_id=natural_id("promotion", claim.job_id), cause=traceparent or None)

@@ -18,6 +18,8 @@ from scipy.stats import binomtest, norm
 
 from schemas.vocabulary import Verdict
 from services.remediation import betting, groups, resampling
+from services.remediation.discordance import discordant
+from services.remediation.introductions import introductions
 from services.remediation.resampling import Floats
 from services.runtime.conventions import POWER
 
@@ -43,7 +45,8 @@ class Rules:
     """Acceptance criteria, fixed before the run.
 
     `looks` counts the earlier judgements on cases of the same patients. `alpha` is what all of them may spend together on
-    the test for better. `endpoint` says what has to be better: the decisions, or the probabilities.
+    the test for better. `endpoint` says what has to be better: the decisions, or the probabilities. `min_class_cases` are
+    the gate cases that it takes of a class which only the challenger knows.
     """
 
     alpha: float = 0.05
@@ -54,6 +57,7 @@ class Rules:
     max_latency_ratio: float = 2.0
     looks: int = 0
     endpoint: Endpoint = "decisions"
+    min_class_cases: int = 20
 
     @property
     def level(self) -> float:
@@ -119,27 +123,49 @@ def judge(
     classes: Sequence[str],
     rules: Rules,
     latency_ratio: float | None = None,
+    added: Sequence[str] = (),
 ) -> Judgement:
-    """Judge a challenger on `gate` (new) and `baseline` (old) cases. Raises ValueError without any baseline case."""
+    """Judge a challenger on `gate` (new) and `baseline` (old) cases. Raises ValueError without any baseline case.
+
+    `classes` are those of the champion, `added` those that only the challenger knows (decision 0021). Cases of an added class
+    count for what is better and are judged by themselves; calibration, the known classes and subgroups are compared without them.
+    """
     if not baseline:
         msg = "without baseline cases nobody can say what the challenger has forgotten"
         raise ValueError(msg)
-    if len(gate) < rules.min_cases:
-        return _too_few(len(gate), rules)
-    found, new, old = _Findings(), _Arrays(gate, classes, rules), _Arrays(baseline, classes, rules)
-    better, needed = (_gain if rules.endpoint == "decisions" else _sounder)(new, rules, found)
-    _compare(new, found)
+    common = [case for case in gate if case.truth not in added]
+    if lacking := _lacking(gate, len(common), rules, added):
+        return lacking
+    names, found = (*classes, *added), _Findings()
+    new, old = _Arrays(common, names, rules), _Arrays(baseline, names, rules)
+    every = _Arrays(gate, names, rules) if added else new
+    better, needed = (_gain if rules.endpoint == "decisions" else _sounder)(every, rules, found)
+    _compare(every, found)
     _calibration(new, rules, found)
     _spared(new, old, classes, rules, found)
     _memory(old, classes, rules, found)
+    _introduced(every, names, added, rules, found)
     _latency(latency_ratio, rules, found)
     return _verdict(found, better=better, needed=needed, cases=len(gate))
 
 
-def _too_few(cases: int, rules: Rules) -> Judgement:
-    reason = f"The gate has {cases} labelled cases; it judges from {rules.min_cases} on."
-    numbers: dict[str, float | None] = {"gate_cases": float(cases), "gate_cases_needed": float(rules.min_cases)}
-    return Judgement(Verdict.NEED_LABELS, (reason,), numbers, rules.min_cases)
+def _lacking(gate: Sequence[PairedCase], common: int, rules: Rules, added: Sequence[str]) -> Judgement | None:
+    """What to ask for where there are too few cases to judge at all; None where there are enough."""
+    if common < rules.min_cases:
+        reason = f"The gate has {common} labelled cases; it judges from {rules.min_cases} on."
+        return _too_few(len(gate), rules.min_cases + len(gate) - common, reason)
+    counts = {name: sum(case.truth == name for case in gate) for name in added}
+    few = {name: count for name, count in counts.items() if count < rules.min_class_cases}
+    if not few:
+        return None
+    seen = ", ".join(f"{name} ({count})" for name, count in few.items())
+    reason = f"The gate has too few labelled cases of new classes: {seen}; it judges from {rules.min_class_cases} of each on."
+    return _too_few(len(gate), len(gate) + sum(rules.min_class_cases - count for count in few.values()), reason)
+
+
+def _too_few(cases: int, needed: int, reason: str) -> Judgement:
+    numbers: dict[str, float | None] = {"gate_cases": float(cases), "gate_cases_needed": float(needed)}
+    return Judgement(Verdict.NEED_LABELS, (reason,), numbers, needed)
 
 
 def _verdict(found: _Findings, *, better: bool, needed: int, cases: int) -> Judgement:
@@ -155,7 +181,7 @@ def _verdict(found: _Findings, *, better: bool, needed: int, cases: int) -> Judg
 
 def _gain(cases: _Arrays, rules: Rules, found: _Findings) -> tuple[bool, int]:
     """Whether the challenger is shown to be better, and how many cases would show it where it is not (0: no gain is seen)."""
-    wins, losses = _discordant(cases)
+    wins, losses = discordant(cases.patients, (cases.new - cases.old).tolist())
     p_value = float(binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue) if wins + losses else 1.0
     found.numbers |= {
         "gate_cases": float(len(cases.truth)),
@@ -200,13 +226,6 @@ def _sounder(cases: _Arrays, rules: Rules, found: _Findings) -> tuple[bool, int]
         return True, 0
     found.support.append(f"Not shown to give more trustworthy probabilities: {seen} ({limit}).")
     return False, betting.cases_for(evidence, len(cases.truth), rules.level / 2)
-
-
-def _discordant(cases: _Arrays) -> tuple[int, int]:
-    balance: dict[str, float] = {}
-    for patient, change in zip(cases.patients, cases.new - cases.old, strict=True):
-        balance[patient] = balance.get(patient, 0.0) + float(change)
-    return sum(value > 0 for value in balance.values()), sum(value < 0 for value in balance.values())
 
 
 def cases_needed(wins: int, losses: int, cases: int, alpha: float) -> int:
@@ -268,6 +287,18 @@ def _spared(cases: _Arrays, old: _Arrays, classes: Sequence[str], rules: Rules, 
         found.support.append(f"No class that the gate's cases show loses more recall than the tolerated {rules.margin:.1%}.")
     _unchecked(cases, classes, rules, found, "gate", small)
     _subgroups(cases, rules, found, "gate")
+
+
+def _introduced(cases: _Arrays, names: Sequence[str], added: Sequence[str], rules: Rules, found: _Findings) -> None:
+    """Classes that only the challenger knows have to be read better than by guessing."""
+    truths = [names[label] for label in cases.truth.tolist()]
+    for each in introductions(truths, cases.new.tolist(), cases.patients, added, len(names)):
+        found.numbers |= {f"added_cases:{each.name}": float(each.cases), f"added_recall:{each.name}": each.recall}
+        found.numbers[f"added_p:{each.name}"] = each.p_value
+        if each.p_value <= rules.bound_level:
+            found.support.append(f"The new class {each.name} is read: {each.words}.")
+        else:
+            found.objections.append(f"The new class {each.name} is not shown to be read: {each.words}.")
 
 
 def _memory(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings) -> None:

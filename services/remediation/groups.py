@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from services.remediation import resampling
+from services.remediation.discordance import discordant
 from services.remediation.resampling import Floats
 
 FACETS: Final = (
@@ -74,8 +75,5 @@ def groups_of(
 
 def _shown(patients: Sequence[str], loss: Floats) -> float:
     """P-value of the exact test that more patients are read worse than better."""
-    balance: dict[str, float] = {}
-    for patient, lost in zip(patients, loss.tolist(), strict=True):
-        balance[patient] = balance.get(patient, 0.0) + lost
-    worse, better = sum(each > 0 for each in balance.values()), sum(each < 0 for each in balance.values())
+    worse, better = discordant(patients, loss.tolist())
     return float(binomtest(worse, worse + better, 0.5, alternative="greater").pvalue) if worse + better else 1.0

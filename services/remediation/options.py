@@ -49,9 +49,13 @@ def options_of(settings: Settings, ordered: Mapping[str, Any]) -> RunOptions:
         raise InvalidInput(f"the order's settings cannot be used ({faults})") from None
 
 
-def repair_settings(options: RunOptions, device: str, reservoir: int) -> RepairSettings:
-    """The settings of the repair; `reservoir` bounds the old cases for rehearsal."""
+def repair_settings(options: RunOptions, device: str, reservoir: int, devices: int = 1) -> RepairSettings:
+    """The settings of the repair; `reservoir` bounds the old cases for rehearsal, `devices` share each batch."""
     training = TrainingSettings(
-        **options.model_dump(exclude={"search"}), device=device, patience=max(3, options.epochs // 2), precision="float32"
+        **options.model_dump(exclude={"search"}),
+        device=device,
+        devices=devices,
+        patience=max(3, options.epochs // 2),
+        precision="float32",
     )
     return RepairSettings(training=training, search=options.search, reservoir=reservoir)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from schemas.vocabulary import Remedy, Verdict
+from services.remediation.discordance import discordant
 from services.remediation.gate import Judgement, PairedCase, Rules, cases_that_show
 
 SCREENED: Final = (Remedy.RETHRESHOLD, Remedy.ADAPT_STATISTICS)
@@ -22,7 +23,8 @@ def unpromising(
     """A rejection without a judgement, None where the repair shall be judged. `usual`: recalls of the old classes."""
     before, after = (_macro_recall(taught, classes, side) for side in ("champion", "challenger"))
     lost = sum(usual.values()) / max(len(usual), 1) - before
-    wins, losses = _discordant(taught)
+    changes = [float(_right(case, "challenger")) - _right(case, "champion") for case in taught]
+    wins, losses = discordant((case.patient for case in taught), changes)
     needed = cases_that_show(wins, losses, len(taught), rules.level)
     if 0 < needed <= gate_cases or (wins > losses and after - before >= ENOUGH * lost):
         return None
@@ -48,11 +50,3 @@ def _macro_recall(cases: Sequence[PairedCase], classes: Sequence[str], side: str
     groups = ([_right(case, side) for case in cases if case.truth == name] for name in classes)
     recalls = [sum(group) / len(group) for group in groups if group]
     return sum(recalls) / max(len(recalls), 1)
-
-
-def _discordant(cases: Sequence[PairedCase]) -> tuple[int, int]:
-    """Patients whom the challenger reads better, and whom it reads worse."""
-    balance: dict[str, int] = {}
-    for case in cases:
-        balance[case.patient] = balance.get(case.patient, 0) + _right(case, "challenger") - _right(case, "champion")
-    return sum(value > 0 for value in balance.values()), sum(value < 0 for value in balance.values())

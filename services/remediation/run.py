@@ -4,38 +4,33 @@ The only effects before the verdict are checkpoints, a bundle nobody knows and p
 """
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from models.bundle import BundleInfo, LoadedModel, load_bundle, save_bundle
-from models.data import LabelledStudy, TensorSet, split_by_patient
-from models.predictor import Predictor
+from models.bundle import BundleInfo, load_bundle, save_bundle
+from models.data import split_by_patient
 from models.remedies import REFERENCE, STRATEGIES, Hooks, RepairData, Repaired, repair
-from models.scoring import ScoredCase, score
-from models.spec import SelectionRule
+from models.scoring import ScoredCase
 from models.training_settings import EpochRecord
 from schemas.vocabulary import Remedy
 from services.remediation import data, jobs, options
-from services.remediation.gate import Endpoint, Judgement, PairedCase, Rules, judge
+from services.remediation.comparison import Duel
+from services.remediation.criteria import rules_of
+from services.remediation.gate import Endpoint, Judgement, Rules, judge
 from services.remediation.ids import natural_id
 from services.remediation.material import Material
 from services.remediation.promise import SCREENED, unpromising
-from services.runtime.change_plans import citation, latency_limit, tightened
+from services.runtime.change_plans import citation
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 VALID_SHARE = 0.2
-TIMED = 16
 OLD_VALID = 200
 """Held-out old cases that a repair's choices are made on."""
 CHOICE = 2
 """Old cases that are read for each one that may be rehearsed."""
-REPEATS = 9
 
 
 @dataclass(frozen=True)
@@ -55,34 +50,30 @@ def execute(context: Context, claim: jobs.Claim, material: Material, keeper: job
     repaired = _repair(context, claim, material, keeper)
     keeper.check()
     bundle = _save(context, claim, material, repaired)
-    challenger = load_bundle(bundle.folder)
-    rules = rules_of(context, material, claim.remedy)
-    refused = _screened(context, claim, material, challenger, repaired, rules, keeper)
-    clause = material.change_plan.plan.clause_for(claim.remedy) if material.change_plan else None
-    plan = citation(material.change_plan, clause)
+    rules, plan = _rules(context, material, claim.remedy), covering(material, claim.remedy)
+    duel = Duel(material.champion, load_bundle(bundle.folder), context.settings.inference, keeper.check)
+    refused = _screened(claim, material, duel, repaired, rules)
     if refused is not None:
         return Outcome(bundle, cited(refused, plan), (), repaired, judged=False)
-    gate, gate_cases, ratio = _compare(context, material, challenger, material.gate, material.rule, keeper)
-    baseline, _, _ = _compare(context, material, challenger, data.split_of(material.old, TEST), None, keeper)
-    judgement = judge(gate, baseline, material.champion.spec.classes, rules, ratio)
-    return Outcome(bundle, cited(judgement, plan), gate_cases, repaired)
+    gate = duel.score(material.gate, material.rule)
+    baseline = duel.score(data.split_of(material.old, TEST), None)
+    judgement = judge(gate.paired, baseline.paired, material.champion.spec.classes, rules, duel.latency_ratio(gate))
+    return Outcome(bundle, cited(judgement, plan), gate.challenger, repaired)
 
 
-def _screened(
-    context: Context,
-    claim: jobs.Claim,
-    material: Material,
-    challenger: LoadedModel,
-    repaired: Repaired,
-    rules: Rules,
-    keeper: jobs.LeaseKeeper,
-) -> Judgement | None:
+def _screened(claim: jobs.Claim, material: Material, duel: Duel, repaired: Repaired, rules: Rules) -> Judgement | None:
     """A rejection without the gate, for a cheap rung that gives back too little; None for whatever shall be judged."""
     if claim.remedy not in SCREENED or repaired.unchanged:
         return None
-    taught, _, _ = _compare(context, material, challenger, material.tune, material.rule, keeper)
+    taught = duel.score(material.tune, material.rule).paired
     usual = repaired.record.get(REFERENCE, {})
     return unpromising(taught, usual, len(material.gate), material.champion.spec.classes, rules)
+
+
+def covering(material: Material, remedy: Remedy) -> str:
+    """The change control plan and the clause of it that cover the repair; empty where the model has no plan."""
+    read = material.change_plan
+    return citation(read, read.plan.clause_for(remedy) if read else None)
 
 
 def cited(judgement: Judgement, plan: str) -> Judgement:
@@ -90,22 +81,11 @@ def cited(judgement: Judgement, plan: str) -> Judgement:
     return replace(judgement, reasons=(f"Covered by the {plan}.", *judgement.reasons)) if plan else judgement
 
 
-def rules_of(context: Context, material: Material, remedy: Remedy) -> Rules:
-    """The gate's criteria by the settings; a recalibration has to show better probabilities, all else better decisions."""
-    limits = tightened(context.settings.remediation, material.change_plan)
-    draws = context.settings.evaluation.bootstrap_draws
-    seed = material.options.seed
+def _rules(context: Context, material: Material, remedy: Remedy) -> Rules:
+    """A recalibration has to show better probabilities, all else better decisions."""
     endpoint: Endpoint = "probabilities" if remedy == Remedy.RECALIBRATE else "decisions"
-    return Rules(
-        limits.gate_alpha,
-        limits.gate_margin,
-        limits.min_gate_cases,
-        draws,
-        seed,
-        latency_limit(material.change_plan),
-        looks=material.looks,
-        endpoint=endpoint,
-    )
+    looks, seed = material.looks, material.options.seed
+    return rules_of(context.settings, material.change_plan, looks=looks, seed=seed, endpoint=endpoint)
 
 
 def checkpoints(context: Context, claim: jobs.Claim) -> Path:
@@ -134,7 +114,7 @@ def _repair(context: Context, claim: jobs.Claim, material: Material, keeper: job
         should_stop=keeper.must_end,
         checkpoint_dir=checkpoints(context, claim),
     )
-    ties = options.repair_settings(chosen, context.settings.inference.device, limits.max_cases)
+    ties = options.repair_settings(chosen, context.settings.inference.device, limits.max_cases, limits.devices)
     return repair(claim.remedy, material.champion, _sets(claim, material, limits.max_cases, keeper), ties, hooks)
 
 
@@ -183,46 +163,3 @@ def _save(context: Context, claim: jobs.Claim, material: Material, repaired: Rep
     }
     folder = context.settings.models_dir / claim.model / name
     return save_bundle(folder, repaired.spec, repaired.module, training, now=context.clock.now())
-
-
-def _compare(
-    context: Context,
-    material: Material,
-    challenger: LoadedModel,
-    studies: Sequence[LabelledStudy],
-    rule: SelectionRule | None,
-    keeper: jobs.LeaseKeeper,
-) -> tuple[list[PairedCase], list[ScoredCase], float]:
-    """The same studies scored by both versions, and how many times as long the challenger takes."""
-    settings = context.settings.inference
-    tensors = data.load(studies, material.champion.spec, rule, keeper.check)
-    old, new = (
-        Predictor(each, settings.device, settings.precision, settings.batch_size) for each in (material.champion, challenger)
-    )
-    before, after = score(old, tensors), score(new, tensors)
-    paired = [paired_case(first, second) for first, second in zip(before, after, strict=True)]
-    return paired, after, latency_ratio(old, new, tensors)
-
-
-def paired_case(champion: ScoredCase, challenger: ScoredCase) -> PairedCase:
-    """One study as both versions scored it."""
-    facets = champion.seen.facets if champion.seen is not None else {}
-    return PairedCase(champion.case_key, champion.patient, champion.truth, champion.probabilities, challenger.probabilities, facets)
-
-
-def latency_ratio(old: Predictor, new: Predictor, tensors: TensorSet, prepared_for_new: TensorSet | None = None) -> float:
-    """Shortest time of the challenger over that of the champion on the same studies, measured in turns.
-
-    The shortest, because whatever else the machine does only ever adds to a time. `prepared_for_new` are the same studies
-    where the challenger prepares them in its own way.
-    """
-    samples = (tensors.studies[:TIMED], (prepared_for_new or tensors).studies[:TIMED])
-    times: dict[int, list[float]] = {0: [], 1: []}
-    for _ in range(REPEATS):
-        for side, predictor in enumerate((old, new)):
-            started = time.perf_counter()
-            predictor.predict(samples[side])
-            if predictor.device.type == "cuda":
-                torch.cuda.synchronize(predictor.device)
-            times[side].append(time.perf_counter() - started)
-    return min(times[1]) / max(min(times[0]), 1e-9)

@@ -43,12 +43,13 @@ def register_bundle(
     challenger: bool = False,
     on_study: Callable[[int], None] | None = None,
     accept: Accept = refuse,
+    parent: int | None = None,
 ) -> ModelVersion:
     """Enter a bundle as the next version of its model and return the row. Where none serves it becomes the champion.
 
     `dataset` is the manifest of the development data; its split `test` becomes the baseline. A version whose baseline is at
-    chance level serves only when `accept` says so (decision 0009). Raises InvalidInput for a data set without a test
-    split, BrokenBundle and InvalidDataset for what they say.
+    chance level serves only when `accept` says so (decision 0009). `parent` is the version it was made from. Raises
+    InvalidInput for a data set without a test split, BrokenBundle and InvalidDataset for what they say.
     """
     loaded = load_bundle(bundle)
     spec = loaded.spec
@@ -66,7 +67,7 @@ def register_bundle(
         registry.register_model(tx, spec.name, spec.task, list(spec.classes), rule.model_dump(mode="json"))
         registry.lock_model(tx.session, spec.name)
         row = _version_row(tx, context, bundle, dataset, spec, loaded.info.sha256)
-        row.state = VersionState.CHALLENGER if challenger else VersionState.CANDIDATE
+        row.state, row.parent = VersionState.CHALLENGER if challenger else VersionState.CANDIDATE, parent
         baseline = baseline_rows(spec.name, row.version, cases, issuers, context.pseudonyms)
         registry.add_version(tx, row, baseline, actor=actor, serve=serve)
         replace_reference(tx, spec.name, row.version, _reference(spec.name, row.version, cases, probes))
@@ -142,6 +143,7 @@ def _version_row(tx: Transaction, context: Context, bundle: Path, dataset: Path,
         sha256=sha256,
         origin="registered",
         dataset=str(dataset.resolve()),
+        classes=list(spec.classes),
         created_at=tx.clock.now(),
     )
 

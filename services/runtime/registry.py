@@ -65,6 +65,15 @@ def versions(session: Session, name: str) -> Sequence[ModelVersion]:
     return session.exec(select(ModelVersion).where(ModelVersion.model == name).order_by(col(ModelVersion.version))).all()
 
 
+def classes_of(session: Session, name: str, number: int) -> tuple[str, ...]:
+    """Classes that a version knows, in the order of its outputs."""
+    return _classes(model(session, name), version(session, name, number))
+
+
+def _classes(owner: RegisteredModel, row: ModelVersion) -> tuple[str, ...]:
+    return tuple(row.classes or owner.classes)
+
+
 def served_versions(session: Session, name: str) -> list[int]:
     """Versions that have served before and may come back, newest first."""
     return [row.version for row in reversed(versions(session, name)) if row.state == VersionState.ARCHIVED]
@@ -97,7 +106,8 @@ def next_version(session: Session, name: str) -> int:
 def register_model(tx: Transaction, name: str, task: str, classes: list[str], selection: dict[str, Any]) -> RegisteredModel:
     """Enter a model if it is new. One whose versions are all retired is defined anew, otherwise task and classes must agree.
 
-    InvalidInput when they differ.
+    Further classes behind those that serve are those of the version alone until it serves. InvalidInput when they differ
+    otherwise.
     """
     existing = tx.session.get(RegisteredModel, name)
     if existing is None:
@@ -115,14 +125,26 @@ def register_model(tx: Transaction, name: str, task: str, classes: list[str], se
 
 
 def require_same(session: Session, name: str, task: str, classes: Sequence[str]) -> None:
-    """InvalidInput when a model of that name has another task or other classes and a version that is not retired."""
+    """InvalidInput when a model of that name has another task or other classes and a version that is not retired.
+
+    Classes may be added behind those there are (decision 0021).
+    """
     existing = session.get(RegisteredModel, name)
-    if existing is None or (existing.task, existing.classes) == (task, list(classes)) or _all_retired(session, name):
+    if existing is None or _all_retired(session, name):
         return
-    raise InvalidInput(
-        f"model {name!r} is registered for task {existing.task!r} with classes {existing.classes}; take another name, or "
-        f"retire it first: reclaim models retire {name}"
-    )
+    if (existing.task, existing.classes) != (task, list(classes[: len(existing.classes)])):
+        raise InvalidInput(
+            f"model {name!r} is registered for task {existing.task!r} with classes {existing.classes}; take another name, or "
+            f"retire it first: reclaim models retire {name}"
+        )
+
+
+def known_classes(session: Session, name: str, task: str) -> tuple[str, ...]:
+    """Classes of a model of that name and task in their order; none where there is none, or all its versions are retired."""
+    existing = session.get(RegisteredModel, name)
+    if existing is None or existing.task != task or _all_retired(session, name):
+        return ()
+    return tuple(existing.classes)
 
 
 def _all_retired(session: Session, name: str) -> bool:
@@ -144,9 +166,15 @@ def add_version(
     tx.session.flush()
     tx.session.add_all(baseline)
     if owner.champion is None and serve:
-        row.state, owner.champion = VersionState.CHAMPION, row.version
-        tx.session.add(owner)
+        row.state = VersionState.CHAMPION
+        _hand_over(tx, owner, row)
     tx.audit(actor, "version.added", f"{row.model}:{row.version}", sha256=row.sha256, baseline=len(baseline), origin=row.origin)
+
+
+def _hand_over(tx: Transaction, owner: RegisteredModel, row: ModelVersion) -> None:
+    """The version is the champion, and the model's classes are its classes."""
+    owner.champion, owner.classes = row.version, list(_classes(owner, row))
+    tx.session.add_all([owner, row])
 
 
 def begin_serving(tx: Transaction, name: str, number: int, *, actor: str, **evidence: Any) -> None:
@@ -161,8 +189,8 @@ def begin_serving(tx: Transaction, name: str, number: int, *, actor: str, **evid
         raise InvalidInput(f"version {number} of {name!r} is {row.state}, only a candidate can begin to serve")
     if not baseline(tx.session, name, number):
         raise InvalidInput(f"version {number} of {name!r} has no baseline, so nothing speaks for it")
-    row.state, row.champion_before, owner.champion = VersionState.CHAMPION, None, number
-    tx.session.add_all([row, owner])
+    row.state, row.champion_before = VersionState.CHAMPION, None
+    _hand_over(tx, owner, row)
     tx.audit(actor, "version.began_serving", f"{name}:{number}", **evidence)
 
 
@@ -179,8 +207,9 @@ def promote(tx: Transaction, name: str, number: int, *, actor: str, **evidence: 
         raise InvalidInput(f"version {number} of {name!r} is {challenger.state}, only a challenger can be promoted")
     before = version(tx.session, name, owner.champion)
     before.state, challenger.state = VersionState.ARCHIVED, VersionState.CHAMPION
-    challenger.champion_before, owner.champion = before.version, number
-    tx.session.add_all([before, challenger, owner])
+    challenger.champion_before = before.version
+    tx.session.add(before)
+    _hand_over(tx, owner, challenger)
     tx.audit(actor, "version.promoted", f"{name}:{number}", replaced=before.version, **evidence)
     return before.version
 
@@ -208,8 +237,8 @@ def roll_back(tx: Transaction, name: str, number: int | None = None, *, actor: s
     if current is not None:
         current.state = VersionState.ARCHIVED
         tx.session.add(current)
-    target.state, owner.champion = VersionState.CHAMPION, target.version
-    tx.session.add_all([target, owner])
+    target.state = VersionState.CHAMPION
+    _hand_over(tx, owner, target)
     taken_out = current.version if current is not None else None
     tx.audit(actor, "version.rolled_back", f"{name}:{target.version}", taken_out=taken_out)
     return taken_out, target.version

@@ -92,11 +92,12 @@ def test_a_stopped_model_scores_nothing_until_resumed(registered: Database) -> N
             assert [version.version for _, version in registry.scoring_versions(session)] == expected
 
 
-def test_a_model_keeps_its_task_and_classes(registered: Database) -> None:
+@pytest.mark.parametrize(("task", "classes"), [("other", ["a", "b"]), ("pneumonia", ["a"]), ("pneumonia", ["b", "a", "c"])])
+def test_a_model_keeps_its_task_and_classes(registered: Database, task: str, classes: list[str]) -> None:
     with registered.transaction() as tx:
         assert registry.register_model(tx, "chest", "pneumonia", ["a", "b"], {}).champion == 1
     with pytest.raises(InvalidInput, match="registered for task"), registered.transaction() as tx:
-        registry.register_model(tx, "chest", "pneumonia", ["a", "b", "c"], {})
+        registry.register_model(tx, "chest", task, classes, {})
 
 
 def test_unknown_names_are_answered_with_the_known_ones(registered: Database) -> None:

@@ -608,6 +608,7 @@ def upgrade() -> None:
         sa.Column("champion_before", sa.Integer(), nullable=True),
         sa.Column("origin", sa.String(length=64), nullable=False),
         sa.Column("dataset", sa.String(length=512), nullable=False),
+        sa.Column("classes", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("metrics", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint(

@@ -1,0 +1,85 @@
+"""Two versions on the same studies: what each says of them, and, for the gate, how long each takes."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from models.bundle import LoadedModel
+from models.data import LabelledStudy, TensorSet
+from models.predictor import Predictor
+from models.scoring import ScoredCase, score
+from models.spec import SelectionRule
+from schemas.settings import InferenceSettings
+from services.remediation import data
+from services.remediation.gate import PairedCase
+
+TIMED = 16
+"""Studies that the time is measured on."""
+REPEATS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Studies as both versions scored them: in pairs for the gate, and the challenger's scores. `tensors` as each takes them."""
+
+    paired: Sequence[PairedCase]
+    challenger: Sequence[ScoredCase]
+    tensors: tuple[TensorSet, TensorSet]
+
+
+class Duel:
+    """Champion and challenger, ready to score; the challenger may know further classes behind the champion's."""
+
+    def __init__(
+        self,
+        champion: LoadedModel,
+        challenger: LoadedModel,
+        settings: InferenceSettings,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._specs, self._check = (champion.spec, challenger.spec), check
+        self._sides = tuple(
+            Predictor(each, settings.device, settings.precision, settings.batch_size) for each in (champion, challenger)
+        )
+
+    def score(self, studies: Sequence[LabelledStudy], rule: SelectionRule | None) -> Compared:
+        """The same studies scored by both, each as it prepares them. Raises InvalidDataset, and whatever `check` raises."""
+        old, new = self._specs
+        prepared = data.load(studies, new, rule, self._check)
+        # A repair prepares its images as the champion does, so that they are read once.
+        same = old.preprocessing == new.preprocessing
+        before = prepared if same else data.load(studies, old.model_copy(update={"classes": new.classes}), rule, self._check)
+        scored = [score(side, seen, new.classes) for side, seen in zip(self._sides, (before, prepared), strict=True)]
+        paired = [_paired(first, second) for first, second in zip(*scored, strict=True)]
+        return Compared(paired, scored[1], (before, prepared))
+
+    def latency_ratio(self, on: Compared) -> float:
+        """Shortest time of the challenger over that of the champion on some of these studies, measured in turns.
+
+        On a CPU it is this process's processor time: a version must not be turned down because others kept the machine busy.
+        The shortest, because whatever else happens only ever adds to a time.
+        """
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(REPEATS):
+            for side, tensors, taken in zip(self._sides, on.tensors, times, strict=True):
+                taken.append(_seconds(side, tensors))
+        return min(times[1]) / max(min(times[0]), 1e-9)
+
+
+def _seconds(side: Predictor, tensors: TensorSet) -> float:
+    on_gpu = side.device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    started = clock()
+    side.predict(tensors.studies[:TIMED])
+    if on_gpu:
+        torch.cuda.synchronize(side.device)
+    return clock() - started
+
+
+def _paired(champion: ScoredCase, challenger: ScoredCase) -> PairedCase:
+    """One study as both scored it; a class that the champion does not know has no probability there."""
+    facets = champion.seen.facets if champion.seen is not None else {}
+    known = {name: champion.probabilities.get(name, 0.0) for name in challenger.probabilities}
+    return PairedCase(champion.case_key, champion.patient, champion.truth, known, challenger.probabilities, facets)
