@@ -4,6 +4,7 @@ The defence is not the rule: code must not log an identity in the first place. I
 traceback quotes from a file's header.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -45,9 +46,16 @@ MOST_CHARACTERS: Final = 4096
 """Of a message or a traceback: what a peer sends must not decide how long a line is."""
 
 
+REPEATED_AFTER_S: Final = 30.0
+"""A line of the Kafka client is shown once in this time: each of a process's consumers says the same at every attempt."""
+KINDS_KEPT: Final = 500
+
+
 def setup(settings: Settings, service: str) -> None:
     """Send this process's log to standard error; replaces earlier handlers."""
     handler = logging.StreamHandler(sys.stderr)
+    if settings.log_level != "DEBUG":
+        handler.addFilter(ClientNoise())
     handler.setFormatter(JsonLines(service) if settings.log_format == "json" else TextLines(service))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -82,6 +90,36 @@ def _cut(text: str) -> str:
 def _cut_traceback(text: str) -> str:
     """Its end says what happened and where."""
     return text if len(text) <= MOST_CHARACTERS else "[cut] " + text[-MOST_CHARACTERS:]
+
+
+class ClientNoise(logging.Filter):
+    """Passes what the libraries below the bus say once, with the count of what was left out since.
+
+    A batch that is cut off when its process ends is delivered again: that is no fault and needs no traceback.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is shown; its text gets the count."""
+        library = record.name.partition(".")[0]
+        if library == "faststream" and record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+            return False
+        if library != "aiokafka":
+            return True
+        kind = (record.name, str(record.msg))
+        at, left_out = self._shown.get(kind, (-REPEATED_AFTER_S, 0))
+        if record.created - at < REPEATED_AFTER_S:
+            self._shown[kind] = (at, left_out + 1)
+            return False
+        if len(self._shown) > KINDS_KEPT:
+            self._shown.clear()
+        self._shown[kind] = (record.created, 0)
+        if left_out:
+            record.msg = f"{record.msg} ({left_out} more like this)"
+        return True
 
 
 class TextLines(logging.Formatter):

@@ -1,5 +1,6 @@
 """Log lines: readable, machine-readable, and without identities."""
 
+import asyncio
 import json
 import logging
 import time
@@ -97,6 +98,42 @@ def test_a_message_cannot_forge_lines_or_command_a_terminal(tmp_path: Path, caps
     assert out.splitlines()[0].endswith("one\\n08:00:00 INFO two\\r\\x1b[2J\\x9b\\u2028")
     assert "\x1b" not in out
     assert "Traceback (most recent call last):\n" in out
+
+
+def test_a_broker_that_is_away_does_not_fill_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(time, "time_ns", lambda: int(now * 1e9))
+    logs.setup(Settings(state_dir=tmp_path), "bus")
+    client, ours = logging.getLogger("aiokafka.client"), logging.getLogger("services.runtime.bus")
+    for number in range(200):
+        client.error("Unable connect to node with id %s: %s", 111, f"attempt {number}")
+        client.error("Unable to update metadata from %s", [111])
+    for _ in range(3):
+        ours.error("a consumer has a bug")
+    now += logs.REPEATED_AFTER_S + 1
+    client.error("Unable connect to node with id %s: %s", 111, "again")
+    lines = [line.split("bus", 1)[1].strip() for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "Unable connect to node with id 111: attempt 0",
+        "Unable to update metadata from [111]",
+        *["a consumer has a bug"] * 3,
+        "Unable connect to node with id 111: again (199 more like this)",
+    ]
+
+
+def test_a_batch_that_is_cut_off_at_the_end_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.setup(Settings(state_dir=tmp_path), "bus")
+    for error in (asyncio.CancelledError(), ValueError("a bug")):
+        try:
+            raise error
+        except (asyncio.CancelledError, ValueError) as found:
+            logging.getLogger("faststream.access.kafka").exception("%s: ", type(found).__name__)
+    out = capsys.readouterr().err
+    assert "CancelledError" not in out
+    assert "a bug" in out
 
 
 def test_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
