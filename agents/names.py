@@ -10,6 +10,22 @@ from typing import Final
 _WORD: Final = re.compile(r"[a-z0-9]+")
 GENERIC: Final = frozenset({"model", "the", "classifier", "net", "network", "v1", "v2", "v3"})
 _CLOSE: Final = 0.8
+_ALIKE: Final = tuple(
+    frozenset(group.split())
+    for group in (
+        "breast mg mammo mammography mammogram mammograms mammografie mammographie sein",
+        "xray radiograph radiographs radiography rontgen rontgenbild cxr radiographie",
+        "ct tomography computertomographie scanner tdm",
+        "mri mr mrt irm",
+        "brain cerebral cranial gehirn hirn cerveau",
+        "chest thorax thoracic lung lungs pulmonary lunge poumon",
+        "knee knie genou",
+        "liver hepatic leber foie",
+        "prostate prostata",
+        "bone knochen os",
+    )
+)
+"""Words for the same organ or modality, in English, German and French; each may stand for the others in a model's name."""
 
 
 def fold(text: str) -> str:
@@ -87,7 +103,7 @@ def _by_nickname(tokens: Sequence[str], known: Sequence[str]) -> Mentioned:
 def matches(token: str, name: str) -> bool:
     """Whether a word is a distinctive part of a name, a typo allowed in words of four letters or more."""
     parts = [part for part in words(name) if part not in GENERIC]
-    if token in parts:
+    if token in parts or any(token in group and not group.isdisjoint(parts) for group in _ALIKE):
         return True
     long_parts = [part for part in parts if len(part) >= 4]
     return len(token) >= 4 and bool(difflib.get_close_matches(token, long_parts, 1, _CLOSE))

@@ -33,7 +33,9 @@ _DAY: Final = (
     rf"|{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?(?: ?,)?(?: \d{{4}})?|(?:last )?(?:{'|'.join(WEEKDAYS)})"
     rf"|yesterday|today|{_MONTH}(?: \d{{4}})?)"
 )
-_SINCE: Final = re.compile(rf"\b(?:since|after|starting)(?: on| with)?(?: the)? (?P<a>{_DAY})(?! (?:to|until|till) )\b")
+_SINCE: Final = re.compile(
+    rf"\b(?:since|after|starting)(?: on| with)?(?: the)?(?: (?:start|beginning) of)? (?P<a>{_DAY})(?! (?:to|until|till) )\b"
+)
 _FROM: Final = re.compile(rf"\bfrom(?: the)? (?P<a>{_DAY})\b")
 _UNTIL: Final = re.compile(rf"\b(?:until|till|up to|before)(?: the)? (?P<b>{_DAY})\b")
 _BETWEEN: Final = re.compile(

@@ -43,7 +43,11 @@ CANCEL_RUN: Final = "cancel_run"
 INTENTS: Final[tuple[Intent, ...]] = (
     Intent(
         CANNOT,
-        _any(r"^(?:please |now |then )*(?:delete|erase|drop|wipe|e ?-? ?mail|mail|fax|print|forward|upload|download|export)\b"),
+        _any(
+            r"^(?:please |now |then )*(?:delete|erase|drop|wipe|e ?-? ?mail|mail|fax|print|forward|upload|download|export)\b",
+            r"\b(?:make|get|turn|keep)\b.*\b(?:100 ?%|perfect|flawless|infallible|error ?-? ?free|always right)",
+            r"^(?:please |now |then )*(?:guarantee|promise|ensure|make sure)\b",
+        ),
         model=False,
     ),
     Intent(CANCEL_RUN, _any(rf"\b(?:stop|cancel|abort|kill|pause|halt|interrupt)\b.*\b{_TUNING}\b"), model=False),
@@ -54,6 +58,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\bgo ahead\b",
             r"\bmy approval\b",
             r"\brelease\b.*\border\b",
+            r"\b(?:thumbs up|green light|go for|fine with|ok for|ok to|yes to|yes for)\b.*\bord-",
         ),
         order=True,
         model=False,
@@ -64,6 +69,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         _any(
             r"\b(?:reject|deny|refuse|cancel|veto|withdraw|dismiss)\b",
             r"\bturn\b.*\bdown\b",
+            r"\b(?:thumbs down|red light)\b.*\bord-",
             r"\bdecline\b.*\b(?:orders?|ord-[0-9a-f]+|remedy|proposal)\b",
         ),
         order=True,
@@ -74,7 +80,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "order_rollback",
         _any(
             r"\broll?(?:ing)?[ -]?back\b|^(?:please )?roll\b.*\bback\b",
-            r"\b(?:put|bring|set|take|turn)\b.*\bback to (?:v|version )\s*\d",
+            r"\b(?:put|bring|set|take|turn|move|get)\b.*\bback (?:to|on|at|in)\b.*\b(?:v|version )\s*\d",
             r"\b(?:want|put|bring|let)\b.*\bversion \d+\b.*\b(?:again|back)\b",
             r"\bundo\b.*\b(?:update|promotion|change|version|@model)\b",
             r"\b(?:switch|go|change)\b.*\bback to (?:v|version )\s*\d",
@@ -89,6 +95,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         _any(
             rf"\b(?:resume|restart|reactivate|unpause|re-?enable|reenable)\b{_ABOUT_OTHERS}",
             r"\blet\b.*\b(?:serve|score|work)\b.*\bagain\b",
+            r"\b(?:get|set|keep)\b.*\b(?:going|running|serving|working)\b.*\bagain\b",
             r"\b(?:start|begin)\b.*\b(?:serving|scoring|using|service)\b",
             r"\b(?:put|bring|take|switch|turn)\b.*\b(?:back (?:online|on|into service|in service)|online again|on again)\b",
         ),
@@ -99,6 +106,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "order_stop_serving",
         _any(
             rf"\b(?:{_STOP}|shut (?:off|down)|switch off|turn off)\b{_ABOUT_OTHERS}.*\b{_TARGET}\b",
+            rf"\b(?:shut|switch|turn)\b{_ABOUT_OTHERS}.*\b{_TARGET}\b.*\b(?:down|off)\b",
             rf"@model\b{_ABOUT_OTHERS}.*\b(?:off|offline|out of service)\b",
             rf"\btake\b{_ABOUT_OTHERS}.*\b(?:offline|out of service|off line)\b",
         ),
@@ -111,7 +119,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             rf"\b(?:request|ask|get|need|order|want|collect|obtain)\b.*\b{_LABELS}\b",
             r"\blabel request\b",
             r"\b(?:label|annotate)\b.*\b(?:cases|studies|images|more)\b",
-            r"^\d+ (?:more|new|additional|further) labels?\b",
+            r"^(?:please )?\d+ (?:more|new|additional|further) labels?\b",
         ),
         order=True,
         instead="model_status",
@@ -137,7 +145,8 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\breplay\b",
             r"\b(?:start|run|launch|kick off|do|make|perform|trigger|order|need|want|begin|redo)\b.*\b(?:re-?)?evaluation\b",
             r"\b5 (?:%|percent) rule\b|\breclaim rule\b|\bcusum\b|\bpaired (?:rule|detector)\b",
-            r"\btest\b.*@model.*\b(?:on|over|with|against)\b.*\b(?:cases|scans|images|studies|station|patients)\b",
+            r"\b(?:test|check|score|assess|rate|judge|measure)\b.*@model.*\b(?:on|over|with|against|of)\b.*"
+            r"\b(?:cases|scans|images|studies|station|patients)\b",
         ),
     ),
     Intent(
@@ -145,10 +154,11 @@ INTENTS: Final[tuple[Intent, ...]] = (
         _any(
             r"\b(?:fine-?\s?tune|finetune|retrain|recalibrate|repair|remedy)\b",
             r"\b(?:re-?calibrate|calibrate|re-?threshold)\b",
-            r"\b(?:adjust|set|change|tune|move|reset|update|choose|refit|adapt)\b.*\bthresholds?\b",
+            r"\b(?:adjust|set|change|tune|move|reset|update|choose|refit|adapt|give|find)\b.*\bthresholds?\b",
             r"\b(?:adapt|refresh|update|re-?estimate|recompute)\b.*\b(?:statistics|batch ?norm)\b",
             rf"^(?:please )?(?:a |do )?{_HOW}\b.*\b(?:fine-?\s?tuning|training|retraining|retrain)\b",
             r"\bunfreez(?:e|ing)\b",
+            r"\btune\b.*(?:@model|\bhead\b|\blayers?\b|\bnetwork\b)",
             r"\b(?:train|put|use|do|add|run|start|fit|make)\b.*\b(?:lora|adapters?)\b",
             rf"\buse\b.*\b{_TUNING}\b",
             rf"@model needs (?:a |an )?{_HOW}\b.*\b{_TUNING}\b",
@@ -164,7 +174,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "help",
         _any(
             r"\bhelp\b",
-            r"\bwhat (?:can|could) (?:you|i)\b",
+            r"\bwhat (?:can|could|may|should) (?:you|i)\b(?!.*@model)",
             r"^(?:hi|hell?o|hey|good morning|good day)\b",
             r"\bcapabilities\b",
             r"\btalk to you\b",
@@ -181,8 +191,10 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\b(?:better|worse) than\b",
             r"\bside by side\b",
             r"\bnew(?:er)? version\b.*\bimprove",
+            r"\b(?:better|worse|changed|improved)\b.*\bfrom (?:v|version )\s*\d+ to\b",
             r"\bwhich version\b.*\b(?:better|best)\b",
             r"\bbetter\b(?! or worse).*\bor\b",
+            r"\b(?:v|version )\s*\d+\b.*\b(?:over|against|than|beside|better|worse)\b.*\b(?:v|version )\s*\d+\b",
         ),
     ),
     Intent(
@@ -192,6 +204,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\b(?:approvals?|i need to approve)\b",
             r"\b(?:what|who|has|have|was|were)\b.*\bordered\b",
             r"\b(?:waiting|pending|awaiting|waits?)\b.*\bapproval\b",
+            r"\bon hold\b|\bsigns? off\b|\bsigned off\b",
             r"\bprogress\b",
             r"\b(?:under way|underway|in progress)\b",
             r"\b(?:what|anything|something)\b(?: is| s)? (?:waiting|running|pending)\b",
@@ -209,6 +222,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\bwithout (?:any )?labels?\b",
             r"\b(?:images?|scans?|scanners?|inputs?|data|pictures)\b.*\b(?:changed|different(?:ly)?|shift(?:ed|ing))\b",
             r"\bshift(?:s|ed|ing)\b",
+            r"\b(?:shift|change|differ|move)(?:s|d|ed)?\b.*\b(?:images?|scans?|inputs?|data|pictures)\b",
         ),
     ),
     Intent(
@@ -220,7 +234,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\bexplain\b",
             r"\breasons?\b",
             r"\bcauses?d?\b",
-            r"\bwhat (?:happened|went wrong|is wrong|changed)\b",
+            r"\bwhat (?:happened|went wrong|is wrong|changed|is behind|lies behind)\b",
             r"\bdiagnos(?:is|e|ed)\b",
         ),
     ),
@@ -237,7 +251,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\b(?:getting|become|becoming) (?:better|worse)\b",
             r"\bdeclining\b",
             r"\bhow has\b.*\bchanged\b",
-            r"\bhow (?:did|has)\b.*\b(?:do|done|fare|fared)\b",
+            r"\bhow (?:did|has)\b.*\b(?:do|done|fare|fared|perform|performed)\b",
             r"\bcurve\b",
         ),
     ),
@@ -262,9 +276,9 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "model_status",
         _any(
             r"\bstatus\b|\bstate\b|\bhealth(?:y)?\b|\bperformance\b|\bmetrics?\b|\baccuracy\b|\baccurate\b|\bauroc\b|\bsensitivity\b|\brecall\b|\bdegraded\b|\bserving\b",
-            r"\bhow (?:is|are|does|do|well|good|s)\b|\bwhat (?:is|s) (?:up|new|going on)\b",
+            r"\bhow (?:is|are|was|were|does|do|well|good|s)\b|\bwhat (?:is|s) (?:up|new|going on)\b",
             r"\bis\b.*\b(?:ok|okay|fine|good|working|well|bad|broken|reliable|in service|online)\b",
-            r"\bupdate on\b|\bwhich version\b.*\bservice\b",
+            r"\b(?:update|news) (?:on|from|of|about)\b|\bwhich version\b.*\bservice\b",
             r"\bdoing\b|\bperform(?:s|ing)?\b|\bworks?\b|\bnumbers\b|\bproblems?\b|\breliab(?:le|ility)\b|\btrust(?:ed|worthy)?\b",
         ),
     ),
@@ -286,6 +300,7 @@ QUESTION: Final = re.compile(
 )
 POLITE: Final = re.compile(
     r"^(?:please |now |ok |so |then |hi |hello )*(?:can|could|would|will) you\b"
+    r"|^(?:please |now |ok |so )*(?:can|could|would|will) (?:the |our )?(?:radiologists?|readers?|doctors?|somebody|someone)\b"
     r"|\bi (?:would|d) like\b|\bi want\b|\bwould like (?:you )?to\b"
 )
 REPORTED: Final = re.compile(
@@ -307,6 +322,11 @@ BARE_PAIR: Final = re.compile(r"\b(\d{1,4}) (?:or|and|with|vs|versus|to|against)
 BARE_VERSION: Final = re.compile(r"\bto (\d{1,4})\b")
 """A version in a rollback without the word: `roll back brain to 1`."""
 RUN_TOGETHER: Final = re.compile(r"\b(how|what|who|where)s\b")
+PERCENT: Final = re.compile(r"(\d) ?(?:percent|per cent|prozent|pour ?cent)\b")
+AS_IT_WAS: Final = re.compile(r"\b(?:how|as|where|what) (?:it|@model) (?:was|had been)\b")
+"""A past state that is wanted back: no word about something that has happened."""
+REASON: Final = re.compile(r"\b(?:because|due to|owing to)\b.*")
+NEW: Final = re.compile(r"\bnew ones?\b")
 THANKS: Final = re.compile(r"^(?:many )?(?:thanks|thank you|thx|cheers)\b[ .!]*(?:a lot|very much)?[ .!]*$")
 YES: Final = re.compile(r"^(?:yes|yes please|yep|yeah|ok|okay|do it|go ahead|sure|please do)[ .!]*$")
 
@@ -363,17 +383,9 @@ ALL_MODELS: Final = re.compile(
     r"\b(?:all|every|each)\b.*\b(?:models?|classifiers?|of them)\b|\b(?:everything|anything|any problems?)\b"
 )
 PRONOUN: Final = re.compile(r"\b(?:it|its|this|that|same|the model|the classifier)\b")
-WAITING: Final = re.compile(r"\b(?:need to approve|waiting|pending|awaiting|waits?|approval|open)\b")
+WAITING: Final = re.compile(
+    r"\b(?:on hold|sign(?:s|ed)? (?:it )?off|need to approve|waiting|pending|awaiting|waits?|approval|open)\b"
+)
 CONDITION_START: Final = re.compile(r"^(?:if|when|whenever|unless|once|in case|as soon as|should)\b")
 """A clause that makes the rest of its sentence conditional."""
 SENTENCE_END: Final = re.compile(r"[.;!?\n]")
-
-_TO_TWELVE = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-NUMBER_WORDS: Final[dict[str, str]] = {word: str(number) for number, word in enumerate(_TO_TWELVE, start=2)} | {
-    "fifteen": "15",
-    "twenty": "20",
-    "thirty": "30",
-    "forty": "40",
-    "fifty": "50",
-    "hundred": "100",
-}

@@ -18,6 +18,7 @@ _CLOSE: Final = 0.84
 DECISIONS: Final = frozenset({"approve_order", "reject_order"})
 WELCOME: Final = "You are welcome."
 NO_TOOL: Final = "That is nothing I can do. I look after the models: ask for help to see what I can tell or order."
+UNSURE: Final = "I have ordered nothing, because I do not understand {word!r} in it. Say plainly what to order, and nothing else."
 NOT_ORDERED: Final = "I have ordered nothing: your words say what should not be done, or when. Say plainly what to order."
 
 
@@ -117,12 +118,22 @@ def _clauses(text: str, known: Sequence[str], today: date | None) -> list[_Claus
         if clause.intent is not None:
             joined, lead = [*joined, replace(clause, hindered=hindered)], ""
         elif joined and not lead:
-            before = joined[-1]
-            joined[-1] = replace(_read(f"{before.text} and {body}", known, asked=before.question), intent=before.intent)
+            joined[-1] = _extended(joined[-1], body, known)
         else:
             lead = f"{body} and " if separator.strip() == "and" else f"{body} "
         hindered = _hinders(body, separator, before=hindered)
     return joined
+
+
+def _extended(before: _Clause, body: str, known: Sequence[str]) -> _Clause:
+    """The clause with a piece that has no meaning of its own.
+
+    It keeps its meaning, unless the piece makes of a look at something the order of it (`reports on brain please, new ones`).
+    """
+    whole = _read(f"{before.text} and {body}", known, asked=before.question)
+    ordered = whole.intent is not None and before.intent is not None and whole.intent.instead == before.intent.tool
+    new = ordered and grammar.NEW.search(body) is not None
+    return whole if new else replace(whole, intent=before.intent)
 
 
 def _completes(before: _Clause, clause: _Clause) -> bool:
@@ -157,6 +168,7 @@ def _fold(text: str, known: Sequence[str], today: date | None = None) -> str:
     folded = to_english(folded, {word for name in known for word in names.words(name)})
     folded = re.sub(r"(\w)'(s|t|d|ll|re|ve|m)\b", r"\1 \2", folded)
     folded = grammar.RUN_TOGETHER.sub(r"\1 is", folded)
+    folded = grammar.PERCENT.sub(r"\1 %", folded)
     plain = " ".join(_corrected(token, known) for token in re.findall(r"ord-[0-9a-f]+|[\w.-]*\w|[^\w\s]|\n", folded))
     plain = _joined(plain, {word for name in known for word in names.words(name)})
     return dates.marked(plain, today) if today else plain
@@ -174,8 +186,10 @@ def _keep_names(quote: str, known: Sequence[str]) -> str:
 
 
 def _corrected(token: str, known: Sequence[str]) -> str:
-    if token in grammar.NUMBER_WORDS:
-        return grammar.NUMBER_WORDS[token]
+    if token in words.NUMBER_WORDS:
+        return words.NUMBER_WORDS[token]
+    if token in words.SHORT_FORMS:
+        return words.SHORT_FORMS[token]
     listed = token in words.KEYWORDS or token in words.STOPWORDS or token in words.NOT_TYPOS
     if not token.isalpha() or len(token) < 4 or listed or any(token in names.words(name) for name in known):
         return token
@@ -269,6 +283,10 @@ def _requests(clause: _Clause, models: tuple[str, ...], known: Sequence[str]) ->
         if intent is None:
             yield Request("", question=NOT_ORDERED)
             return
+    unknown = _unexplained(clause, known) if intent.order and (models or not intent.model) else ""
+    if unknown:
+        yield Request("", question=UNSURE.format(word=unknown))
+        return
     if not intent.model:
         pointing = intent.tool not in DECISIONS and grammar.PRONOUN.search(clause.text)
         named = clause.models or (models if pointing else ())
@@ -280,7 +298,7 @@ def _requests(clause: _Clause, models: tuple[str, ...], known: Sequence[str]) ->
 def _is_command(clause: _Clause, known: Sequence[str]) -> bool:
     text = _masked(clause.text, names.Mentioned(clause.models, clause.unclear), known)
     polite = bool(grammar.POLITE.search(text))
-    text = grammar.POLITE.sub(" ", text)
+    text = grammar.AS_IT_WAS.sub(" ", grammar.POLITE.sub(" ", text))
     doubtful = (grammar.NEGATION, grammar.CONDITION, grammar.PAST, grammar.REPORTED)
     other_day = dates.named(text) and not (clause.intent is not None and clause.intent.tool == "order_report")
     return (
@@ -289,6 +307,14 @@ def _is_command(clause: _Clause, known: Sequence[str]) -> bool:
         and (polite or not clause.question)
         and not any(pattern.search(text) for pattern in doubtful)
     )
+
+
+def _unexplained(clause: _Clause, known: Sequence[str]) -> str:
+    """A word of an order that the grammar cannot explain; its reason, told after `because`, may hold any."""
+    text = _masked(clause.text, names.Mentioned(clause.models, clause.unclear), known)
+    text = grammar.REASON.sub(" ", text).replace("@model", " ")
+    ours = {part for part in names.words(text) if any(names.matches(part, model) for model in clause.models)}
+    return _stranger(re.sub(r"[a-z]+", lambda part: " " if part[0] in ours else part[0], text), order=True)
 
 
 def _for_models(intent: Intent, clause: _Clause, models: tuple[str, ...], known: Sequence[str]) -> Iterator[Request]:
@@ -312,7 +338,8 @@ def _for_models(intent: Intent, clause: _Clause, models: tuple[str, ...], known:
 def _stranger(text: str, *, order: bool) -> str:
     """A word that may name a model we do not know. In an order any word that the grammar cannot explain is one."""
     tokens = [token for token in re.findall(r"[a-z][\w-]*", grammar.ORDER_ID.sub(" ", text)) if not re.fullmatch(r"v\d+", token)]
-    strange = [token for token in tokens if not set(re.findall(r"[a-z]+", token)) <= words.KEYWORDS | words.STOPWORDS]
+    explained = words.KEYWORDS | words.STOPWORDS | words.OF_ORDERS
+    strange = [token for token in tokens if not set(re.findall(r"[a-z]+", token)) <= explained]
     if order:
         return strange[0] if strange else ""
     named = re.search(r"\b(?:the|model|of|for|is|about)\s+([a-z][\w-]*)(?:\s+(?:model|classifier)|\s*$)", text)

@@ -26,6 +26,18 @@ KEYWORDS: Final = _words(
 )
 """Words with a meaning in the grammar: what a typo may be corrected to, never a model's nickname."""
 
+OF_ORDERS: Final = _words(
+    """
+    acceptable adapt adapter adjust another batchnorm blocks calibrated calibration choose collect complete confirmed days
+    decision dismiss document efficient every examinations exams experts feedback fit formal fresh frozen front
+    halted heal improved kick layerwise logits love manner mode monthly needs net norm obtain ones overall paper parameter peft
+    percent permanently probabilities probability promotion proper readers rear refit refresh refuse reinstate release retrained
+    rol serve setting settings signed sign specified start system thumbs tune unfreeze unfreezing undo until update updated
+    upper veto weekly weight weights wish written
+    """
+)
+"""Words that orders may hold besides. Any other makes an order unclear, and an unclear order is not given."""
+
 SHORT: Final = _words("trend drift list help")
 """Words of questions to which a typo of four letters may be corrected: none of them orders anything."""
 
@@ -65,3 +77,19 @@ NOT_TYPOS: Final = _words(
     """
 )
 """Ordinary words that look like a keyword's typo."""
+
+SHORT_FORMS: Final[dict[str, str]] = {
+    "hw": "how", "ovr": "over", "abt": "about", "pls": "please", "plz": "please", "wht": "what", "shw": "show", "lst": "list",
+    "chk": "check", "evals": "evaluations", "eval": "evaluation", "acc": "accuracy",
+}  # fmt: skip
+"""Words as they are shortened in a chat."""
+
+_TO_TWELVE = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBER_WORDS: Final[dict[str, str]] = {word: str(number) for number, word in enumerate(_TO_TWELVE, start=2)} | {
+    "fifteen": "15",
+    "twenty": "20",
+    "thirty": "30",
+    "forty": "40",
+    "fifty": "50",
+    "hundred": "100",
+}

@@ -1,6 +1,6 @@
 """How many commands lead to exactly the right tools, arguments or question: the rule planner, and the configured endpoint.
 
-    python tests/benchmarks/commands.py [--quick | --sample N] [--split dev|held_out|fresh] [--misses] [--json FILE]
+    python tests/benchmarks/commands.py [--quick | --sample N] [--split dev|held_out|fresh|fresh_2] [--misses] [--json FILE]
         [--endpoint choice|alone|tools|auto] [--only endpoint]
 
 Every command of `commands_data/commands.v2.jsonl` runs through the agents, the tools and the guardrails on a seeded database. It
@@ -33,6 +33,7 @@ from schemas.settings import LlmSettings, Settings
 
 WRONG_ORDER: Final = 10
 """What an order that was not asked for costs, in commands."""
+SPLITS: Final = ("dev", "held_out", "fresh", "fresh_2")
 WAYS: Final = ("choice", "alone", "tools", "auto")
 
 
@@ -65,7 +66,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="every tenth command")
     parser.add_argument("--sample", type=int, default=0, help="so many commands, the families in turn")
-    parser.add_argument("--split", choices=("all", "dev", "held_out", "fresh"), default="all", help="only one part of the set")
+    parser.add_argument("--split", choices=("all", *SPLITS), default="all", help="only one part of the set")
     parser.add_argument("--endpoint", choices=WAYS, default="choice", help="how the endpoint is asked")
     parser.add_argument("--only", choices=("rules", "endpoint"), help="leave the other out")
     parser.add_argument("--misses", action="store_true", help="print each command that was not served as expected")
@@ -112,7 +113,7 @@ def _scores(
 def _rows(planner: str, scores: list[Score]) -> list[dict[str, Any]]:
     families = dict.fromkeys(each.command.family for each in scores)
     groups = {name: [each for each in scores if each.command.family == name] for name in families}
-    groups |= {name: [each for each in scores if each.command.split == name] for name in ("dev", "held_out", "fresh")}
+    groups |= {name: [each for each in scores if each.command.split == name] for name in SPLITS}
     groups |= {"German and French": [each for each in scores if each.command.language != "en"], "all": scores}
     return [_row(planner, name, group) for name, group in groups.items() if group]
 

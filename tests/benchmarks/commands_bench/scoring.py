@@ -93,7 +93,7 @@ def score(command: Command, database: Database, runner: Runner) -> Score:
     waiting = WAITING[command.world]
     calls = _calls(run, waiting)
     expected = [[_call(each["tool"], each["arguments"], waiting) for each in reading] for reading in command.expect]
-    wrong = min(_unasked(run.ledger, [tool for tool, _ in reading]) for reading in expected)
+    wrong = min(sum(_unasked(run.ledger, [tool for tool, _ in reading]).values()) for reading in expected)
     if command.orders_out is not None:
         wrong = max(wrong, out - command.orders_out)
     if command.may_read and not any(BY_NAME[tool].orders for tool, _ in calls):
@@ -101,7 +101,7 @@ def score(command: Command, database: Database, runner: Runner) -> Score:
     right = any(_fits(calls, reading, run.reply) for reading in expected) and wrong == 0
     right = right and (command.orders_out is None or out == command.orders_out)
     right = right and (not command.ask or "?" in run.reply) and bool(run.reply or lines)
-    carried_out = min(sum((done - Counter(tool for tool, _ in reading)).values()) for reading in expected)
+    carried_out = min(sum((_unasked(run.ledger, [tool for tool, _ in reading]) & done).values()) for reading in expected)
     return Score(command, right, wrong, carried_out, calls, run.reply, run.planner, seconds, run.usage)
 
 
@@ -182,8 +182,8 @@ def _same(wanted: Call, done: Call) -> bool:
     return all(value in {"*", there.get(name)} for name, value in wanted[1]) and len(wanted[1]) == len(there)
 
 
-def _unasked(ledger: Ledger, tools: list[str]) -> int:
+def _unasked(ledger: Ledger, tools: list[str]) -> Counter[str]:
     """Proposals and decisions beyond the expected ones, by kind."""
     made = Counter(f"order_{proposal.kind}" for proposal in ledger.proposals)
     made.update("approve_order" if decision.approve else "reject_order" for decision in ledger.decisions)
-    return sum((made - Counter(tools)).values())
+    return made - Counter(tools)
