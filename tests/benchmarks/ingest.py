@@ -24,15 +24,28 @@ from bench_report import Target, arguments, at_most, finish
 from dicom_bench import memory
 from dicom_bench.certificates import Certificate, make_certificate
 from dicom_bench.loads import Sample, real_files, write_load
-from dicom_bench.report import CT_1, CT_8, DX_8, MR_8, rows_of, targets_of
+from dicom_bench.report import CT_1, CT_8, CT_LONG, DX_8, MR_8, MR_LONG, rows_of, targets_of
 from dicom_bench.runs import OWN, Cell, Result, run
-from dicom_bench.servers import DOCUMENTED, FORKING, ORTHANC, OURS, PLAIN, PYNETDICOM, RAW, RAW_DURABLE, SERVERS, program
+from dicom_bench.servers import (
+    DOCUMENTED,
+    FORKING,
+    FORKING_DURABLE,
+    ORTHANC,
+    OURS,
+    PLAIN,
+    PYNETDICOM,
+    RAW,
+    RAW_DURABLE,
+    SERVERS,
+    program,
+)
 
-EVERYBODY = (OURS, FORKING, PLAIN, ORTHANC, PYNETDICOM, DOCUMENTED, RAW, RAW_DURABLE)
-DICOM_ONLY = EVERYBODY[:-2]
+EVERYBODY = (OURS, FORKING, FORKING_DURABLE, PLAIN, ORTHANC, PYNETDICOM, DOCUMENTED, RAW, RAW_DURABLE)
+DICOM_ONLY = tuple(name for name in EVERYBODY if SERVERS[name].speaks_dicom)
 PATIENCE_S = 30.0
 DATA = "data"
 COUNTS = {"CT": 500, "MR": 2000, "DX": 40}
+LONG = {"CT": 2000, "MR": 6000}
 
 
 @dataclass(frozen=True)
@@ -82,17 +95,19 @@ def plan(options: Namespace) -> list[Part]:
     rounds = options.rounds or (2 if options.quick else 4 if options.targets else 5)
     if options.quick:
         return targets_plan(rounds, {"CT": 160, "MR": 800, "DX": 24}, nagle=(40, 1))
-    return targets_plan(rounds, COUNTS, nagle=(100, min(rounds, 3))) if options.targets else full_plan(rounds)
+    parts = targets_plan(rounds, COUNTS, nagle=(100, min(rounds, 3))) if options.targets else full_plan(rounds)
+    return parts + [Part(cell, (OURS,), LONG[cell.load], min(rounds, 2)) for cell in (CT_LONG, MR_LONG)]
 
 
 def targets_plan(rounds: int, counts: dict[str, int], nagle: tuple[int, int]) -> list[Part]:
     """The cells that targets are taken from, TLS and response times; `nagle`: objects and rounds of the slow cells."""
     few = (OURS, FORKING, ORTHANC)
+    limits = (FORKING_DURABLE, RAW_DURABLE)
     return [
         Part(CT_8, EVERYBODY, counts["CT"], rounds),
         Part(CT_1, (OURS, FORKING, ORTHANC, RAW_DURABLE), counts["CT"] * 2 // 3, rounds),
-        Part(MR_8, few, counts["MR"], rounds),
-        Part(DX_8, few, counts["DX"], rounds),
+        Part(MR_8, (*few, *limits), counts["MR"], rounds),
+        Part(DX_8, (*few, *limits), counts["DX"], rounds),
         *(Part(Cell(load, 1, nodelay=False), (OURS, PLAIN), *nagle) for load in ("CT", "MR")),
         Part(Cell("CT", 8, tls=True), (OURS, FORKING), counts["CT"], 1),
         Part(Cell("CT", 8, OWN), few, counts["CT"], 1),

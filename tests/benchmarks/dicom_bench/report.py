@@ -1,24 +1,53 @@
 """From runs to rows and targets."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bench_report import Target, at_least, at_most, spread
 from dicom_bench.runs import Cell, Result, percentile
-from dicom_bench.servers import FORKING, ORTHANC, OURS, PLAIN, PYNETDICOM, RAW_DURABLE, SERVERS
+from dicom_bench.servers import FORKING, FORKING_DURABLE, ORTHANC, OURS, PLAIN, PYNETDICOM, RAW_DURABLE, SERVERS
 
 Results = Mapping[tuple[Cell, str], Sequence[Result]]
 CT_8, CT_1, MR_8, DX_8 = Cell("CT", 8), Cell("CT", 1), Cell("MR", 8), Cell("DX", 8)
+CT_LONG, MR_LONG = replace(CT_8, long=True), replace(MR_8, long=True)
 
 
 def rows_of(results: Results) -> list[dict[str, Any]]:
-    """One row for each cell and server, in the order in which they were first measured."""
-    return [_row(cell, name, runs) for (cell, name), runs in results.items()]
+    """One row for each cell and server, in the order in which they were first measured; then what follows from several."""
+    return [*(_row(cell, name, runs) for (cell, name), runs in results.items()), *_slopes(results), *_limits(results)]
+
+
+def _slopes(results: Results) -> Iterator[dict[str, Any]]:
+    """CPU of each further object, without what starting the associations costs: a long run less a short one of the same round."""
+    for cell in (CT_8, MR_8):
+        pairs = list(zip(results.get((cell, OURS), []), results.get((replace(cell, long=True), OURS), []), strict=False))
+        if not pairs:
+            continue
+        short, long = pairs[0][0].instances, pairs[0][1].instances
+        row = {"load": f"{cell.load}, each from {short} to {long}", "sender": cell.client, "assoc.": cell.associations}
+        row |= {"server": OURS, "fsync before success": "yes", "runs": len(pairs)}
+        user = [(long * many.user_ms - short * few.user_ms) / (long - short) for few, many in pairs]
+        kernel = [(long * many.kernel_ms - short * few.kernel_ms) / (long - short) for few, many in pairs]
+        yield row | {"user ms/inst": spread(user), "kernel ms/inst": spread(kernel)}
+
+
+def _limits(results: Results) -> Iterator[dict[str, Any]]:
+    """For information: ours, and DCMTK's with the same sender, against what fsyncs before it answers and looks at nothing."""
+    pairs = ((OURS, FORKING_DURABLE), (OURS, RAW_DURABLE), (FORKING_DURABLE, RAW_DURABLE), (FORKING, RAW_DURABLE))
+    for cell in (CT_8, MR_8, DX_8):
+        for one, other in pairs:
+            ratios = _ratios(results, cell, one, other, lambda run: run.rate)
+            if ratios:
+                row = {"load": cell.load, "sender": "for information", "assoc.": cell.associations}
+                yield row | {"server": f"{one} / {other}", "runs": len(ratios), "instances/s": f"x {spread(ratios)}"}
 
 
 def _row(cell: Cell, name: str, runs: Sequence[Result]) -> dict[str, Any]:
-    row: dict[str, Any] = {"load": cell.load, "sender": cell.client, "assoc.": cell.associations, "server": name}
+    sender = cell.client if SERVERS[name].speaks_dicom else "own, sendfile"
+    load = f"{cell.load}, long run" if cell.long else cell.load
+    row: dict[str, Any] = {"load": load, "sender": sender, "assoc.": cell.associations, "server": name}
     missing = SERVERS[name].missing()
     if missing or not runs:
         return row | {"runs": missing or "not measured"}
@@ -72,7 +101,12 @@ def targets_of(results: Results) -> list[Target]:
 
 
 def _ratio(results: Results, cell: Cell, peer: str, value: Callable[[Result], float]) -> float | None:
-    """Median over rounds of ours / peer, both of the same round, so that another load on the machine hits both."""
-    pairs = list(zip(results.get((cell, OURS), []), results.get((cell, peer), []), strict=False))
-    ratios = [value(ours) / value(theirs) for ours, theirs in pairs if value(theirs)]
+    """Median over rounds of ours / peer."""
+    ratios = _ratios(results, cell, OURS, peer, value)
     return round(statistics.median(ratios), 3) if ratios else None
+
+
+def _ratios(results: Results, cell: Cell, one: str, other: str, value: Callable[[Result], float]) -> list[float]:
+    """One server / another, both of the same round, so that another load on the machine hits both."""
+    pairs = zip(results.get((cell, one), []), results.get((cell, other), []), strict=False)
+    return [value(left) / value(right) for left, right in pairs if value(right)]

@@ -29,13 +29,14 @@ _ROOM_TO_KEEP: Final = 20_000_000_000
 
 @dataclass(frozen=True)
 class Cell:
-    """What is sent and how. `sender`: DCMTK's storescu, or our SCU which also takes response times."""
+    """What is sent and how. `sender`: DCMTK's storescu, or our SCU which also takes response times. `long`: many more objects."""
 
     load: str
     associations: int
     sender: str = STORESCU
     nodelay: bool = True
     tls: bool = False
+    long: bool = False
 
     @property
     def client(self) -> str:

@@ -20,6 +20,7 @@ from dicom_bench.scu import IMPLICIT_LITTLE, SUCCESS, VERIFICATION, Refused, Scu
 ROOT: Final = Path(__file__).parents[3]
 OURS: Final = "reclaim"
 FORKING: Final = "DCMTK storescp +B --fork -pdu 131072"
+FORKING_DURABLE: Final = "DCMTK storescp +B --fork -pdu 131072, fsync preloaded"
 PLAIN: Final = "DCMTK storescp"
 ORTHANC: Final = "Orthanc, SyncStorageArea"
 PYNETDICOM: Final = "pynetdicom storescp"
@@ -41,11 +42,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Server:
-    """A receiver. `durable`: fsync before success, by its own documentation or source."""
+    """A receiver. `durable`: fsync before success, by its own documentation or source. `needs`: programs it cannot do without."""
 
     name: str
     command: Callable[[Job], list[str | Path]]
-    needs: str = ""
+    needs: tuple[str, ...] = ()
     durable: bool = False
     speaks_dicom: bool = True
     speaks_tls: bool = False
@@ -53,7 +54,7 @@ class Server:
 
     def missing(self) -> str:
         """Why it cannot be started here; empty when it can."""
-        return "" if not self.needs or program(self.needs) else f"not installed: {self.needs}"
+        return ", ".join(f"not installed: {name}" for name in self.needs if program(name) is None)
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,13 @@ def _dcmtk(*options: str) -> Callable[[Job], list[str | Path]]:
     return command
 
 
+def _preloaded(job: Job) -> dict[str, str]:
+    """Have a program bring what it wrote to stable storage before it closes a file; compiled here."""
+    source, library = Path(__file__).with_name("durable_close.c"), job.store / "durable_close.so"
+    subprocess.run([_path("cc"), "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True, capture_output=True)
+    return {"LD_PRELOAD": str(library)}
+
+
 def _orthanc(job: Job) -> list[str | Path]:
     settings = {
         "StorageDirectory": str(job.store / "storage"),
@@ -140,9 +148,16 @@ SERVERS: Final = {
     server.name: server
     for server in (
         Server(OURS, _ours, durable=True, speaks_tls=True, environment=our_environment),
-        Server(FORKING, _dcmtk("+B", "--fork", "-pdu", "131072"), needs="storescp", speaks_tls=True),
-        Server(PLAIN, _dcmtk(), needs="storescp"),
-        Server(ORTHANC, _orthanc, needs="Orthanc", durable=True),
+        Server(FORKING, _dcmtk("+B", "--fork", "-pdu", "131072"), needs=("storescp",), speaks_tls=True),
+        Server(
+            FORKING_DURABLE,
+            _dcmtk("+B", "--fork", "-pdu", "131072"),
+            needs=("storescp", "cc"),
+            durable=True,
+            environment=_preloaded,
+        ),
+        Server(PLAIN, _dcmtk(), needs=("storescp",)),
+        Server(ORTHANC, _orthanc, needs=("Orthanc",), durable=True),
         Server(PYNETDICOM, _pynetdicom),
         Server(DOCUMENTED, _script("documented_handler.py")),
         Server(RAW, _script("raw_writer.py"), speaks_dicom=False),
