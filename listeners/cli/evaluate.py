@@ -1,12 +1,13 @@
 """`reclaim evaluate`: what a rule would have said of the stored cases."""
 
 import json
+import math
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from listeners.cli.context import console, nearest, open_context
 from services.evaluation import repository
@@ -44,9 +45,10 @@ def evaluate(
 
     """
     chosen = _rule(rule)
-    if threshold is not None and threshold <= 0:
-        raise InvalidInput(f"--threshold is above 0, not {threshold:g}: {LIMIT_HELP[15:]}")
+    _check(chosen, threshold)
     period = Period(_day(since, "--since"), _after(_day(until, "--until")), dict(map(_facet, facet)))
+    if period.since and period.until and period.since >= period.until:
+        raise InvalidInput(f"--since {since} is later than --until {until}: no case lies between")
     owner, told = _replayed(open_context(), model, version, chosen, threshold, period)
     if as_json:
         question = {"model": owner, "rule": str(chosen), "threshold": threshold, "since": since, "until": until}
@@ -84,6 +86,15 @@ def _rule(name: str) -> Rule:
     return Rule(name)
 
 
+def _check(rule: Rule, threshold: float | None) -> None:
+    if threshold is None:
+        return
+    if not (math.isfinite(threshold) and threshold > 0):
+        raise InvalidInput(f"--threshold is a number above 0, not {threshold:g}: {LIMIT_HELP[15:]}")
+    if rule is Rule.RECLAIM and threshold >= 1:
+        raise InvalidInput(f"--threshold of the rule reclaim is a relative fall below 1, such as 0.05 for 5 %, not {threshold:g}")
+
+
 def _day(text: str | None, option: str) -> datetime | None:
     if text is None:
         return None
@@ -114,9 +125,11 @@ def _nothing(model: str, period: Period, any_batches: bool) -> str:
 
 def _print(model: str, rule: Rule, found: dict[str, Any]) -> None:
     steps = [Step(**step) for step in found["batches"]]
-    table = Table("batch", "acquired", "cases", SHOWN[rule], "alarms at", "", "what")
+    table = Table("batch", Column("acquired", no_wrap=True), "cases", SHOWN[rule], "alarms at", "", Column("what", overflow="fold"))
     for step in steps:
-        days = f"{step.first:%F} to {step.last:%F}"
+        days = (
+            f"{step.first:%F} to {step.last:%m-%d}" if step.first.year == step.last.year else f"{step.first:%F} to {step.last:%F}"
+        )
         alarm = "[red]ALARM[/]" if step.alarmed else ""
         numbers = (f"{step.statistic:.3f}", f"{step.limit:.3f}")
         table.add_row(str(step.batch), days, str(step.cases), *numbers, alarm, escape(step.what))

@@ -159,7 +159,10 @@ def test_a_period_and_a_facet_choose_the_cases(history, reclaim):
         (("--model", "tumour", "--facet", "Station=CT2"), "no case has the facet 'Station'; did you mean StationName"),
         (("--model", "tumour", "--facet", "StationName=CT9"), "no case has StationName=CT9; did you mean"),
         (("--model", "tumour", "--since", "2027-01-01"), "no labelled case of tumour was acquired since 2027-01-01"),
-        (("--model", "tumour", "--threshold", "-1"), "--threshold is above 0"),
+        (("--model", "tumour", "--threshold", "-1"), "--threshold is a number above 0"),
+        (("--model", "tumour", "--threshold", "nan"), "--threshold is a number above 0"),
+        (("--model", "tumour", "--rule", "reclaim", "--threshold", "5"), "such as 0.05 for 5 %, not 5"),
+        (("--model", "tumour", "--since", "2026-04-02", "--until", "2026-04-01"), "is later than --until 2026-04-01"),
         (("--model", "tumour", "--version", "7"), "no version 7"),
     ],
 )
