@@ -104,10 +104,10 @@ class ClientNoise(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is shown; its text gets the count."""
-        library = record.name.partition(".")[0]
-        if library == "faststream" and record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+        cut_off = bool(record.exc_info) and isinstance(record.exc_info[1], asyncio.CancelledError)
+        if cut_off and "faststream" in record.name:
             return False
-        if library != "aiokafka":
+        if not record.name.startswith("aiokafka"):
             return True
         kind = (record.name, str(record.msg))
         at, left_out = self._shown.get(kind, (-REPEATED_AFTER_S, 0))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.resources import Resource
 
 from schemas.settings import Settings, TelemetrySettings
-from services.runtime import logs, telemetry
+from services.runtime import bus, logs, telemetry
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_a_batch_that_is_cut_off_at_the_end_is_no_fault(tmp_path: Path, capsys: 
         try:
             raise error
         except (asyncio.CancelledError, ValueError) as found:
-            logging.getLogger("faststream.access.kafka").exception("%s: ", type(found).__name__)
+            bus._framework_logger().exception("%s: ", type(found).__name__)
     out = capsys.readouterr().err
     assert "CancelledError" not in out
     assert "a bug" in out
