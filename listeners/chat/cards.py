@@ -126,5 +126,12 @@ def approval_card(approval: MaintenanceApproval) -> Card:
     return Card(title=title, text=seen(approval.explanation, 1000), facts=_clean(facts), buttons=buttons)
 
 
+def card_lines(card: Card) -> list[str]:
+    """A card for a channel that draws none: its texts line by line, buttons as the words that do the same."""
+    facts = [f"{name}: {value}" for name, value in card.facts]
+    words = [f"to {button.label.lower()} it, write: {button.label.lower()} {button.order_id}" for button in card.buttons]
+    return [line for line in (card.title, *card.text.splitlines(), *facts, *words, card.link) if line]
+
+
 def _clean(facts: "list[tuple[str, str]] | tuple[tuple[str, str], ...]") -> tuple[tuple[str, str], ...]:
     return tuple((name, seen(value, 500)) for name, value in facts)

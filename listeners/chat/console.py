@@ -5,54 +5,80 @@ import importlib
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
 from rich.console import Console
 
-from agents import repository
+from agents.proposals import reply_event_id
+from listeners.chat import repository
+from listeners.chat.cards import Card, card_lines
 from listeners.chat.conversation import POLL_S, ask, is_sent, reply_to
 from schemas.events import AgentReply
-from schemas.tables import Order
-from schemas.vocabulary import OrderState, UserRole
+from schemas.vocabulary import UserRole
 from services.runtime.errors import InvalidInput
 from services.runtime.presence import HOW_TO_START, is_at_work
 from services.runtime.service import Context
 
 UNSENT_HINT_S: Final = 3.0
 BYE: Final = frozenset({"exit", "quit", "bye", ":q"})
-FINISHED: Final = frozenset({OrderState.DONE, OrderState.FAILED, OrderState.REFUSED})
+
+
+@dataclass
+class _News:
+    """What is told in this conversation's thread, each line once; a reply that was waited for is not told again."""
+
+    context: Context
+    thread: str
+    told: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, set[str]] = field(default_factory=dict)
+
+    def answered(self, command_id: str) -> None:
+        """The reply to this command has been printed."""
+        self.told[repository.message_id(self.thread, reply_event_id(command_id))] = 1
+
+    def tell(self, out: Console) -> None:
+        """Print messages that are new and lines that have come to one since."""
+        with self.context.database.read() as session:
+            rows = [row for row in repository.newest(session, self.thread) if row.revision > self.told.get(row.message_id, 0)]
+        for row in rows:
+            self.told[row.message_id] = row.revision
+            before = self.lines.setdefault(row.message_id, set())
+            lines = [line for line in card_lines(Card.model_validate(row.content)) if line not in before]
+            before.update(lines)
+            out.print("\n".join(lines), style="dim", markup=False)
 
 
 def say(context: Context, text: str, timeout_s: float, console: Console | None = None) -> int:
     """Ask once and print the answer; returns the exit code (0 answered, 1 no answer in time, 2 not a message)."""
     out = console or Console(highlight=False)
-    return 0 if _exchange(context, text, timeout_s, _thread(), out) else 1
+    return 0 if _exchange(text, timeout_s, _News(context, _thread()), out) else 1
 
 
 def converse(context: Context, timeout_s: float, console: Console | None = None, read: Callable[[str], str] | None = None) -> int:
-    """A conversation until `exit` or end of input. What has changed about orders made here is told before each prompt."""
-    out, thread = console or Console(highlight=False), _thread()
+    """A conversation until `exit` or end of input. What has come to its thread since is told before each prompt."""
+    out, news = console or Console(highlight=False), _News(context, _thread())
     history = _Lines(context.settings.state_dir / "chat_history")
-    followed: dict[str, str] = {}
     out.print('Ask about your models; "help" says what is possible, "exit" ends.', style="dim")
     while True:
-        _tell_news(context, followed, out)
+        news.tell(out)
         line = history.read("you> ", read)
         if line is None or line.lower() in BYE:
             return 0
-        reply = _exchange(context, line, timeout_s, thread, out) if line else None
-        followed.update(dict.fromkeys(reply.order_ids, "") if reply else {})
+        if line:
+            _exchange(line, timeout_s, news, out)
 
 
 def _thread() -> str:
     return f"console:{getpass.getuser()}:{os.getpid()}:{time.time_ns():x}"
 
 
-def _exchange(context: Context, text: str, timeout_s: float, thread: str, out: Console) -> AgentReply | None:
+def _exchange(text: str, timeout_s: float, news: _News, out: Console) -> AgentReply | None:
+    context = news.context
     try:
-        command_id = ask(context, text, getpass.getuser(), UserRole.ADMIN, thread, "console")
+        command_id = ask(context, text, getpass.getuser(), UserRole.ADMIN, news.thread, "console")
     except InvalidInput as error:
         out.print(f"Not sent: {error.reason}.", style="yellow")
         return None
@@ -62,6 +88,7 @@ def _exchange(context: Context, text: str, timeout_s: float, thread: str, out: C
         why = f"No answer within {timeout_s:.0f} s." if running else f"The service is not running: {HOW_TO_START}."
         out.print(f"{why} The question is kept and will be answered.", style="yellow")
         return None
+    news.answered(command_id)
     out.print(reply.text, markup=False)
     return reply
 
@@ -79,21 +106,6 @@ def _wait(context: Context, command_id: str, timeout_s: float, out: Console) -> 
                 status.update("the service is slow to take the question …")
             time.sleep(POLL_S)
     return reply_to(context, command_id)
-
-
-def _tell_news(context: Context, followed: dict[str, str], out: Console) -> None:
-    """Print what is new about the orders of this conversation and forget those that are finished."""
-    with context.database.read() as session:
-        for order_id in list(followed):
-            row = session.get(Order, order_id)
-            job = repository.job_of(session, order_id)
-            epoch = f", epoch {job.progress['epoch']} of {job.progress.get('epochs')}" if job and job.progress.get("epoch") else ""
-            news = f"{row.state.replace('_', ' ')}{epoch}" if row else ""
-            if row is not None and followed[order_id] not in {"", news}:
-                out.print(f"{order_id}: {news} {row.explanation}".rstrip(), style="dim", markup=False)
-            followed[order_id] = news
-            if row is None or row.state in FINISHED:
-                del followed[order_id]
 
 
 class _Lines:

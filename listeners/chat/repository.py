@@ -235,6 +235,12 @@ def messages_of(session: Session, thread_name: str, after: int = 0, limit: int =
     return session.exec(query.order_by(col(ChatMessage.id)).limit(limit)).all()
 
 
+def newest(session: Session, thread_name: str, limit: int = 200) -> list[ChatMessage]:
+    """A thread's newest messages, in their order."""
+    query = select(ChatMessage).where(ChatMessage.thread == thread_name).order_by(col(ChatMessage.id).desc()).limit(limit)
+    return list(session.exec(query))[::-1]
+
+
 def waiting(session: Session) -> tuple[int, int]:
     """How many messages wait for their channel, and how many were given up."""
     rows = session.exec(select(ChatMessage.state).where(col(ChatMessage.state).in_((*UNFINISHED, MessageState.GIVEN_UP)))).all()

@@ -1,4 +1,4 @@
-"""The console: one question, and a conversation that tells what has become of its orders."""
+"""The console: one question, and a conversation."""
 
 import io
 import threading
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from listeners.chat.console import converse, say
 from listeners.chat.conversation import ask, await_reply
-from schemas.tables import Job, Lease, Order
+from schemas.tables import Lease
 from schemas.topics import AGENT_COMMAND
 from schemas.vocabulary import UserRole
 from services.runtime.consumer import process
@@ -57,33 +57,11 @@ def test_without_the_service_the_question_is_kept(context):
     assert "will be answered" in out.getvalue()
 
 
-def test_a_conversation_tells_the_progress_of_its_orders(context, hospital, agents):
-    hospital.cases(tune=60, gate=40)
-    out, lines = io.StringIO(), iter(["fine-tune brain", "", "help", "exit"])
-
-    def read(_prompt: str) -> str:
-        line = next(lines)
-        if line == "help":
-            with hospital.database.transaction() as tx:
-                order = tx.session.get(Order, hospital.orders()[0].order_id)
-                now = hospital.clock.now()
-                order.state = "running"
-                job = Job(
-                    job_id="j",
-                    order_id=order.order_id,
-                    model="brain_mri",
-                    remedy="partial",
-                    state="running",
-                    created_at=now,
-                    updated_at=now,
-                )
-                job.progress = {"epoch": 3, "epochs": 8}
-                tx.session.add_all([order, job])
-        return line
-
-    assert converse(context, 20, Console(file=out, width=200), read) == 0
-    assert "is accepted and on its way" in out.getvalue()
-    assert "running, epoch 3 of 8" in out.getvalue()
+def test_a_conversation_goes_on_until_exit(context, agents):
+    out, lines = io.StringIO(), iter(["list models", "", "help", "exit"])
+    assert converse(context, 20, Console(file=out, width=200), lambda _prompt: next(lines)) == 0
+    assert "brain_mri (tumour)" in out.getvalue()
+    assert next(lines, None) is None
 
 
 def test_the_console_speaks_as_admin_under_the_logins_name(context, hospital):
