@@ -50,10 +50,10 @@ STATISTICS_SHARES: Final = (0.0, 0.5, 1.0)
 """Shares of the new statistics that are tried first; then those half-way between the best of them and its neighbours."""
 INTERPOLATIONS: Final = (0.25, 0.5, 0.75, 1.0)
 SEARCHED: Final[Mapping[str, Mapping[str, float]]] = {
-    "rehearsal": {},
     "distillation": {"distillation": 1.0},
     "l2sp": {"distillation": 1.0, "l2sp": 0.1},
     "ewc": {"distillation": 1.0, "ewc": 0.1},
+    "rehearsal": {},
 }
 """What is added to the ordered settings, one after the other, until no old class is seen to be forgotten."""
 DEARER: Final = 0.02
@@ -256,28 +256,13 @@ def _searched(job: _Job, record: dict[str, Any]) -> Repaired:
     tried = {each.name: each.merit.rounded() | {"share": each.share} for each in attempts}
     record |= {"penalties": {"chosen": best.name, "candidates": tried}}
     record |= {"interpolation": {"share": share, "candidates": _rounded(best.shares)}}
-    spec = champion.spec
-    if epoch:
-        spec, record["thresholds"] = _rebalanced(job, module)
-    return Repaired(module, spec, record, best.tuned.result.history, epoch, unchanged=epoch == 0)
+    return Repaired(module, champion.spec, record, best.tuned.result.history, epoch, unchanged=epoch == 0)
 
 
 def _interpolated(job: _Job, tuned: FineTuned) -> dict[float, Merit]:
     """The worth of each share of the new weights (WiSE-FT)."""
     shares = INTERPOLATIONS if tuned.result.best_epoch else (1.0,)
     return {share: job.jury.judge(between(job.champion.module, tuned.module, share)) for share in shares}
-
-
-def _rebalanced(job: _Job, module: nn.Module) -> tuple[ModelSpec, dict[str, Any]]:
-    """Offsets that give a class back what new weights have moved to another, where they cost less on the held-out cases."""
-    jury, base, device = job.jury, job.champion.spec.calibration, choose_device(job.settings.training.device)
-    taught = together(job.data.new, job.data.new_valid)
-    old, new = (study_logits(module.to(device), each, device) for each in (job.data.old_valid, taught))
-    found = rethreshold(base, old, new, reference=jury.reference)
-    without, with_offsets = jury.judge(module), jury.judge(module, found.calibration)
-    taken = with_offsets.cost < without.cost
-    spec = job.champion.spec.model_copy(update={"calibration": found.calibration}) if taken else job.champion.spec
-    return spec, {"taken": taken, "candidates": _rounded({"none": without, "offsets": with_offsets}), **found.record}
 
 
 def _rounded(tried: Mapping[Any, Merit]) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from models.spec import Calibration
 TOLERANCE = 0.01
 """Loss of a class's recall on the held-out old cases that costs nothing."""
 PRICE = 100.0
-"""Nats that one whole recall of an old class costs, lost beyond the tolerance and the chance in it: a point costs as much as
-a loss of all calibration gains, so that a candidate that forgets wins only where every other one forgets too."""
+"""Nats that one whole recall of an old class costs that is shown to be lost beyond the tolerance: a point costs one nat, so
+that a candidate that forgets wins only where every other one forgets too."""
+SURE = 1.645
+"""Standard errors of a one-sided bound of 95 %: with 50 cases of a class one of them is two points, and chance alone moves it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,11 @@ class Merit:
     worst_old_class: float
     """Largest loss of a class's recall on the old cases against the champion; negative where every class gained."""
     forgotten: float = 0.0
-    """Recall that old classes lost beyond the tolerance by more than one standard error, summed; zero where none did."""
+    """Recall that old classes are shown (one-sided, 95 %) to lose beyond the tolerance, summed; zero where none is."""
 
     @property
     def keeps(self) -> bool:
-        """Whether no old class is seen to lose more than the tolerance."""
+        """Whether no old class is shown to lose more than the tolerance."""
         return self.forgotten == 0
 
     def rounded(self) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class Jury:
             return Merit(new_loss, new_loss, new_recall, 0.0, 0.0, 0.0)
         scores, labels = self._scores(module, self._old, chosen), _labels(self._old)
         old_loss, lost = balanced_loss(scores, labels), self._lost(scores, labels)
-        forgotten = sum(max(0.0, loss - error - TOLERANCE) for loss, error in lost)
+        forgotten = sum(max(0.0, loss - SURE * error - TOLERANCE) for loss, error in lost)
         cost = new_loss + old_loss + PRICE * forgotten
         worst = max((loss for loss, _ in lost), default=0.0)
         return Merit(cost, new_loss, new_recall, old_loss, macro_recall(scores, labels), worst, forgotten)

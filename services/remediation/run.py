@@ -27,8 +27,8 @@ from services.runtime.service import Context
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 VALID_SHARE = 0.2
-OLD_VALID = 200
-"""Held-out old cases that a repair's choices are made on."""
+OLD_VALID = 600
+"""Most held-out old cases that a repair's choices are made on: it takes hundreds of a class to see a point of its recall."""
 CHOICE = 2
 """Old cases that are read for each one that may be rehearsed."""
 
