@@ -1,9 +1,9 @@
 """A planner for a language model that is too small, or served too plainly, to call tools by itself: it chooses from a list.
 
-The rules read a command first. What they do not understand is put to the model, which answers under a JSON schema: which tool, for
-which registered model. Days, numbers and settings are read from the person's own words by the same code as for the rules, and the
-answer is worded by code, so that no figure is the model's. An order for which the rules' reading of the words does not ask waits
-for a clear yes in any case (`agents.settlement`).
+The rules read a command first. What they do not understand is put to the model, which answers under a JSON schema which tool is
+meant. Models, days, numbers and settings are read from the person's own words by the same code as for the rules, and the answer is
+worded by code, so that neither a name nor a figure is the language model's. An order for which the rules' reading of the words does
+not ask waits for a clear yes in any case (`agents.settlement`).
 """
 
 import json
@@ -55,9 +55,10 @@ MEANINGS: Final[dict[str, str]] = {
 } | {NONE: "anything else, or only thinking aloud, or it is told not to do something"}
 """What the model reads of each tool: few words, because a small model on a CPU reads some ten tokens a second."""
 _EXAMPLES: Final = (
-    ("is {0} still fine?", "model_status", "{0}"),
-    ("the {0} net should be trained again", "order_remedy", "{0}"),
-    ("what is for lunch?", NONE, ""),
+    ("is the spine model still fine?", "model_status"),
+    ("the spine net deserves to be trained again", "order_remedy"),
+    ("if it gets worse we might stop spine_ct", NONE),
+    ("what is for lunch?", NONE),
 )
 _FENCED: Final = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 
@@ -66,7 +67,6 @@ class _Choice(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     tool: str
-    model: str = ""
     words: str = ""
 
 
@@ -119,7 +119,7 @@ class ChoicePlanner(RulePlanner):
             return understood
         self._asked = True
         parts = min(MOST, max(1, len(pieces(text))))
-        answer = await self._endpoint.achat(_messages(text, known, parts), response_format=_format(known, parts))
+        answer = await self._endpoint.achat(_messages(text, parts), response_format=_format(parts))
         return requests_of(answer.message.content or "", text, known, today)
 
     @property
@@ -140,24 +140,20 @@ def requests_of(answer: str, text: str, known: Sequence[str], today: date | None
     choices = _Choices.model_validate_json(fenced[1] if fenced else answer).requests
     kept = [choice for choice in choices if choice.tool in MEANINGS and choice.tool != NONE]
     single = len(kept) == 1
-    found = [request for each in kept for request in _request(_worded(each, text, single=single), known, today)]
+    worded = [(each.tool, _words(each, text, single=single)) for each in kept]
+    found = [request for tool, words in worded for request in chosen(tool, words, text, known, today)]
     return list({(item.tool, str(item.arguments), item.question): item for item in found}.values())
 
 
-def _worded(choice: _Choice, text: str, *, single: bool) -> _Choice:
-    """The choice with the words it was made for: those it quotes where they are the person's, else the whole text."""
+def _words(choice: _Choice, text: str, *, single: bool) -> str:
+    """The words that a choice was made for: those it quotes where they are the person's, else the whole text."""
     quoted = choice.words.strip()
-    own = quoted if quoted and quoted.casefold() in text.casefold() and not single else text
-    return choice.model_copy(update={"words": own})
+    return quoted if quoted and quoted.casefold() in text.casefold() and not single else text
 
 
-def _request(choice: _Choice, known: Sequence[str], today: date | None) -> list[Request]:
-    return chosen(choice.tool, choice.model if choice.model in known else "", choice.words, known, today)
-
-
-def _format(known: Sequence[str], parts: int) -> dict[str, Any]:
+def _format(parts: int) -> dict[str, Any]:
     """The schema of the answer; with several parts each request quotes the words that it is made for."""
-    fields: dict[str, Any] = {"tool": {"enum": list(MEANINGS)}, "model": {"enum": ["", *known]}}
+    fields: dict[str, Any] = {"tool": {"enum": list(MEANINGS)}}
     fields |= {"words": {"type": "string", "maxLength": 160}} if parts > 1 else {}
     item = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
     listed = {"type": "array", "minItems": 1, "maxItems": parts, "items": item}
@@ -165,16 +161,14 @@ def _format(known: Sequence[str], parts: int) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "choice", "strict": True, "schema": schema}}
 
 
-def _messages(text: str, known: Sequence[str], parts: int) -> list[ChatMessage]:
+def _messages(text: str, parts: int) -> list[ChatMessage]:
     """Instructions and examples first and always alike, so that a server reads them once and keeps them."""
     listed = "\n".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items())
-    told = f"Choose what a person at a hospital asks for. Tools:\n{listed}\nModels: {', '.join(known)}\n"
-    told += 'Answer with JSON: {"requests": [{"tool": …, "model": …}]}. model is empty where none is named.'
+    told = f"Choose what a person at a hospital asks for. Tools:\n{listed}\n"
+    told += 'Answer with JSON: {"requests": [{"tool": …}]}'
     messages = [ChatMessage(role=MessageRole.SYSTEM, content=told)]
-    for number, (said, tool, model) in enumerate(_EXAMPLES if known else ()):
-        name = known[number % len(known)]
-        request = {"tool": tool, "model": model.format(name)}
-        messages.append(ChatMessage(role=MessageRole.USER, content=said.format(name)))
-        messages.append(ChatMessage(role=MessageRole.ASSISTANT, content=json.dumps({"requests": [request]})))
+    for said, tool in _EXAMPLES:
+        messages.append(ChatMessage(role=MessageRole.USER, content=said))
+        messages.append(ChatMessage(role=MessageRole.ASSISTANT, content=json.dumps({"requests": [{"tool": tool}]})))
     several = ' Give each request with its "words".' if parts > 1 else ""
     return [*messages, ChatMessage(role=MessageRole.USER, content=f"{text}{several}")]

@@ -61,14 +61,14 @@ def pieces(text: str) -> list[str]:
     return [piece for piece in grammar.SPLIT.split(names.fold(text))[::2] if names.words(piece)]
 
 
-def chosen(tool: str, model: str, text: str, known: Sequence[str], today: date | None) -> list[Request]:
-    """A tool that something else than the rules chose for these words.
+def chosen(tool: str, said: str, text: str, known: Sequence[str], today: date | None) -> list[Request]:
+    """A tool that something else than the rules chose for the words `said` of a text: slots and models are read from them.
 
-    Slots are read from the words, and so are the models; `model` is taken where they name none. What is missing is asked for.
+    Where they name no model, the only one that the whole text names is meant; without one it is asked for.
     """
-    folded, intent = _fold(text, known, today), grammar.BY_TOOL[tool]
-    mention = _mention(folded, known)
-    named = mention.names or ((model,) if model and not mention.unclear else ())
+    folded, intent = _fold(said, known, today), grammar.BY_TOOL[tool]
+    mention, anywhere = _mention(folded, known), _mention(_fold(text, known), known).names
+    named = mention.names or (anywhere if len(anywhere) == 1 and not mention.unclear else ())
     if intent.model and not named:
         return [Request(tool, question=_which(_Clause(folded, intent, False, (), mention.unclear), known, ""))]
     return [Request(tool, slots_of(tool, folded, name)) for name in named or ("",)]
