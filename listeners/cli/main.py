@@ -1,6 +1,7 @@
 """`reclaim`: the entry point. Sub-commands live in their own modules and import what they need when they run."""
 
 import sys
+import warnings
 from tomllib import TOMLDecodeError
 
 import typer
@@ -45,6 +46,7 @@ def main() -> None:
     Archive, database and traces hold patients' data: what this process and its children write is its own user's only.
     """
     keep_to_this_user()
+    warnings.filterwarnings("ignore", module="pydicom")  # it quotes its own source and header values; we say what is wrong
     try:
         app()
     except ValidationError as error:

@@ -25,9 +25,7 @@ Epochs = Annotated[int, typer.Option(min=1)]
 Seed = Annotated[int, typer.Option(min=0)]
 Weights = Annotated[
     str | None,
-    typer.Option(
-        help="Start weights: PATH, package:NAME or package:NAME/FILE, hub:NAME as torchvision names them, or an https address"
-    ),
+    typer.Option(help="Start weights: PATH, package:NAME or package:NAME/FILE, hub:NAME of torchvision, or an https address"),
 ]
 Hash = Annotated[str | None, typer.Option("--sha256", help="SHA-256 of the start weights; an address needs it")]
 Devices = Annotated[int, typer.Option(min=1, help="GPUs that share each batch, or processes where there is none")]

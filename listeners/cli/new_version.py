@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 def tell(context: Context, version: ModelVersion) -> None:
     """What became of a new version, and what to do where it does not serve."""
+    from services.runtime.chance import standing
+
     with context.database.read() as session:
         owner = registry.model(session, version.model)
+        found = standing(registry.baseline(session, version.model, version.version), owner.classes)
     console.print(f"registered {version.model} version {version.version} ({version.state})")
+    if not found.at_chance:
+        console.print(f"On its own test cases: {escape(found.text)}.", soft_wrap=True)
     if version.state == VersionState.CHAMPION:
         stopped = f"{version.model} is stopped: reclaim models resume {version.model}"
         console.print("It serves from the next study on." if owner.serving else stopped, soft_wrap=True)

@@ -57,18 +57,19 @@ def read_plan(path: Path) -> ReadPlan:
         document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InvalidInput(f"the change control plan {path.name} cannot be read ({type(error).__name__})") from error
+    if not isinstance(document, dict):
+        raise InvalidInput(f"the change control plan {path.name} is not valid: it has no fields, such as `model`")
     try:
         plan = ChangePlan.model_validate(_dated(document))
     except ValidationError as error:
-        faults = [f"{words_of('.'.join(map(str, item['loc'])))}: {item['msg']}" for item in error.errors(include_input=False)]
+        places = [(words_of(".".join(map(str, item["loc"]))), item["msg"]) for item in error.errors(include_input=False)]
+        faults = [f"{place}: {said}" if place else said.removeprefix("Value error, ") for place, said in places]
         raise InvalidInput(f"the change control plan {path.name} is not valid: " + "; ".join(faults)) from None
     return ReadPlan(plan, hashlib.sha256(text).hexdigest())
 
 
-def _dated(document: Any) -> Any:
+def _dated(document: dict[str, Any]) -> dict[str, Any]:
     """YAML reads 2026-03-02 as a date and 1.0 as a number."""
-    if not isinstance(document, dict):
-        return document
     return document | {name: str(document[name]) for name in ("approved_on", "version") if name in document}
 
 

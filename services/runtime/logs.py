@@ -104,8 +104,7 @@ class ClientNoise(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is shown; its text gets the count."""
-        cut_off = bool(record.exc_info) and isinstance(record.exc_info[1], asyncio.CancelledError)
-        if cut_off and "faststream" in record.name:
+        if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError) and "faststream" in record.name:
             return False
         if not record.name.startswith("aiokafka"):
             return True

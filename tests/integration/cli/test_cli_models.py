@@ -70,6 +70,7 @@ def test_a_wrong_first_version_is_retired_and_trained_anew(reclaim: Reclaim, dat
     said = reclaim("models", "train", str(data / "manifest.csv"), *TRAIN[:-1], "60")
     assert said.code == 0, said.text
     assert "It serves from the next study on" in said.text
+    assert "On its own test cases: balanced accuracy" in said.text
     assert states(site) == [VersionState.RETIRED, VersionState.CHAMPION]
 
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 
 Reclaim = Callable[..., Any]
 TRAIN = ("--name", "lung", "--task", "pneumonia", "--modality", "DX")
@@ -144,3 +146,21 @@ def _below(command: Any) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_every_help_teaches_with_an_example(reclaim: Reclaim, command: tuple[str, ...]) -> None:
     assert "reclaim" in reclaim(*command, "--help").text.partition("Example")[2]
+
+
+def test_damaged_files_are_told_of_without_remarks_of_the_library(reclaim: Reclaim, tmp_path: Path, recwarn) -> None:
+    """pydicom warns of each bad value, with a line of its own source."""
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.COLLISION.1"
+    dataset.save_as(tmp_path / "damaged.dcm")
+    recwarn.clear()
+    said = reclaim("send", str(tmp_path / "damaged.dcm"))
+    assert (said.code, "holds no DICOM files" in said.text) == (2, True)
+    assert [each for each in recwarn if "pydicom" in each.filename] == []
+
+
+def test_a_file_that_is_no_plan_is_said_to_be_none(reclaim: Reclaim, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("study,task,label\n")
+    said = reclaim("models", "plan", "check", "labels.csv")
+    assert said.code == 2
+    assert said.text == "error: the change control plan labels.csv is not valid: it has no fields, such as `model`\n"
