@@ -2,7 +2,8 @@
 
 The model's probabilities on the site's own studies are out of sample: it never saw them. Where they are right as
 probabilities, a label against a confident prediction is either the model's rare error or a wrong label, and how many of the
-first kind there must be is known. They are made right on the version's own test set first (temperature; Guo et al. 2017).
+first kind there must be is known. They are made right on the version's own test set first (temperature; Guo et al. 2017), and what
+they are wrong by there still is taken off.
 
 A model that has become worse accuses right labels: read the noise together with the status, and suspects as a reason to look
 again at a study, never as a correction.
@@ -87,11 +88,13 @@ def find_suspects(
     given = np.array([[case.probabilities.get(name, 0.0) for name in classes] for case in known]).reshape(len(known), len(classes))
     if len(known) < LEAST_CASES or len(classes) < 2 or not np.allclose(given.sum(1), 1.0, atol=0.01):
         return None
-    heat = temperature(Cases.of(baseline, classes))
+    test = Cases.of(baseline, classes)
+    heat = temperature(test)
     probabilities = tempered(given, heat)
     labels = np.array([place[case.truth or ""] for case in known], np.int64)
     patients = patients_of(known)
-    rate, low, high = noise_rate(probabilities, labels, patients)
+    usual = _excess(tempered(test.probabilities, heat), test.truth, test.patients) if test.count >= LEAST_TEST_CASES else None
+    rate, low, high = noise_rate(probabilities, labels, patients, usual)
     wrong = probability_wrong(probabilities, labels, max(rate, LEAST_NOISE))
     order = [n for n in np.argsort(-wrong, kind="stable") if wrong[n] >= SURE]
     proposed = probabilities.argmax(1)
@@ -130,21 +133,38 @@ def tempered(probabilities: Floats, heat: float) -> Floats:
     return found
 
 
-def noise_rate(probabilities: Floats, labels: Integers, patients: Integers) -> tuple[float, float, float]:
+class Excess(NamedTuple):
+    """How much oftener labels contradict the first class than the probabilities allow for, and the variance of that."""
+
+    rate: float
+    variance: float
+
+
+def noise_rate(
+    probabilities: Floats, labels: Integers, patients: Integers, usual: Excess | None = None
+) -> tuple[float, float, float]:
     """Share of wrong labels with 95 % limits, each wrong label being any other class alike.
 
-    With a share e of wrong labels, a case of which class j has probability p is labelled j with p (1 - e) + (1 - p) e / (k - 1).
-    Summed over cases of the model's first class and solved for e; the limits are those of a ratio clustered by patient.
+    `usual` is the same of the test set, whose labels are taken for right: what shows there too is no wrong label but the
+    probabilities' own error, which a temperature leaves. Its variance is part of the limits.
     """
-    classes = probabilities.shape[1]
-    first = probabilities.argmax(1)
-    sure = probabilities.max(1)
+    found = _excess(probabilities, labels, patients)
+    rate, variance = (found.rate - usual.rate, found.variance + usual.variance) if usual else found
+    error = _Z * float(np.sqrt(variance))
+    return tuple(float(min(max(value, 0.0), 1.0)) for value in (rate, rate - error, rate + error))  # type: ignore[return-value]
+
+
+def _excess(probabilities: Floats, labels: Integers, patients: Integers) -> Excess:
+    """With a share e of wrong labels, a case of which class j has probability p is labelled j with p (1 - e) + (1 - p) e / (k - 1).
+
+    Summed over cases of the model's first class and solved for e; the variance is that of a ratio clustered by patient.
+    """
+    first, sure = probabilities.argmax(1), probabilities.max(1)
     missed = sure - (labels == first)
-    scale = sure - (1 - sure) / (classes - 1)
+    scale = sure - (1 - sure) / (probabilities.shape[1] - 1)
     rate = float(missed.sum() / scale.sum())
     together = np.bincount(patients, (missed - rate * scale) / scale.sum())
-    error = _Z * float(np.sqrt(together @ together))
-    return tuple(float(min(max(value, 0.0), 1.0)) for value in (rate, rate - error, rate + error))  # type: ignore[return-value]
+    return Excess(rate, float(together @ together))
 
 
 def probability_wrong(probabilities: Floats, labels: Integers, rate: float) -> Floats:
