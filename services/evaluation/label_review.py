@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlmodel import Session
 
-from schemas.settings import EvaluationSettings
+from schemas.evaluation_settings import EvaluationSettings
 from schemas.vocabulary import Status
 from services.evaluation import repository
 from services.evaluation.labelling import Labelling, examine
