@@ -221,6 +221,14 @@ def test_a_later_version_starts_with_the_variation_that_was_seen_before():
     assert Variation().evidence() == {}
 
 
+def test_a_remembered_variation_that_is_gone_raises_no_more_alarms():
+    """A year of chance alone, judged as it is and as a version that remembers weeks of nearly twice the variance."""
+    stable = wandering(6, 400, 52, 0.0)
+    alarmed = [statistics(steadied(stable, known), 100) >= [4.0, 1.5] for known in (Variation(), Variation(180, 100))]
+    plain, remembering = (found.any(2).any(1).sum() for found in alarmed)
+    assert remembering < plain
+
+
 @given(streams(), st.floats(0, 500), st.floats(0, 200))
 @settings(max_examples=60, deadline=None)
 def test_no_variation_ever_adds_weight_to_a_count(stream, total, pairs):
