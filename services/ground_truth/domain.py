@@ -76,17 +76,27 @@ def newest_labels(labels: Iterable[Label]) -> list[Label]:
 
 def check_prediction(prediction: Prediction) -> None:
     """Raise InvalidInput for what the contract's types let through but no table or statistic can take."""
+    check_words(prediction)
+    check_numbers(prediction)
+
+
+def check_words(prediction: Prediction) -> None:
+    """Raise InvalidInput for names and texts that cannot be stored, and for a predicted class without a probability."""
     facets = prediction.facets
     names = (prediction.model, prediction.task, prediction.predicted, *prediction.probabilities, *facets)
     if "" in names or max(map(len, names)) > MAX_NAME:
         raise InvalidInput(f"a name is empty or longer than {MAX_NAME} characters")
     if "\0" in "".join((*names, *facets.values(), *prediction.findings)):
         raise InvalidInput("a text holds a NUL character")  # PostgreSQL stores none
-    _check_time("acquired_at", prediction.acquired_at)
-    _check_time("scored_at", prediction.scored_at)
     if prediction.predicted not in prediction.probabilities:
         raise InvalidInput("predicted names a class that has no probability")
-    if max(prediction.version, prediction.revision) > MAX_INTEGER:
+
+
+def check_numbers(prediction: Prediction) -> None:
+    """Raise InvalidInput for times without a UTC equivalent and for numbers that are too large for their columns."""
+    _check_time("acquired_at", prediction.acquired_at)
+    _check_time("scored_at", prediction.scored_at)
+    if prediction.version > MAX_INTEGER or prediction.revision > MAX_INTEGER:
         raise InvalidInput("version or revision is not a 32-bit integer")
 
 

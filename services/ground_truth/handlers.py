@@ -5,7 +5,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 from schemas.events import BatchReady, Event, Label, Prediction
 from schemas.settings import JoinSettings
@@ -16,14 +17,15 @@ from services.ground_truth import repository
 from services.ground_truth.domain import (
     CaseKey,
     check_label,
-    check_prediction,
+    check_numbers,
+    check_words,
     decide,
     newest_labels,
     newest_predictions,
     role_of,
     time_fault,
 )
-from services.ground_truth.repository import LabelledCase, Version
+from services.ground_truth.repository import KnownCase, Version
 from services.ground_truth.states import CaseEvent, Effect, step, truth_event
 from services.runtime.consumer import Batch as Polled
 from services.runtime.consumer import BatchConsumer
@@ -41,6 +43,7 @@ class Join(BatchConsumer[None]):
     name = CONSUMER
     topics = (PREDICTION, LABEL)
     max_records = 4000
+    polls_ahead = 7
 
     def __init__(self, settings: JoinSettings) -> None:
         self.settings = settings
@@ -48,26 +51,27 @@ class Join(BatchConsumer[None]):
     def apply(self, tx: Transaction, batch: Polled, prepared: None) -> None:  # noqa: ARG002
         """Store scores and labels, join what belongs together, close full batches, re-open corrected ones."""
         good = self._valid(tx, batch)
-        predictions = [event.data for event in good if isinstance(event.data, Prediction)]
-        labels = [event.data for event in good if isinstance(event.data, Label)]
-        studies = {item.study_key for item in predictions} | {item.study_key for item in labels}
+        now = tx.clock.now()
         repository.look_up_by_key(tx.session)
-        repository.lock_studies(tx.session, studies)
-        self._store(tx, newest_predictions(predictions), newest_labels(labels))
-        joined = settle_all(repository.labelled_cases(tx.session, studies))
-        causes = [(event.record.key, event) for event in good]
+        repository.lock_studies(tx.session, good.studies)
+        repository.store_labels(tx.session, newest_labels(good.labels), now)
+        known, new = self._scored(tx, good)
+        labels = repository.known_labels(tx.session, {case.study_key for case in chain(known, new.cases)})
+        joined = settle_all(chain(known, new.cases), {place: decide(found) for place, found in labels.items()})
         closed = [batch for version in joined.versions for batch in plan(tx, version, joined, self.settings.batch_size)]
-        repository.set_truths(tx.session, joined.placed(closed), tx.clock.now())
-        reopen(tx, joined.reopened, causes)
+        truths = joined.placed(closed)
+        tx.writing()
+        repository.store_cases(tx.session, new.scores, [truths.pop(case[:3], WAITING) for case in new.cases], now)
+        repository.set_truths(tx.session, sorted(truths.items()), now)
+        reopen(tx, joined.reopened, good.events)
         for full in closed:
-            close(tx, full, "size", causes)
+            close(tx, full, "size", good.events)
 
-    def _valid(self, tx: Transaction, batch: Polled) -> list[Received[Event]]:
+    def _valid(self, tx: Transaction, batch: Polled) -> "Good":
         """Without those that nobody can use: they go to the dead letters."""
-        labels = [event.data for event in batch if isinstance(event.data, Label)]
-        classes = repository.classes_by_task(tx.session, {label.task for label in labels}) if labels else {}
-        check = Checks(classes, tx.clock.now())
-        good = []
+        tasks = {event.data.task for event in batch if isinstance(event.data, Label)}
+        check = Checks(repository.classes_by_task(tx.session, tasks) if tasks else {}, tx.clock.now())
+        good = Good([], [], [])
         for event in batch:
             try:
                 check(event.data)
@@ -75,34 +79,89 @@ class Join(BatchConsumer[None]):
                 tx.reject(self.name, event.record, type(error).__name__, error.reason)
                 logger.warning("rejected %s %s: %s", event.topic.name, event.event_id, error.reason)
             else:
-                good.append(event)
+                good.add(event)
         return good
 
-    def _store(self, tx: Transaction, predictions: Sequence[Prediction], labels: Sequence[Label]) -> None:
-        patients = {item.patient_key for item in predictions}
+    def _scored(self, tx: Transaction, good: "Good") -> tuple[Sequence[KnownCase], "New"]:
+        """The stored cases of the studies, with new scores where they were scored again, and the new cases."""
+        predictions = newest_predictions(good.predictions)
+        scores = repository.score_rows(tx.session, predictions, self._roles(tx, {item.patient_key for item in predictions}))
+        known = repository.known_cases(tx.session, good.studies)
+        keys = {case[:3] for case in known}
+        again = [score for score in scores if score[:3] in keys]
+        if again:
+            repository.store_cases(tx.session, again, [WAITING] * len(again), tx.clock.now())
+            known = repository.known_cases(tx.session, good.studies)
+            scores = [score for score in scores if score[:3] not in keys]
+        return known, New(scores)
+
+    def _roles(self, tx: Transaction, patients: set[str]) -> dict[str, CaseRole]:
         known = repository.roles_of(tx.session, patients)
         shares = (self.settings.tune_share, self.settings.gate_share)
-        roles = {patient: known.get(patient) or role_of(patient, *shares) for patient in patients}
-        repository.store_predictions(tx.session, predictions, roles)
-        repository.store_labels(tx.session, labels, tx.clock.now())
+        return {patient: known.get(patient) or role_of(patient, *shares) for patient in patients}
+
+
+Events = Sequence[Received[Any]]
+"""In the order of arrival; the key of both topics is the study."""
+WAITING: Final[repository.Truth] = (CaseState.WAITING, None, None)
+
+
+class Good(NamedTuple):
+    """The events of a batch that can be used."""
+
+    events: list[Received[Any]]
+    predictions: list[Prediction]
+    labels: list[Label]
+
+    def add(self, event: Received[Any]) -> None:
+        """One more."""
+        self.events.append(event)
+        if isinstance(event.data, Prediction):
+            self.predictions.append(event.data)
+        elif isinstance(event.data, Label):
+            self.labels.append(event.data)
+
+    @property
+    def studies(self) -> set[str]:
+        """All that they speak of."""
+        return {item.study_key for item in self.predictions} | {item.study_key for item in self.labels}
+
+
+class New:
+    """Cases that are not stored yet, in key order."""
+
+    def __init__(self, scores: Sequence[repository.Values]) -> None:
+        self.scores = scores
+        self.cases = [
+            KnownCase(study, model, version, task, CaseState.WAITING, role, serving, None, None, acquired_at)
+            for study, model, version, task, _patient, role, _revision, serving, *_, acquired_at, _scored in scores
+        ]
 
 
 class Checks:
-    """What an event must hold to be of use; remembers the words of labels, which are always the same few."""
+    """What an event must hold to be of use; remembers the words, which are always the same few."""
 
     def __init__(self, classes: Mapping[str, Sequence[str]], now: datetime) -> None:
         self._classes, self._now = classes, now
-        self._known: set[tuple[str, str, str]] = set()
+        self._known: set[tuple[str | int, ...]] = set()
 
     def __call__(self, data: Event) -> None:
         """Raise InvalidInput for an event that nobody can use."""
         if isinstance(data, Prediction):
-            check_prediction(data)
+            self._prediction(data)
         elif isinstance(data, Label):
             words = (data.task, data.value, data.source)
             if words not in self._known or time_fault(data.labelled_at, self._now):
                 check_label(data, self._classes.get(data.task, ()), self._now)
                 self._known.add(words)
+
+    def _prediction(self, data: Prediction) -> None:
+        check_numbers(data)
+        names, facets = data.probabilities, data.facets
+        words = (data.model, data.task, data.predicted, len(names), *names, len(facets), *facets, *facets.values(), *data.findings)
+        if words not in self._known:
+            check_words(data)
+            self._known.add(words)
 
 
 Acquired = tuple[Any, str]
@@ -125,28 +184,28 @@ class Joined:
         """Versions that may have a full batch now, in the order of locking."""
         return sorted(self.fresh)
 
-    def placed(self, closed: Sequence["Full"]) -> list[repository.Change]:
-        """All changes, in key order, with the batches that close now."""
+    def placed(self, closed: Sequence["Full"]) -> dict[CaseKey, repository.Truth]:
+        """All changes, with the batches that close now."""
+        truths: dict[CaseKey, repository.Truth] = {key: (state, truth, None) for key, (state, truth) in self.truths.items()}
         state, _ = step(CaseState.JOINED, CaseEvent.CLOSED)
-        batch_of = {key: batch_id for full in closed for key, batch_id in full.entries()}
-        changes = []
-        for key in sorted(self.truths):
-            before, truth = self.truths[key]
-            batch_id = batch_of.get(key)
-            changes.append((key, state if batch_id else before, truth, batch_id))
-        return changes
+        for full in closed:
+            for key, batch_id in full.entries():
+                truths[key] = (state, truths[key][1], batch_id)
+        return truths
 
 
-def settle_all(cases: Iterable[LabelledCase]) -> Joined:
-    """Decide the truth of labelled cases."""
+def settle_all(cases: Iterable[KnownCase], truths: Mapping[tuple[str, str], str]) -> Joined:
+    """Settle cases by the truths of their studies and tasks."""
     joined = Joined()
     for case in cases:
-        truth = decide(case.labels)
+        truth = truths.get((case.study_key, case.task))
+        if truth is None:
+            continue
         state = CaseState(case.state)
         event = truth_event(case.truth, truth)
         if event:
             state, effects = step(state, event)
-            joined.truths[case.key] = (state, truth)
+            joined.truths[case.study_key, case.model, case.version] = (state, truth)
             if Effect.REOPEN in effects and case.batch_id:
                 joined.reopened.setdefault(case.batch_id, set()).add(case.study_key)
         if state is CaseState.JOINED and case.role == CaseRole.TRIGGER and case.serving:
@@ -203,11 +262,7 @@ def divide(
     return batches
 
 
-Causes = Sequence[tuple[str, Received[Event]]]
-"""Study (the key of both topics) and event, in the order of arrival."""
-
-
-def reopen(tx: Transaction, reopened: Mapping[str, set[str]], causes: Causes) -> None:
+def reopen(tx: Transaction, reopened: Mapping[str, set[str]], causes: Events) -> None:
     """Announce each batch with corrected cases once more, once per transaction."""
     for batch in repository.batches(tx.session, reopened) if reopened else ():
         cause = _last(reopened[batch.batch_id], causes)
@@ -224,7 +279,7 @@ def close_overdue(tx: Transaction, size: int, max_age_s: float) -> None:
             close(tx, Full(version, repository.next_number(tx.session, version), (), waiting), "age", ())
 
 
-def close(tx: Transaction, full: Full, closed_by: str, causes: Causes) -> None:
+def close(tx: Transaction, full: Full, closed_by: str, causes: Events) -> None:
     """Store the batch with the cases that waited for it, and announce it. Fresh cases have it from `set_truths`."""
     studies = [*full.fresh, *full.waiting]
     batch = Batch(
@@ -237,6 +292,7 @@ def close(tx: Transaction, full: Full, closed_by: str, causes: Causes) -> None:
         closed_at=tx.clock.now(),
     )
     state, _ = step(CaseState.JOINED, CaseEvent.CLOSED)
+    repository.store_batch(tx.session, batch)
     repository.enter_batch(tx.session, batch, full.waiting, state)
     _announce(tx, batch, corrected=False, event_id=batch.batch_id, cause=_last(studies, causes))
 
@@ -246,7 +302,7 @@ def _announce(tx: Transaction, batch: Batch, *, corrected: bool, event_id: str, 
     tx.emit(BATCH_READY, BatchReady(**fields, corrected=corrected), event_id=event_id, cause=cause)
 
 
-def _last(studies: Iterable[str], causes: Causes) -> Received[Event] | None:
+def _last(studies: Iterable[str], causes: Events) -> Received[Event] | None:
     """The last event of this transaction that belongs to one of the studies: its trace goes on."""
     wanted = set(studies)
-    return next((event for study, event in reversed(causes) if study in wanted), None)
+    return next((event for event in reversed(causes) if event.record.key in wanted), None)

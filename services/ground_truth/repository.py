@@ -8,8 +8,8 @@ import hashlib
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import groupby, islice
-from operator import itemgetter
+from functools import cache
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -24,8 +24,9 @@ from schemas.vocabulary import CaseRole, CaseState, VersionState
 from services.ground_truth.domain import CaseKey, StoredLabel
 from services.ground_truth.statements import (
     CASE_COLUMNS,
+    KNOWN_CASES,
+    KNOWN_LABELS,
     LABEL_COLUMNS,
-    LABELLED_CASES,
     ROLES,
     SET_TRUTHS,
     STORE_CASES,
@@ -36,34 +37,31 @@ from services.ground_truth.statements import (
 Version = tuple[str, int]
 """(model, version)"""
 CHUNK: Final = 1000
-_WAITING: Final = CaseState.WAITING.value
+AT_ONCE: Final = 250
+"""Rows of one statement on SQLite: compiled once, and run without the interpreter's lock."""
 STUDY_LOCKS: Final = 512
 _CASE: Table = Case.__table__  # type: ignore[attr-defined]
+_BATCH_ENTRY: Final = Batch.__table__.insert()  # type: ignore[attr-defined]
 _AS_STORED: Final = TIMESTAMP(timezone=True).with_variant(VARCHAR(), "sqlite")
 """Times as texts on SQLite: they are only compared, and thousands of them take long to convert."""
 Values = tuple[Any, ...]
-Change = tuple[CaseKey, CaseState, str, str | None]
-"""Case, its new state, its truth, and the batch that it enters, if any."""
+Truth = tuple[CaseState, str | None, str | None]
+"""State, truth and batch of a case."""
 
 
-class LabelledCase(NamedTuple):
-    """A case with what its sources say. Times are as stored: comparable with each other and nothing else."""
+class KnownCase(NamedTuple):
+    """A case that is stored or about to be. `acquired_at` is as stored: comparable with others and nothing else."""
 
     study_key: str
     model: str
     version: int
+    task: str
     state: str
     role: str
     serving: bool
     truth: str | None
     batch_id: str | None
     acquired_at: Any
-    labels: Sequence[StoredLabel]
-
-    @property
-    def key(self) -> CaseKey:
-        """What names the case."""
-        return self.study_key, self.model, self.version
 
 
 def classes_by_task(session: Session, tasks: Collection[str]) -> dict[str, list[str]]:
@@ -133,10 +131,27 @@ def roles_of(session: Session, patients: Collection[str]) -> dict[str, CaseRole]
     return {patient: CaseRole(role) for patient, role in found}
 
 
-def store_predictions(session: Session, predictions: Sequence[Prediction], roles: Mapping[str, CaseRole]) -> None:
-    """Upsert scores: a higher revision replaces the score of a case that is in no batch yet."""
-    document, time, nothing = (_json, _utc, "[]") if _on_sqlite(session) else (_same, _same, ())
-    rows = [
+def known_cases(session: Session, studies: Collection[str]) -> list[KnownCase]:
+    """The stored cases of these studies, locked, in key order."""
+    return [KnownCase(*row) for row in _rows(session, KNOWN_CASES, studies)]
+
+
+def known_labels(session: Session, studies: Collection[str]) -> dict[tuple[str, str], list[StoredLabel]]:
+    """The newest label of each source, by study and task."""
+    found: dict[tuple[str, str], list[StoredLabel]] = {}
+    for study, task, value, source, labelled_at in _rows(session, KNOWN_LABELS, studies):
+        found.setdefault((study, task), []).append(StoredLabel(value, source, labelled_at))
+    return found
+
+
+def score_rows(session: Session, predictions: Sequence[Prediction], roles: Mapping[str, CaseRole]) -> list[Values]:
+    """Scores in the order of `SCORE_COLUMNS`, as they are stored."""
+    on_sqlite = _on_sqlite(session)
+    document = _json if on_sqlite else _same
+    times = [time for item in predictions for time in (item.acquired_at, item.scored_at)]
+    stored = iter(_texts(times) if on_sqlite else times)
+    nothing = "[]" if on_sqlite else ()
+    return [
         (
             item.study_key,
             item.model,
@@ -144,52 +159,76 @@ def store_predictions(session: Session, predictions: Sequence[Prediction], roles
             item.task,
             item.patient_key,
             roles[item.patient_key],
-            _WAITING,
             item.revision,
             item.serving,
             item.predicted,
             document(item.probabilities),
             document(item.facets),
             document(item.findings) if item.findings else nothing,
-            time(item.acquired_at),
-            time(item.scored_at),
+            next(stored),
+            next(stored),
         )
         for item in predictions
     ]
+
+
+def store_cases(session: Session, scores: Sequence[Values], truths: Sequence[Truth], now: datetime) -> None:
+    """Enter cases with their truth, if it is known; a higher revision replaces the score of a case that is in no batch yet."""
+    joined = _time(session, now)
+    rows = [(*score, *truth, None if truth[1] is None else joined) for score, truth in zip(scores, truths, strict=True)]
     _store(session, STORE_CASES, CASE_COLUMNS, rows)
 
 
 def store_labels(session: Session, labels: Sequence[Label], now: datetime) -> None:
     """Upsert each source's newest label; an older one than the stored is ignored."""
-    time = _utc if _on_sqlite(session) else _same
-    received = time(now)
-    rows = [(item.study_key, item.task, item.source, item.value, time(item.labelled_at), received) for item in labels]
+    given = [item.labelled_at for item in labels]
+    times = _texts(given) if _on_sqlite(session) else given
+    received = _time(session, now)
+    rows = [(item.study_key, item.task, item.source, item.value, time, received) for item, time in zip(labels, times, strict=True)]
     _store(session, STORE_LABELS, LABEL_COLUMNS, rows)
 
 
-def labelled_cases(session: Session, studies: Collection[str]) -> Iterator[LabelledCase]:
-    """Cases of these studies for which there is a label, locked, in key order, each with the newest labels of all sources."""
-    rows = _run(session, LABELLED_CASES, (_json(sorted(studies)),)).cursor.fetchall()  # rows as the driver has them: plain tuples
-    for _, grouped in groupby(rows, key=itemgetter(0, 1, 2)):
-        group = list(grouped)
-        labels = [StoredLabel(*row[9:]) for row in group]
-        yield LabelledCase(*(*group[0][:9], labels))
-
-
-def set_truths(session: Session, changes: Sequence[Change], now: datetime) -> None:
+def set_truths(session: Session, changes: Sequence[tuple[CaseKey, Truth]], now: datetime) -> None:
     """Write the decided truths with the states and batches that follow from them; the first truth sets `joined_at`."""
-    joined = _utc(now) if _on_sqlite(session) else now
-    rows = [(truth, state, batch, joined, *key) for key, state, truth, batch in changes]
-    _store(session, SET_TRUTHS, TRUTH_COLUMNS, rows)
-
-
-def _store(session: Session, statement: Mapping[str, str], columns: Sequence[str], rows: Sequence[Values]) -> None:
+    joined = _time(session, now)
+    rows = [(truth, state, batch, joined, *key) for key, (state, truth, batch) in changes]
     if not rows:
         return
     if _on_sqlite(session):
-        session.connection().exec_driver_sql(statement["sqlite"], list(rows))
+        session.connection().exec_driver_sql(SET_TRUTHS["sqlite"], rows)
     else:
-        _run(session, statement, (_json([dict(zip(columns, row, strict=True)) for row in rows]),))
+        _run(session, SET_TRUTHS, (_records(TRUTH_COLUMNS, rows),))
+
+
+def _store(session: Session, statement: Mapping[str, str], columns: Sequence[str], rows: Sequence[Values]) -> None:
+    if not _on_sqlite(session):
+        if rows:
+            _run(session, statement, (_records(columns, rows),))
+        return
+    connection, width = session.connection(), len(columns)
+    whole = len(rows) // AT_ONCE * AT_ONCE
+    for start in range(0, whole, AT_ONCE):
+        values = tuple(chain.from_iterable(rows[start : start + AT_ONCE]))
+        connection.exec_driver_sql(_several(statement["sqlite"], width, AT_ONCE), values)
+    if whole < len(rows):
+        connection.exec_driver_sql(_several(statement["sqlite"], width, 1), list(rows[whole:]))
+
+
+@cache
+def _several(statement: str, columns: int, rows: int) -> str:
+    """The statement for so many rows."""
+    row = f"({', '.join('?' * columns)})"
+    return statement.replace("{rows}", ", ".join([row] * rows))
+
+
+def _records(columns: Sequence[str], rows: Sequence[Values]) -> str:
+    return _json([dict(zip(columns, row, strict=True)) for row in rows])
+
+
+def _rows(session: Session, statement: Mapping[str, str], studies: Collection[str]) -> list[Values]:
+    """Rows as the driver has them: plain tuples."""
+    found: list[Values] = _run(session, statement, (_json(sorted(studies)),)).cursor.fetchall() if studies else []
+    return found
 
 
 def _run(session: Session, statement: Mapping[str, str], values: Values) -> Any:
@@ -209,10 +248,21 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _utc(value: datetime) -> str:
-    """As SQLAlchemy stores it on SQLite, so that times compare as texts."""
-    text = value.isoformat(" ", "microseconds")
-    return text[:26] if text[26:] == "+00:00" else value.astimezone(UTC).isoformat(" ", "microseconds")[:26]
+def _time(session: Session, value: datetime) -> Any:
+    return _texts([value])[0] if _on_sqlite(session) else value
+
+
+def _texts(times: Sequence[datetime]) -> list[str]:
+    """As SQLAlchemy stores them on SQLite, so that times compare as texts."""
+    return [_text(time) for time in orjson.loads(orjson.dumps(times))]
+
+
+def _text(time: str) -> str:
+    """From RFC 3339; what is in UTC is only cut, which takes a quarter of the time."""
+    if time[-6:] != "+00:00":
+        return datetime.fromisoformat(time).astimezone(UTC).isoformat(" ", "microseconds")[:26]
+    fraction = time[20:26] if len(time) == len("2026-03-02T08:00:00.000000+00:00") else "000000"
+    return f"{time[:10]} {time[11:19]}.{fraction}"
 
 
 def count_open(session: Session, version: Version) -> int:
@@ -248,10 +298,13 @@ def next_number(session: Session, version: Version) -> int:
     return int(session.exec(query).one() or 0) + 1
 
 
+def store_batch(session: Session, batch: Batch) -> None:
+    """Enter a batch."""
+    session.execute(_BATCH_ENTRY, batch.model_dump())
+
+
 def enter_batch(session: Session, batch: Batch, studies: Collection[str], state: CaseState) -> None:
-    """Store the batch and put these cases of its version into it."""
-    session.add(batch)
-    session.flush()
+    """Put these cases of the batch's version into it."""
     update = _CASE.update().values(state=state, batch_id=batch.batch_id)
     mine = (_CASE.c.model == batch.model, _CASE.c.version == batch.version)
     for chunk in _chunks(studies):

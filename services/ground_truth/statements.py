@@ -1,19 +1,19 @@
 """The join's own SQL, one statement for all rows of a polled batch, on SQLite and on PostgreSQL.
 
 Written out and not composed by the ORM: it runs for every event, and there composing costs several times what the database
-does. SQLite is given rows of parameters and lists as a JSON array; PostgreSQL is given both as one JSON text.
+does. SQLite is given rows of parameters (`{rows}` stands for their place) and lists as a JSON array; PostgreSQL is given both
+as one JSON text.
 """
 
 from typing import Final
 
-CASE_COLUMNS: Final = (
+SCORE_COLUMNS: Final = (
     "study_key",
     "model",
     "version",
     "task",
     "patient_key",
     "role",
-    "state",
     "revision",
     "serving",
     "predicted",
@@ -23,6 +23,7 @@ CASE_COLUMNS: Final = (
     "acquired_at",
     "scored_at",
 )
+CASE_COLUMNS: Final = (*SCORE_COLUMNS, "state", "truth", "batch_id", "joined_at")
 _REPLACED: Final = """
 ON CONFLICT (study_key, model, version) DO UPDATE SET
     task = excluded.task, patient_key = excluded.patient_key, role = excluded.role, revision = excluded.revision,
@@ -33,20 +34,21 @@ WHERE excluded.revision > "case".revision AND "case".state IN ('waiting', 'joine
 """The states are `states.RESCORABLE`."""
 STORE_CASES: Final = {
     "sqlite": """
-INSERT INTO "case" (study_key, model, version, task, patient_key, role, state, revision, serving, predicted,
-    probabilities, facets, findings, acquired_at, scored_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT INTO "case" (study_key, model, version, task, patient_key, role, revision, serving, predicted, probabilities, facets,
+    findings, acquired_at, scored_at, state, truth, batch_id, joined_at)
+VALUES {rows}"""
     + _REPLACED,
     "postgresql": """
-INSERT INTO "case" (study_key, model, version, task, patient_key, role, state, revision, serving, predicted,
-    probabilities, facets, findings, acquired_at, scored_at)
-SELECT study_key, model, version, task, patient_key, role, state, revision, serving, predicted,
-    probabilities, facets, findings, acquired_at, scored_at
+INSERT INTO "case" (study_key, model, version, task, patient_key, role, revision, serving, predicted, probabilities, facets,
+    findings, acquired_at, scored_at, state, truth, batch_id, joined_at)
+SELECT study_key, model, version, task, patient_key, role, revision, serving, predicted, probabilities, facets,
+    findings, acquired_at, scored_at, state, truth, batch_id, joined_at
 FROM json_to_recordset(%s) AS new (study_key varchar, model varchar, version integer, task varchar, patient_key varchar,
-    role varchar, state varchar, revision integer, serving boolean, predicted varchar,
-    probabilities jsonb, facets jsonb, findings jsonb, acquired_at timestamptz, scored_at timestamptz)"""
+    role varchar, revision integer, serving boolean, predicted varchar, probabilities jsonb, facets jsonb, findings jsonb,
+    acquired_at timestamptz, scored_at timestamptz, state varchar, truth varchar, batch_id varchar, joined_at timestamptz)"""
     + _REPLACED,
 }
+"""State, truth and batch are those of a new case; a score that replaces another leaves them."""
 LABEL_COLUMNS: Final = ("study_key", "task", "source", "value", "labelled_at", "received_at")
 _CORRECTED: Final = """
 ON CONFLICT (study_key, task, source) DO UPDATE SET
@@ -55,7 +57,7 @@ WHERE excluded.labelled_at >= ground_truth.labelled_at
 """
 STORE_LABELS: Final = {
     "sqlite": """
-INSERT INTO ground_truth (study_key, task, source, value, labelled_at, received_at) VALUES (?, ?, ?, ?, ?, ?)"""
+INSERT INTO ground_truth (study_key, task, source, value, labelled_at, received_at) VALUES {rows}"""
     + _CORRECTED,
     "postgresql": """
 INSERT INTO ground_truth (study_key, task, source, value, labelled_at, received_at)
@@ -70,22 +72,24 @@ SELECT patient_key, min(role) FROM "case" WHERE patient_key IN (SELECT value FRO
     "postgresql": """
 SELECT patient_key, min(role) FROM "case" WHERE patient_key IN (SELECT json_array_elements_text(%s)) GROUP BY patient_key""",
 }
-LABELLED_CASES: Final = {
+KNOWN_CASES: Final = {
     "sqlite": """
-SELECT c.study_key, c.model, c.version, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at,
-    g.value, g.source, g.labelled_at
-FROM json_each(?) AS wanted
-CROSS JOIN "case" AS c ON c.study_key = wanted.value
-CROSS JOIN ground_truth AS g ON g.study_key = c.study_key AND g.task = c.task""",
+SELECT c.study_key, c.model, c.version, c.task, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at
+FROM json_each(?) AS wanted CROSS JOIN "case" AS c ON c.study_key = wanted.value""",
     "postgresql": """
-SELECT c.study_key, c.model, c.version, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at,
-    g.value, g.source, g.labelled_at
-FROM "case" AS c
-JOIN ground_truth AS g ON g.study_key = c.study_key AND g.task = c.task
-WHERE c.study_key IN (SELECT json_array_elements_text(%s))
+SELECT c.study_key, c.model, c.version, c.task, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at
+FROM "case" AS c WHERE c.study_key IN (SELECT json_array_elements_text(%s))
 ORDER BY c.study_key, c.model, c.version FOR UPDATE OF c""",
 }
-"""CROSS JOIN fixes SQLite's order of the loops: from the wanted studies, not from the tables."""
+"""The columns of `repository.KnownCase`. CROSS JOIN fixes SQLite's order of the loops: from the wanted studies on."""
+KNOWN_LABELS: Final = {
+    "sqlite": """
+SELECT g.study_key, g.task, g.value, g.source, g.labelled_at
+FROM json_each(?) AS wanted CROSS JOIN ground_truth AS g ON g.study_key = wanted.value""",
+    "postgresql": """
+SELECT g.study_key, g.task, g.value, g.source, g.labelled_at
+FROM ground_truth AS g WHERE g.study_key IN (SELECT json_array_elements_text(%s))""",
+}
 TRUTH_COLUMNS: Final = ("truth", "state", "batch_id", "joined_at", "study_key", "model", "version")
 SET_TRUTHS: Final = {
     "sqlite": """

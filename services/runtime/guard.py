@@ -6,9 +6,11 @@ Apache Kafka leaves legal gaps (compaction, transactions), so the guard is off t
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import groupby
+from operator import attrgetter
+from typing import Final, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ class Position(Protocol):
 
 Place = tuple[str, int]
 """Topic and partition."""
+_PLACE: Final = attrgetter("topic", "partition")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class OffsetGuard:
 
     def unknown(self, records: Iterable[Position]) -> set[Place]:
         """Partitions whose first expected offset has to be asked for."""
-        return {(record.topic, record.partition) for record in records} - self._expected.keys()
+        return set(map(_PLACE, records)) - self._expected.keys()
 
     def expect(self, place: Place, offset: int) -> None:
         """State where reading of a partition begins."""
@@ -60,23 +63,34 @@ class OffsetGuard:
         cursor = dict(self._expected)
         admitted: list[Position] = []
         rewinds: dict[Place, int] = {}
-        for record in records:
-            place = (record.topic, record.partition)
+        for place, found in groupby(records, _PLACE):
+            run = list(found)
+            whole = run[-1].offset - run[0].offset == len(run) - 1 and run[0].offset <= cursor.get(place, run[0].offset)
+            if whole and place not in rewinds:
+                cursor[place] = run[-1].offset + 1
+                admitted += run
+            else:
+                admitted += self._until_gap(place, run, cursor, rewinds)
+        return Admission(tuple(admitted), rewinds)
+
+    def _until_gap(
+        self, place: Place, run: Sequence[Position], cursor: dict[Place, int], rewinds: dict[Place, int]
+    ) -> Iterator[Position]:
+        for record in run:
             if place in rewinds:
-                continue
+                return
             if record.offset > cursor.get(place, record.offset) and not self._given_up(place, cursor[place], record.offset):
                 rewinds[place] = cursor[place]
-                continue
+                return
             cursor[place] = record.offset + 1
-            admitted.append(record)
-        return Admission(tuple(admitted), rewinds)
+            yield record
 
     def advance(self, records: Iterable[Position]) -> None:
         """Messages are handled: expect the ones after them."""
-        for record in records:
-            place = (record.topic, record.partition)
+        for place, found in groupby(records, _PLACE):
             self._looks.pop(place, None)
-            self._expected[place] = record.offset + 1
+            *_, last = found
+            self._expected[place] = last.offset + 1
 
     def _given_up(self, place: Place, expected: int, found: int) -> bool:
         looks = self._looks[place] = self._looks.get(place, 0) + 1

@@ -52,10 +52,13 @@ def test_open_cases_are_found_by_their_own_index(sqlite_database, call):
     assert "USING INDEX ix_case_open" in plan or "USING COVERING INDEX ix_case_open" in plan
 
 
-def test_labelled_cases_are_found_study_by_study(sqlite_database):
-    found = plans(sqlite_database, lambda session: list(repository.labelled_cases(session, ["a"])))
-    assert [line.split()[0] for line in found] == ["SCAN", "SEARCH", "SEARCH"]
+def test_known_cases_and_labels_are_found_study_by_study(sqlite_database):
+    found = plans(sqlite_database, lambda session: repository.known_cases(session, ["a"]))
+    assert [line.split()[0] for line in found] == ["SCAN", "SEARCH"]
     assert "pk_case" in found[1] or "autoindex_case" in found[1]
+    found = plans(sqlite_database, lambda session: repository.known_labels(session, ["a"]))
+    assert [line.split()[0] for line in found] == ["SCAN", "SEARCH"]
+    assert "PRIMARY KEY" in found[1]
 
 
 @pytest.mark.postgres

@@ -182,8 +182,8 @@ def test_times_come_back_aware_and_in_utc(database: Database) -> None:
 
 
 def test_foreign_keys_are_enforced(database: Database) -> None:
-    columns = "model, version, state, bundle, sha256, origin, dataset, metrics, created_at"
-    values = "'none', 1, 'candidate', '', '', '', '', '{}', '2026-01-01 00:00:00'"
+    columns = "model, version, state, bundle, sha256, origin, dataset, classes, metrics, created_at"
+    values = "'none', 1, 'candidate', '', '', '', '', '[]', '{}', '2026-01-01 00:00:00'"
     statement = f"INSERT INTO model_version ({columns}) VALUES ({values})"
     with pytest.raises(Exception, match=r"(?i)foreign key"), database.transaction() as tx:
         tx.session.execute(text(statement))

@@ -243,5 +243,5 @@ def test_the_trace_goes_on_into_the_order(hospital):
     hospital.cases(tune=60, gate=40)
     record = hospital.evaluation()
     trace = f"00-{uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-01"
-    hospital.handle(type(record)(**{**record.__dict__, "headers": {**record.headers, "traceparent": trace}}))
+    hospital.handle(record._replace(headers={**record.headers, "traceparent": trace}))
     assert all(row.headers["traceparent"][:35] == trace[:35] for row in hospital.outbox(ORDER))
