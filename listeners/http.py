@@ -125,8 +125,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except web.HTTPException as error:
-        challenge = error.headers.get("WWW-Authenticate")
-        headers = {"WWW-Authenticate": challenge} if challenge else None
+        headers = {name: error.headers[name] for name in ("WWW-Authenticate", "Retry-After") if name in error.headers}
         return web.json_response({"error": error.text}, status=error.status, headers=headers)
     except InvalidInput as error:
         return web.json_response({"error": error.reason}, status=422)

@@ -17,6 +17,9 @@ class ChatSettings(Group):
     )
     default_role: UserRole = Field(UserRole.VIEWER, description="Role of users who are not listed")
     refuse_unknown: bool = Field(False, description="True: people of Slack and Teams who are not listed are refused")
+    messages_a_minute: int = Field(
+        20, ge=0, description="More messages of one person within a minute, on whatever channel, are refused; 0: no limit"
+    )
     reports_url: str = Field(
         "",
         pattern=r"^(https?://\S+)?$",

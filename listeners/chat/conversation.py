@@ -6,6 +6,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from math import ceil
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -26,6 +28,7 @@ from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 from services.runtime.transaction import Transaction
 
+MINUTE: Final = timedelta(seconds=60)
 POLL_S: Final = 0.1
 HINT: Final = 'Ask for example "status of all models"; "help" says what is possible.'
 
@@ -68,10 +71,22 @@ class Outcome:
     refusal: str = ""
 
 
+class TooMany(InvalidInput):
+    """A person has sent more messages within a minute than the site takes. `wait_s`: until the next one is taken."""
+
+    def __init__(self, limit: int, wait_s: int) -> None:
+        super().__init__(f"you have sent {limit} messages within a minute, more are not taken; send it again in {wait_s} seconds")
+        self.wait_s = wait_s
+
+
 def ask(context: Context, text: str, user: str, role: UserRole, thread: str, channel: str) -> str:
-    """Send a person's words to the agents; returns the command's id. InvalidInput when empty or over 4,000 characters."""
+    """Send a person's words to the agents; returns the command's id.
+
+    InvalidInput when empty or over 4,000 characters, TooMany when the person has sent too many within a minute.
+    """
     command = _command(str(uuid.uuid4()), text, Person(user, role), thread, channel)
     with context.database.transaction() as tx:
+        _require_rest(tx, command, context.settings.chat.messages_a_minute)
         repository.remember(tx, command.thread, channel, {})
         _send(tx, command)
     return command.command_id
@@ -95,6 +110,9 @@ def _receive(context: Context, said: Said, *, repeat_question: bool) -> Outcome:
             return Outcome(refusal=NOT_LISTED)
         try:
             command = _command(_command_id(said.channel, said.keys), said.text, person, said.thread, said.channel)
+            _require_rest(tx, command, context.settings.chat.messages_a_minute)
+        except TooMany as error:
+            return Outcome(refusal=f"{error.reason[:1].upper()}{error.reason[1:]}.")
         except InvalidInput as error:
             return Outcome(refusal=f"{error.reason[:1].upper()}{error.reason[1:]}. {HINT}")
         repository.remember(tx, command.thread, said.channel, said.reference)
@@ -183,9 +201,17 @@ def _command(command_id: str, text: str, person: Person, thread: str, channel: s
         raise InvalidInput("the message is longer than 4,000 characters") from error
 
 
+def _require_rest(tx: Transaction, command: AgentCommand, limit: int) -> None:
+    """Raise TooMany where this message is one too many of the person's within a minute."""
+    now = tx.clock.now()
+    times = repository.said_since(tx.session, f"user:{command.user}", now - MINUTE) if limit else []
+    if limit and len(times) >= limit:
+        raise TooMany(limit, ceil((times[limit - 1] + MINUTE - now).total_seconds()) or 1)
+
+
 def _send(tx: Transaction, command: AgentCommand) -> None:
     tx.emit(AGENT_COMMAND, command, event_id=command.command_id)
-    tx.audit(f"user:{command.user}", "chat.command", command.command_id, role=str(command.user_role), channel=command.channel)
+    tx.audit(f"user:{command.user}", repository.SAID, command.command_id, role=str(command.user_role), channel=command.channel)
 
 
 def reply_to(context: Context, command_id: str) -> AgentReply | None:

@@ -16,7 +16,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from listeners.chat import repository
-from listeners.chat.conversation import ask, await_reply_async, reply_to
+from listeners.chat.conversation import TooMany, ask, await_reply_async, reply_to
 from listeners.chat.people import role_of
 from schemas.events import AgentReply
 from services.runtime.errors import InvalidInput
@@ -67,6 +67,8 @@ async def _post(context: Context, request: web.Request) -> web.Response:
     role = role_of(context.settings, body.user)
     try:
         command_id = await asyncio.to_thread(ask, context, body.text, body.user, role, _thread(body.user, body.thread), "http")
+    except TooMany as error:
+        raise web.HTTPTooManyRequests(text=error.reason, headers={"Retry-After": str(error.wait_s)}) from None
     except InvalidInput as error:
         raise web.HTTPBadRequest(text=error.reason) from None
     return _answer(command_id, body.thread, await await_reply_async(context, command_id, body.wait_s))

@@ -13,12 +13,16 @@ from sqlmodel import Session, col, select
 from listeners.chat.cards import Card
 from schemas.chat import ChatMessage, ChatThread
 from schemas.chat_settings import ChatSettings
+from schemas.tables import Audit
 from schemas.vocabulary import MessageState
 from services.runtime.backoff import doubled
 from services.runtime.transaction import Transaction
 
 BELL: Final = "chat"
 ACTOR: Final = "service:chat"
+SAID: Final = "chat.command"
+"""The audit record's action for a command that was taken."""
+LOOKED_AT: Final = 5_000
 DELIVERED: Final = frozenset({"slack", "teams"})
 """Channels to which messages are brought; the others look for theirs."""
 PATIENCE: Final = 8
@@ -233,6 +237,15 @@ def messages_of(session: Session, thread_name: str, after: int = 0, limit: int =
     """A thread's messages with a higher number than `after`, in their order."""
     query = select(ChatMessage).where(ChatMessage.thread == thread_name, col(ChatMessage.id) > after)
     return session.exec(query.order_by(col(ChatMessage.id)).limit(limit)).all()
+
+
+def said_since(session: Session, actor: str, since: datetime) -> list[datetime]:
+    """When a person's commands since then were taken, newest first; looked for among the newest `LOOKED_AT` audit rows."""
+    last = session.exec(select(Audit.id).order_by(col(Audit.id).desc()).limit(1)).first() or 0
+    query = select(Audit.at).where(
+        col(Audit.id) > last - LOOKED_AT, Audit.actor == actor, Audit.action == SAID, col(Audit.at) > since
+    )
+    return list(session.exec(query.order_by(col(Audit.id).desc())))
 
 
 def newest(session: Session, thread_name: str, limit: int = 200) -> list[ChatMessage]:
