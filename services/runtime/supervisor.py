@@ -89,7 +89,7 @@ class _Supervisor:
             return
         await self._start(self._children)
         self._publish()
-        logger.info("running at broker %s; Ctrl+C stops everything", self._kafka().bootstrap)
+        logger.info("running at broker %s; the services start now and say so; Ctrl+C stops everything", self._kafka().bootstrap)
         if on_ready is not None:
             outcome = on_ready(self._state())
             if inspect.isawaitable(outcome):
