@@ -39,7 +39,7 @@ class ExtensionRequest:
 def extend_and_register(context: Context, request: ExtensionRequest, on_epoch: Callable[[EpochRecord], None]) -> ModelVersion:
     """Teach the serving version's network further classes and enter the result as a candidate.
 
-    Logits of the old classes stay as they are (decision 0021). Raises InvalidInput where no version serves or the manifest
+    Logits of the old classes stay as they are (decision 0023). Raises InvalidInput where no version serves or the manifest
     lacks a class or split, InvalidDataset and BrokenBundle for what they say, TrainingFailed.
     """
     number, champion, rule = _champion(context, request.model)

@@ -19,7 +19,7 @@ from models.training import EpochRecord, TrainingResult, TrainingSettings
 from schemas.tables import ModelVersion
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
-from services.runtime.registration import Accept, refuse, register_bundle
+from services.runtime.registration import Accept, refuse, register_bundle, require_leave_to_begin
 from services.runtime.service import Context
 
 SPLITS = ("train", "valid", "test")
@@ -72,6 +72,7 @@ def train_and_register(
     BrokenBundle for start weights that cannot be had or do not fit, TrainingFailed.
     """
     _require_sense(request)
+    require_leave_to_begin(context, request.name)
     studies = read_manifest(request.manifest)
     require_splits(studies, request.manifest)
     spec = _spec(request, _classes(context, request, studies))

@@ -50,11 +50,11 @@ def learn_classes(
     spec, module = with_classes(champion.spec, champion.module, added)
     old = len(champion.spec.classes)
     device = choose_device(settings.device)
-    sets = [head_inputs(module, each, device) for each in (train_set, valid_set)]
+    new, valid = (head_inputs(module, each, device) for each in (train_set, valid_set))
     changes = {"weight_decay": 0.0, "average": 0.0, "channels_last": False, "augmentation": AugmentationSettings.off()}
     before = last_linear(module).weight[:old].detach().cpu().clone()
     with _new_rows_only(module, old):
-        result = train(Head(module), spec, *sets, settings.model_copy(update=changes), on_epoch=on_epoch)
+        result = train(Head(module), spec, new, valid, settings.model_copy(update=changes), on_epoch=on_epoch)
     if not torch.equal(last_linear(module).weight[:old].detach().cpu(), before):
         raise TrainingFailed("the old classes' weights have moved while new classes were learnt")
     return Extended(spec, module.eval(), result)

@@ -113,7 +113,9 @@ def promote(
 
 def _begin(context: Context, name: str, version: int, actor: str, reason: str, accept: "Accept") -> None:
     from services.runtime.chance import standing
+    from services.runtime.registration import require_leave_to_begin
 
+    require_leave_to_begin(context, name)
     with context.database.read() as session:
         found = standing(registry.baseline(session, name, version), registry.classes_of(session, name, version))
     if found.at_chance and not accept(found):

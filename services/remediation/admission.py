@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlmodel import Session
 
-from models.bundle import LoadedModel, load_bundle
+from models.bundle import LoadedModel
 from models.data import LabelledStudy
 from models.scoring import ScoredCase
 from models.spec import SelectionRule
@@ -27,10 +27,10 @@ from services.remediation.criteria import rules_of
 from services.remediation.gate import Judgement, judge
 from services.remediation.ids import natural_id
 from services.remediation.material import LOOKS
-from services.remediation.plan import Plan, TooFew, choose, labels_for, looks, to_json
+from services.remediation.plan import Plan, SharedPatient, TooFew, choose, labels_for, looks, require_disjoint, to_json
 from services.remediation.run import TEST, cited
 from services.runtime import registry
-from services.runtime.change_plans import ReadPlan, citation, plan_of, require_owner_versions, tightened
+from services.runtime.change_plans import ReadPlan, citation, plan_of, require_owner_versions, require_unchanged, tightened
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 from services.runtime.signatures import reference_rows, replace_reference
@@ -50,13 +50,18 @@ class Admission:
 
 @dataclass(frozen=True)
 class _Asked:
-    """Who asked for the judgement of which candidate, and why; `cited` is the change control plan that covers it."""
+    """Who asked for the judgement of which candidate, and why, under which change control plan."""
 
     model: str
     number: int
     actor: str
     reason: str
-    cited: str
+    plan: ReadPlan | None
+
+    @property
+    def cited(self) -> str:
+        """The plan and its clause, empty where the model has none. Raises InvalidInput where the plan covers no such version."""
+        return citation(self.plan, require_owner_versions(self.plan))
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,13 @@ def admit(
     A rejected candidate is out for good; where the gate needs more labels it stays a candidate. Raises InvalidInput with
     what is missing when it cannot be judged at all, ModelError for a broken bundle or an unreadable study.
     """
-    read = plan_of(context.settings, model)
-    asked = _Asked(model, number, actor, reason, citation(read, require_owner_versions(read)))
+    asked = _Asked(model, number, actor, reason, plan_of(context.settings, model))
+    require_owner_versions(asked.plan)
     with context.database.read() as session:
-        pair = _pair(context, session, asked, tightened(context.settings.remediation, read))
+        pair = _pair(context, session, asked, tightened(context.settings.remediation, asked.plan))
     earlier, run_id = _spend(context, asked, pair)
     tell(f"scoring {len(pair.gate)} studies of the gate and {len(pair.old)} of the old test set with both versions")
-    judged = _judged(context, pair, read, asked, earlier)
+    judged = _judged(context, pair, asked, earlier)
     _conclude(context, asked, pair, judged, run_id)
     return Admission(pair.plan.champion, judged.judgement)
 
@@ -104,7 +109,7 @@ def _pair(context: Context, session: Session, asked: _Asked, limits: Remediation
     if row.state != VersionState.CANDIDATE:
         raise InvalidInput(f"version {row.version} of {owner.name!r} is {row.state}; only a candidate can be judged by the gate")
     champion = registry.version(session, owner.name, owner.champion)
-    old, new = (load_bundle(context.settings.models_dir / each.bundle) for each in (champion, row))
+    old, new = (data.version(context.settings.models_dir, each) for each in (champion, row))
     require_extension(owner.name, old.spec.classes, new.spec.classes)
     developed = [data.development(row.dataset, side.spec.classes) for row, side in ((champion, old), (row, new))]
     plan = _plan(context, session, champion, [*developed[0], *developed[1]], (old.spec.classes, new.spec.classes), limits)
@@ -126,31 +131,41 @@ def _plan(
     limits: RemediationSettings,
 ) -> Plan:
     """The gate's cases: none of a patient in the development data of either version or in a baseline."""
-    taken = data.development_patients(developed, context.pseudonyms) | repository.baseline_patients(session, champion.model)
+    taken = data.used_patients(session, champion.model, developed, context.pseudonyms)
     cases = repository.labelled_cases(session, champion.model, champion.version, CaseRole.GATE)
     needs = {"min_tune": 0, "min_gate": limits.min_gate_cases, "most": limits.max_cases}
     plan = choose(champion.version, (), cases, classes=classes[1], taken=taken, since=None, **needs)
-    share = context.settings.join.gate_share
-    if isinstance(plan, TooFew):
-        wanted = labels_for(plan.missing["gate"], share)
-        raise InvalidInput(
-            f"the gate judges from {plan.gate_needed} labelled cases of its own patients on, and has {plan.gate}: about {wanted} "
-            f"more labelled studies have to arrive (`reclaim labels import`). Version {champion.version} goes on serving"
-        )
-    _require_cases(plan, classes[1][len(classes[0]) :], limits.min_class_cases, share, champion.version)
+    plan = _require_cases(plan, classes, limits, context.settings.join.gate_share, champion.version)
+    trigger = repository.trigger_patients(session, champion.model)
+    try:
+        require_disjoint({"trigger": trigger, "gate": {case.patient_key for case in plan.gate}})
+    except SharedPatient as error:
+        raise InvalidInput(f"the gate's cases cannot be used: {error}") from error
     return plan
 
 
-def _require_cases(plan: Plan, added: Sequence[str], least: int, share: float, champion: int) -> None:
-    """InvalidInput where the gate has too few cases of a class that only the candidate knows."""
-    counts = Counter(case.truth for case in plan.gate)
+def _require_cases(
+    plan: Plan | TooFew, classes: tuple[Sequence[str], Sequence[str]], limits: RemediationSettings, share: float, champion: int
+) -> Plan:
+    """InvalidInput where the gate has too few cases, of the champion's classes or of one that only the candidate knows."""
+    known, added = classes[0], classes[1][len(classes[0]) :]
+    counts = Counter(case.truth for case in plan.gate) if isinstance(plan, Plan) else Counter[str]()
+    judging = sum(counts[name] for name in known) if isinstance(plan, Plan) else plan.gate
+    stays = f"Version {champion} goes on serving"
+    if isinstance(plan, TooFew) or judging < limits.min_gate_cases:
+        wanted = labels_for(limits.min_gate_cases - judging, share)
+        judges = f"the gate judges from {limits.min_gate_cases} labelled cases of its own patients on, and has {judging}"
+        arrive = f"about {wanted} more labelled studies have to arrive (`reclaim labels import`)"
+        raise InvalidInput(f"{judges}: {arrive}. {stays}")
+    least = limits.min_class_cases
     few = [name for name in added if counts[name] < least]
     if few:
         seen = "; ".join(f"{name}: {counts[name]}, so about {labels_for(least - counts[name], share)} more labels" for name in few)
         raise InvalidInput(
             f"the gate judges a new class from {least} labelled cases of its own patients on ({seen} of that class have to "
-            f"arrive). Version {champion} goes on serving"
+            f"arrive). {stays}"
         )
+    return plan
 
 
 def require_extension(model: str, before: Sequence[str], after: Sequence[str]) -> None:
@@ -183,11 +198,11 @@ def _spend(context: Context, asked: _Asked, pair: _Pair) -> tuple[int, str]:
     return earlier, run_id
 
 
-def _judged(context: Context, pair: _Pair, plan: ReadPlan | None, asked: _Asked, earlier: int) -> _Judged:
+def _judged(context: Context, pair: _Pair, asked: _Asked, earlier: int) -> _Judged:
     champion, candidate = pair.models
     duel = Duel(champion, candidate, context.settings.inference)
     gate, old = duel.score(pair.gate, pair.rule), duel.score(pair.old, None)
-    rules = rules_of(context.settings, plan, looks=earlier, seed=context.settings.remediation.seed)
+    rules = rules_of(context.settings, asked.plan, looks=earlier, seed=context.settings.remediation.seed)
     known = champion.spec.classes
     added = candidate.spec.classes[len(known) :]
     judgement = judge(gate.paired, old.paired, known, rules, duel.latency_ratio(gate), added)
@@ -203,6 +218,7 @@ def _conclude(context: Context, asked: _Asked, pair: _Pair, judged: _Judged, run
         "run": run_id,
         "change_plan": asked.cited,
     }
+    require_unchanged(context.settings, asked.model, asked.plan)
     with context.database.transaction() as tx:
         owner, row = registry.lock_model(tx.session, asked.model), registry.version(tx.session, asked.model, asked.number)
         if owner.champion != pair.plan.champion or row.state != VersionState.CANDIDATE:

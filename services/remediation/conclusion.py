@@ -14,6 +14,7 @@ from services.remediation.plan import TooFew, labels_for
 from services.remediation.provenance import code_digest
 from services.remediation.run import Outcome, covering
 from services.runtime import registry, telemetry
+from services.runtime.change_plans import require_unchanged
 from services.runtime.service import Context
 from services.runtime.signatures import reference_rows, replace_reference
 from services.runtime.transaction import Transaction
@@ -26,7 +27,11 @@ WORDS = {
 
 
 def conclude(context: Context, claim: jobs.Claim, material: Material, outcome: Outcome) -> Verdict | None:
-    """Write the outcome of a run; None when another version has begun to serve meanwhile and the run is void."""
+    """Write the outcome of a run; None when another version has begun to serve meanwhile and the run is void.
+
+    Raises InvalidInput when another change control plan has come into force.
+    """
+    require_unchanged(context.settings, claim.model, material.change_plan)
     with context.database.transaction() as tx:
         job = jobs.held(tx, claim)
         owner = repository.lock_model(tx.session, claim.model)

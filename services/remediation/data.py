@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 from sqlmodel import Session
 
+from models.bundle import LoadedModel, load_bundle
 from models.data import LabelledStudy, TensorSet, issuers_of, read_manifest, seen_of
-from models.errors import InvalidDataset, ModelError
+from models.errors import BrokenBundle, InvalidDataset, ModelError
 from models.preprocessing import Prepared, load_study
 from models.spec import ModelSpec, SelectionRule
+from schemas.tables import ModelVersion
+from services.remediation import repository
 from services.remediation.plan import LabelledCase
 from services.runtime.archive import study_files
 from services.runtime.errors import InvalidInput
@@ -31,6 +34,20 @@ def development_patients(studies: Sequence[LabelledStudy], pseudonyms: Pseudonym
     """Pseudonyms of the manifest's patients, with the issuer of their ID and without: they may neither tune nor judge."""
     issuers = issuers_of(studies)
     return {pseudonyms.patient(study.patient, issuer) for study in studies for issuer in {issuers[study.key], ""}}
+
+
+def used_patients(session: Session, model: str, studies: Sequence[LabelledStudy], pseudonyms: Pseudonyms) -> set[str]:
+    """Who may neither tune nor judge: patients of these development data, of what any version learned from, of any baseline."""
+    known = repository.taught_patients(session, model) | repository.baseline_patients(session, model)
+    return development_patients(studies, pseudonyms) | known
+
+
+def version(models: Path, row: ModelVersion) -> LoadedModel:
+    """A registered version. Raises BrokenBundle where its bundle is not the one that was registered."""
+    loaded = load_bundle(models / row.bundle)
+    if loaded.info.sha256 != row.sha256:
+        raise BrokenBundle(f"the weights of {row.model} version {row.version} are not those that were registered")
+    return loaded
 
 
 def archived(session: Session, archive: Path, cases: Sequence[LabelledCase]) -> list[LabelledStudy]:

@@ -127,7 +127,7 @@ def judge(
 ) -> Judgement:
     """Judge a challenger on `gate` (new) and `baseline` (old) cases. Raises ValueError without any baseline case.
 
-    `classes` are those of the champion, `added` those that only the challenger knows (decision 0021). Cases of an added class
+    `classes` are those of the champion, `added` those that only the challenger knows (decision 0023). Cases of an added class
     count for what is better and are judged by themselves; calibration, the known classes and subgroups are compared without them.
     """
     if not baseline:

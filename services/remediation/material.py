@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlmodel import Session
 
-from models.bundle import LoadedModel, load_bundle
+from models.bundle import LoadedModel
 from models.data import LabelledStudy
 from models.remedies import UNLABELLED
 from models.spec import SelectionRule
@@ -68,11 +68,11 @@ def prepare(context: Context, claim: jobs.Claim) -> Material | TooFew:
         job, order = repository.job(session, claim.job_id), repository.order(session, claim.order_id)
         owner = registry.model(session, claim.model)
         version = _champion(session, owner, order)
-        champion = load_bundle(context.settings.models_dir / version.bundle)
+        champion = data.version(context.settings.models_dir, version)
         change_plan, chosen = plan_of(context.settings, owner.name), options.options_of(context.settings, job.settings)
         require_planned(change_plan, claim.remedy, chosen.model_dump())
         old = data.development(version.dataset, champion.spec.classes)
-        taken = data.development_patients(old, context.pseudonyms) | repository.baseline_patients(session, owner.name)
+        taken = data.used_patients(session, owner.name, old, context.pseudonyms)
         limits = tightened(context.settings.remediation, change_plan)
         plan = _plan(session, job, order, version, champion.spec.classes, taken, limits)
         if isinstance(plan, TooFew):

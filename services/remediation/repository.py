@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, or_
 from sqlmodel import Session, col, select
 
 from schemas.events import MaintenanceOrder
-from schemas.tables import BaselineCase, Case, Evaluation, Instance, Job, Order, RegisteredModel, Study
+from schemas.tables import BaselineCase, Case, Evaluation, Instance, Job, Order, RegisteredModel, Study, TrainingPatient
 from schemas.vocabulary import CaseRole, JobState, OrderState, Remedy
 from services.remediation.options import PLAN
 from services.remediation.plan import LabelledCase
@@ -161,6 +161,11 @@ def trigger_patients(session: Session, model: str) -> set[str]:
 def baseline_patients(session: Session, model: str) -> set[str]:
     """Patients in the baseline of any version of the model, the gates of earlier promotions among them."""
     return set(session.exec(select(BaselineCase.patient_key).where(BaselineCase.model == model).distinct()))
+
+
+def taught_patients(session: Session, model: str) -> set[str]:
+    """Patients whom any version of the model was trained on: what a version was made from, its successors know too."""
+    return set(session.exec(select(TrainingPatient.patient_key).where(TrainingPatient.model == model)))
 
 
 def evidence(session: Session, evaluation_id: str | None) -> dict[str, Any]:

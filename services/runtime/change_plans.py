@@ -98,6 +98,16 @@ def require_owner_versions(read: ReadPlan | None) -> Modification | None:
     return clause
 
 
+def require_unchanged(settings: Settings, model: str, read: ReadPlan | None) -> None:
+    """InvalidInput where another plan is in force than the one that a change was made and judged under."""
+    now = plan_of(settings, model)
+    if (now.sha256 if now else "") != (read.sha256 if read else ""):
+        put = f"the {now.citation()} is in force now" if now else "there is none now"
+        raise InvalidInput(
+            f"the change control plan of {model!r} was changed meanwhile ({put}): the verdict is void, order it again"
+        )
+
+
 def tightened(limits: RemediationSettings, read: ReadPlan | None) -> RemediationSettings:
     """The site's limits, or the plan's where these are stricter."""
     if read is None:

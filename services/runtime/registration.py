@@ -17,6 +17,7 @@ from schemas.tables import BaselineCase, ModelVersion, RegisteredModel, Training
 from schemas.vocabulary import VersionState
 from services.runtime import registry
 from services.runtime.chance import Standing, standing
+from services.runtime.change_plans import plan_of, require_owner_versions
 from services.runtime.errors import InvalidInput
 from services.runtime.identity import Pseudonyms
 from services.runtime.service import Context
@@ -53,6 +54,7 @@ def register_bundle(
     """
     loaded = load_bundle(bundle)
     spec = loaded.spec
+    require_leave_to_begin(context, spec.name)
     developed = read_manifest(dataset, spec.classes)
     studies = [study for study in developed if study.split == TEST_SPLIT]
     if not studies:
@@ -74,6 +76,18 @@ def register_bundle(
         taught = training_patients(spec.name, [each for each in developed if each.split != TEST_SPLIT], context.pseudonyms)
         tx.insert_new(TrainingPatient, taught, returning="patient_key")
     return row
+
+
+def require_leave_to_begin(context: Context, name: str) -> None:
+    """InvalidInput where the next version would serve in place of retired ones, and the change control plan covers no such version.
+
+    Else retiring a model and training it anew would be a way around its plan.
+    """
+    with context.database.read() as session:
+        owner = session.get(RegisteredModel, name)
+        began_before = owner is not None and owner.champion is None and registry.has_been_retired(session, name)
+    if began_before:
+        require_owner_versions(plan_of(context.settings, name))
 
 
 def _reference(

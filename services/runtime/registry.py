@@ -127,7 +127,7 @@ def register_model(tx: Transaction, name: str, task: str, classes: list[str], se
 def require_same(session: Session, name: str, task: str, classes: Sequence[str]) -> None:
     """InvalidInput when a model of that name has another task or other classes and a version that is not retired.
 
-    Classes may be added behind those there are (decision 0021).
+    Classes may be added behind those there are (decision 0023).
     """
     existing = session.get(RegisteredModel, name)
     if existing is None or _all_retired(session, name):
@@ -145,6 +145,11 @@ def known_classes(session: Session, name: str, task: str) -> tuple[str, ...]:
     if existing is None or existing.task != task or _all_retired(session, name):
         return ()
     return tuple(existing.classes)
+
+
+def has_been_retired(session: Session, name: str) -> bool:
+    """Whether any version of the model was taken out for good."""
+    return any(row.state == VersionState.RETIRED for row in versions(session, name))
 
 
 def _all_retired(session: Session, name: str) -> bool:
