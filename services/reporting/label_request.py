@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from services.reporting import committee, common, statistics
+from services.reporting import committee, common, early, statistics
 from services.reporting.facts import Facts, Rules
 from services.reporting.page import KeyFigure, Page, Part, Section, Table
 from services.reporting.wording import STATUS, number
@@ -107,9 +107,14 @@ def _sections(facts: Facts, needs: Mapping[str, int]) -> list[Section]:
                 "Labels may come as a CSV file or over the HTTP endpoint; the next evaluation starts by itself.",
             ),
         ),
-        Section("How it stands", tables=common.metrics_table(facts)),
+        _standing(facts),
         *common.history(facts),
     ]
+
+
+def _standing(facts: Facts) -> Section:
+    none = () if facts.latest is not None else (f"No batch of version {facts.version} has been evaluated yet.",)
+    return Section("How it stands", none, early.standing(facts), tables=common.metrics_table(facts))
 
 
 def _basis(facts: Facts) -> str:

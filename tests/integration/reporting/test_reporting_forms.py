@@ -1,6 +1,7 @@
 """The forms of a report (HTML, Markdown, JSON, PDF) hold the same, keep to their schema and name nobody."""
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def test_the_json_keeps_to_its_schema(told, kind):
         assert [error.message for error in validator.iter_errors(document)] == []
         assert len(sentences(report.summary)) == 2
         assert report.summary == document["summary"]
+
+
+def test_no_heading_stands_without_a_word_under_it(told):
+    """Also in the request for labels of a version that has just taken over and has no evaluation yet."""
+    promoted = repaired(told, Verdict.PROMOTE)
+    asked = [ordered(told, kind, event_id=kind) for kind in (OrderKind.REPORT, OrderKind.LABEL_REQUEST)]
+    process(told.database, consumer_of(told), [promoted, *asked])
+    for report in reported(told):
+        html = contents(told, report)["report.html"].decode()
+        assert re.findall(r"<h3>([^<]*)</h3>\s*</section>", html) == []
 
 
 def test_the_event_names_every_form(told):
