@@ -11,7 +11,7 @@ from schemas.vocabulary import CaseRole
 from services.runtime.errors import InvalidInput
 
 CLOCK_SKEW: Final = timedelta(days=1)
-"""A label from further in the future is refused: it would stand above every later correction."""
+"""A label from further in the future is refused: nobody knows when it was given. A nearer one counts from its receipt."""
 MAX_NAME: Final = 64
 NAME: Final = re.compile(r"[\w.:-]{1,64}")
 NAME_RULE: Final = "letters, digits and _ . : -, at most 64 of them, without blanks"

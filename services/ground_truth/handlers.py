@@ -102,7 +102,7 @@ class Join(BatchConsumer[None]):
 
 
 Events = Sequence[Received[Any]]
-"""In the order of arrival; the key of both topics is the study."""
+"""In the order of arrival, scores and labels."""
 WAITING: Final[repository.Truth] = (CaseState.WAITING, None, None)
 
 
@@ -143,7 +143,7 @@ class Checks:
 
     def __init__(self, classes: Mapping[str, Sequence[str]], now: datetime) -> None:
         self._classes, self._now = classes, now
-        self._known: set[tuple[str | int, ...]] = set()
+        self._known: set[tuple[object, ...]] = set()
 
     def __call__(self, data: Event) -> None:
         """Raise InvalidInput for an event that nobody can use."""
@@ -305,4 +305,4 @@ def _announce(tx: Transaction, batch: Batch, *, corrected: bool, event_id: str, 
 def _last(studies: Iterable[str], causes: Events) -> Received[Event] | None:
     """The last event of this transaction that belongs to one of the studies: its trace goes on."""
     wanted = set(studies)
-    return next((event for event in reversed(causes) if event.record.key in wanted), None)
+    return next((event for event in reversed(causes) if event.data.study_key in wanted), None)

@@ -180,8 +180,11 @@ def store_cases(session: Session, scores: Sequence[Values], truths: Sequence[Tru
 
 
 def store_labels(session: Session, labels: Sequence[Label], now: datetime) -> None:
-    """Upsert each source's newest label; an older one than the stored is ignored."""
-    given = [item.labelled_at for item in labels]
+    """Upsert each source's newest label; an older one than the stored is ignored.
+
+    A time in the future counts as now: where a source's clock runs ahead, its labels do not outlive later corrections.
+    """
+    given = [min(item.labelled_at, now) for item in labels]
     times = _texts(given) if _on_sqlite(session) else given
     received = _time(session, now)
     rows = [(item.study_key, item.task, item.source, item.value, time, received) for item, time in zip(labels, times, strict=True)]

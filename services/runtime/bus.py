@@ -220,7 +220,7 @@ class _Poll(NamedTuple):
     raw: tuple["ConsumerRecord[Any, Any]", ...]
     decoded: Decoded | None = None
 
-    def process(self, database: Database, consumer: BatchConsumer[Any], writing: Callable[[], None]) -> int:
+    def process(self, database: Database, consumer: BatchConsumer[Any], writing: Callable[[], object]) -> int:
         """As `consumer.process_decoded`."""
         return process_decoded(database, consumer, self.decoded or decode_all(map(to_record, self.raw)), writing)
 
@@ -236,9 +236,15 @@ def _earliest(records: tuple["ConsumerRecord[Any, Any]", ...]) -> tuple["Consume
 
 
 def to_record(raw: "ConsumerRecord[Any, Any]") -> Record:
-    """A message of the client library as ours. Never fails: bytes that are not UTF-8 become replacement characters."""
+    """A message of the client library as ours. Never fails: what no database takes becomes replacement characters.
+
+    That is bytes which are not UTF-8, and the NUL character, which PostgreSQL refuses.
+    """
     key = str(raw.key or b"", "utf-8", "replace")[:255]
     headers = {name: str(value or b"", "utf-8", "replace") for name, value in raw.headers}
+    if "\0" in "".join((key, *headers, *headers.values())):
+        key = key.replace("\0", "\ufffd")
+        headers = {name.replace("\0", "\ufffd"): value.replace("\0", "\ufffd") for name, value in headers.items()}
     return Record(raw.topic, raw.partition, raw.offset, key, headers, raw.value or b"")
 
 

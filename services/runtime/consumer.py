@@ -104,7 +104,7 @@ def process(database: Database, consumer: BatchConsumer[Any], records: Iterable[
 
 
 def process_decoded(
-    database: Database, consumer: BatchConsumer[Any], decoded: Decoded, writing: Callable[[], None] = lambda: None
+    database: Database, consumer: BatchConsumer[Any], decoded: Decoded, writing: Callable[[], object] = lambda: None
 ) -> int:
     """Handle what was decoded before; otherwise as `process`. Calls `writing` as `Transaction.writing` says."""
     started = time.monotonic()
@@ -141,7 +141,7 @@ def _reject_all(database: Database, consumer: BatchConsumer[Any], bad: Sequence[
 
 
 def _handle(
-    database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]], writing: Callable[[], None] = lambda: None
+    database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]], writing: Callable[[], object] = lambda: None
 ) -> int:
     while batch:
         try:
@@ -161,7 +161,7 @@ def _prepares(consumer: BatchConsumer[Any]) -> bool:
 
 
 def _handle_at_once(
-    database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]], writing: Callable[[], None]
+    database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]], writing: Callable[[], object]
 ) -> int:
     """For a consumer without slow work: what the claim itself finds to be new. Returns how many it rejected by itself."""
     with database.transaction() as tx:

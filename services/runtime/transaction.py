@@ -49,7 +49,7 @@ class Transaction:
         self.clock = clock
         self.rejected = 0
         self.rings: set[str] = set()
-        self.writing: Callable[[], None] = lambda: None
+        self.writing: Callable[[], object] = lambda: None
 
     def emit(self, topic: Topic, data: Event, *, event_id: str | None = None, cause: Received[Event] | str | None = None) -> str:
         """Put an event into the outbox and return its id.
