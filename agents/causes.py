@@ -95,8 +95,8 @@ def promotion_cause(session: Session, event: Received[MaintenancePromotion], now
         "open_label_request": repository.label_request_since(session, data.model, data.champion_after, after),
         **_state_of(newest),
     }
-    helpless = newest is not None and newest.status == Status.DEGRADED and newest.diagnosis not in ADVICE
-    helpless = helpless and not small(newest.evidence)
+    degraded = newest if newest is not None and newest.status == Status.DEGRADED else None
+    helpless = degraded is not None and degraded.diagnosis not in ADVICE and not small(degraded.evidence)
     return Cause(
         event_id=event.event_id,
         kind="promotion",
