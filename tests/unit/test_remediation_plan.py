@@ -166,6 +166,7 @@ def test_an_order_may_set_numbers_within_reason(tmp_path: Path) -> None:
     ready = repair_settings(made, "cpu", 50)
     assert (ready.training.epochs, ready.reservoir, ready.search) == (3, 50, True)
     assert not repair_settings(options_of(settings, {"search": False}), "cpu", 50).search
+    assert (ready.training.devices, repair_settings(made, "cpu", 50, 2).training.devices) == (1, 2)
     with pytest.raises(InvalidInput, match="epoch_count"):
         options_of(settings, {"epoch_count": 3})
     with pytest.raises(InvalidInput, match="epochs"):

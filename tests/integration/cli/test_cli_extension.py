@@ -164,11 +164,14 @@ def test_start_weights_are_taken_checked_and_shown(reclaim: Reclaim, data: Path,
         (("hub:Nothing_Weights.V1",), "offers no weights"),
         (("https://example.org/w.pt",), "give their SHA-256"),
         (("http://example.org/w.pt", "--sha256", known), "begin with https"),
+        ((str(file), "--devices", "3"), "choose a multiple of 3"),
     ):
         said = reclaim("models", "train", two, *quick, "--weights", *arguments)
         assert (said.code, part in said.text) == (2, True), said.text
-    assert reclaim("models", "train", two, *quick, "--weights", str(file), "--sha256", known).code == 0
+    made = reclaim("models", "train", two, *quick, "--weights", str(file), "--sha256", known, "--devices", "2")
+    assert made.code == 0, made.text
     shown = reclaim("models", "show", "shade").text
+    assert "on 2 devices" in shown
     assert known in shown
     assert "start.safetensors" in shown
     loaded = load_bundle(site.settings.models_dir / version(site, 1).bundle)
