@@ -149,7 +149,7 @@ def score_rows(session: Session, predictions: Sequence[Prediction], roles: Mappi
     on_sqlite = _on_sqlite(session)
     document = _json if on_sqlite else _same
     times = [time for item in predictions for time in (item.acquired_at, item.scored_at)]
-    stored = iter(_texts(times) if on_sqlite else times)
+    stored = iter(texts_of(times) if on_sqlite else times)
     nothing = "[]" if on_sqlite else ()
     return [
         (
@@ -185,7 +185,7 @@ def store_labels(session: Session, labels: Sequence[Label], now: datetime) -> No
     A time in the future counts as now: where a source's clock runs ahead, its labels do not outlive later corrections.
     """
     given = [min(item.labelled_at, now) for item in labels]
-    times = _texts(given) if _on_sqlite(session) else given
+    times = texts_of(given) if _on_sqlite(session) else given
     received = _time(session, now)
     rows = [(item.study_key, item.task, item.source, item.value, time, received) for item, time in zip(labels, times, strict=True)]
     _store(session, STORE_LABELS, LABEL_COLUMNS, rows)
@@ -252,10 +252,10 @@ def _same(value: Any) -> Any:
 
 
 def _time(session: Session, value: datetime) -> Any:
-    return _texts([value])[0] if _on_sqlite(session) else value
+    return texts_of([value])[0] if _on_sqlite(session) else value
 
 
-def _texts(times: Sequence[datetime]) -> list[str]:
+def texts_of(times: Sequence[datetime]) -> list[str]:
     """As SQLAlchemy stores them on SQLite, so that times compare as texts."""
     return [_text(time) for time in orjson.loads(orjson.dumps(times))]
 

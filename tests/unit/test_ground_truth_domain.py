@@ -1,6 +1,7 @@
 """The join's pure parts: transitions, roles, who decides the truth."""
 
-from datetime import UTC, datetime, timedelta
+import json
+from datetime import UTC, datetime, timedelta, timezone
 from itertools import permutations
 
 import pytest
@@ -18,10 +19,12 @@ from services.ground_truth.domain import (
     newest_predictions,
     role_of,
 )
+from services.ground_truth.repository import texts_of
 from services.ground_truth.states import RESCORABLE, TRANSITIONS, CaseEvent, Effect, step, truth_event
 from services.runtime.errors import InvalidInput
 
 NOW = datetime(2026, 3, 2, 8, tzinfo=UTC)
+LABEL = {"study_key": "a" * 32, "task": "t", "value": "v", "source": "csv"}
 KEYS = st.text("0123456789abcdef", min_size=32, max_size=32)
 
 
@@ -121,3 +124,17 @@ def test_an_unknown_class_is_named_with_the_known_ones():
 def test_a_label_from_the_future_is_invalid():
     with pytest.raises(InvalidInput, match="future"):
         check_label(label(labelled_at=NOW + timedelta(days=2)), [], NOW)
+
+
+@given(
+    st.datetimes(
+        datetime.min + timedelta(days=1),
+        datetime.max - timedelta(days=1),
+        timezones=st.integers(-14 * 60, 14 * 60).map(lambda m: timezone(timedelta(minutes=m))),
+    ),
+    st.booleans(),
+)
+def test_times_become_the_texts_that_the_database_layer_writes(moment, whole):
+    moment = moment.replace(microsecond=0) if whole else moment
+    received = Label.model_validate_json(json.dumps(LABEL | {"labelled_at": moment.isoformat()})).labelled_at
+    assert texts_of([received]) == [moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")]
