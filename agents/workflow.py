@@ -1,4 +1,4 @@
-"""The agents: a LlamaIndex AgentWorkflow of four function agents, the same for the rule planner and for any LLM.
+"""The agents: a LlamaIndex AgentWorkflow of five function agents, the same for the rule planner and for any LLM.
 
 An agent run is short and ends with proposals in its ledger. Switches follow measured traps: no streaming (tool calls
 streamed by self-hosted servers break), no parallel tool calls (their tools have effects), an explicit LLM, a limit on steps.
@@ -14,7 +14,7 @@ from llama_index.core.tools import AsyncBaseTool
 
 from agents.planner.llm import RulePlanner
 from agents.tools.adapter import tools_of
-from agents.tools.catalogue import EVALUATION, FINE_TUNING, MONITORING, ORCHESTRATOR
+from agents.tools.catalogue import EVALUATION, FINE_TUNING, MONITORING, ORCHESTRATOR, REPORTING
 from agents.tools.desk import Desk
 from schemas.settings import LlmSettings
 
@@ -58,6 +58,10 @@ ROLES: Final[dict[str, tuple[str, str]]] = {
             "pipeline or prevalence."
         ),
     ),
+    REPORTING: (
+        "Lists reports and orders new ones",
+        "You see to reports: list those that exist, order a new one only where a person asks for one or the message calls for it.",
+    ),
 }
 """Agent to its description (for the others) and its system prompt."""
 
@@ -73,7 +77,7 @@ class _Workflow(AgentWorkflow):
 
 
 def build_workflow(llm: FunctionCallingLLM, desk: Desk, timeout_s: float) -> AgentWorkflow:
-    """The four agents around one desk; `timeout_s` bounds the whole run."""
+    """The five agents around one desk; `timeout_s` bounds the whole run."""
     agents = [
         FunctionAgent(
             name=name,

@@ -15,7 +15,7 @@ from agents.tools.desk import Desk
 
 def tools_of(agent: str, desk: Desk) -> list[FunctionTool]:
     """The tools of one agent, bound to a run's desk."""
-    return [_tool(spec, desk) for spec in CATALOGUE if spec.agent == agent]
+    return [_tool(spec, desk) for spec in CATALOGUE if spec.belongs_to(agent)]
 
 
 def _tool(spec: ToolSpec, desk: Desk) -> FunctionTool:

@@ -10,18 +10,24 @@ from agents.tools.answers import Answer
 from agents.tools.desk import Desk
 from agents.tools.story import Explanation
 
-ORCHESTRATOR, MONITORING, EVALUATION, FINE_TUNING = "orchestrator", "monitoring", "evaluation", "fine_tuning"
+ORCHESTRATOR, MONITORING, EVALUATION = "orchestrator", "monitoring", "evaluation"
+FINE_TUNING, REPORTING = "fine_tuning", "reporting"
 
 
 @dataclass(frozen=True)
 class ToolSpec:
-    """One tool. `run` takes the desk and the validated arguments."""
+    """One tool. `run` takes the desk and the validated arguments; `also` are other agents that have it."""
 
     agent: str
     run: Callable[[Desk, Any], Answer]
     takes: type[arg.Arguments]
     answers: type[Answer]
     orders: bool = False
+    also: tuple[str, ...] = ()
+
+    def belongs_to(self, agent: str) -> bool:
+        """Whether an agent has this tool."""
+        return agent == self.agent or agent in self.also
 
     @property
     def name(self) -> str:
@@ -38,7 +44,7 @@ CATALOGUE: Final[tuple[ToolSpec, ...]] = (
     ToolSpec(ORCHESTRATOR, read.tell_help, arg.NoArguments, answers.Help),
     ToolSpec(ORCHESTRATOR, read.list_models, arg.NoArguments, answers.Models),
     ToolSpec(ORCHESTRATOR, read.list_orders, arg.OrdersArguments, answers.Orders),
-    ToolSpec(ORCHESTRATOR, read.list_reports, arg.ListArguments, answers.Reports),
+    ToolSpec(REPORTING, read.list_reports, arg.ListArguments, answers.Reports, also=(ORCHESTRATOR,)),
     ToolSpec(ORCHESTRATOR, orders.approve_order, arg.DecideArguments, answers.Recorded, orders=True),
     ToolSpec(ORCHESTRATOR, orders.reject_order, arg.DecideArguments, answers.Recorded, orders=True),
     ToolSpec(MONITORING, read.model_status, arg.OneModel, answers.ModelStatus),
@@ -46,7 +52,7 @@ CATALOGUE: Final[tuple[ToolSpec, ...]] = (
     ToolSpec(MONITORING, past.explain_decline, arg.OneModel, Explanation),
     ToolSpec(MONITORING, drift.drift_warnings, arg.OneModel, drift.Drift),
     ToolSpec(MONITORING, suspects.suspect_labels, arg.SuspectArguments, suspects.SuspectLabels),
-    ToolSpec(MONITORING, orders.order_report, arg.ReportArguments, answers.Recorded, orders=True),
+    ToolSpec(REPORTING, orders.order_report, arg.ReportArguments, answers.Recorded, orders=True, also=(MONITORING,)),
     ToolSpec(EVALUATION, read.list_evaluations, arg.ListArguments, answers.History),
     ToolSpec(EVALUATION, replay.replay_evaluation, arg.ReplayArguments, replay.Replay),
     ToolSpec(EVALUATION, read.compare_versions, arg.CompareArguments, answers.Comparison),

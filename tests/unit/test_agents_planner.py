@@ -16,7 +16,7 @@ from agents.workflow import ROLES
 HEALTHY = json.dumps({"kind": "evaluation", "model": "brain", "version": 1, "status": "healthy", "diagnosis": "none", "cases": 90})
 COMMAND = json.dumps({"kind": "command", "text": "how is brain?"})
 MODELS = Models(models=(ModelLine(name="brain", task="t", champion=1, serving=True, status="healthy"),)).model_dump_json()
-ROOT_TOOLS = [spec.name for spec in CATALOGUE if spec.agent == ORCHESTRATOR]
+ROOT_TOOLS = [spec.name for spec in CATALOGUE if spec.belongs_to(ORCHESTRATOR)]
 
 
 def test_it_is_a_model_that_calls_tools():
