@@ -18,7 +18,7 @@ EXECUTABLE: Final = (
 )
 """Rungs that the remediation service can carry out, cheapest first."""
 
-WEIGHTS: Final = (Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL)
+WEIGHTS: Final = (Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.FULL)
 CLIMB: Final[dict[Diagnosis, tuple[Remedy, ...]]] = {
     Diagnosis.PREVALENCE: (Remedy.RETHRESHOLD, Remedy.RECALIBRATE),
     Diagnosis.COVARIATE: (Remedy.ADAPT_STATISTICS, *WEIGHTS),
@@ -30,7 +30,8 @@ CLIMB: Final[dict[Diagnosis, tuple[Remedy, ...]]] = {
 """What the agents order by themselves for a diagnosis, one after the other as the gate turns them down.
 
 Another mix of patients needs no new weights. Images of another scanner may need none either: statistics come first. Gradual
-unfreezing is `full` in another order of layers; people may order it, the ladder does not spend a judgement of the gate on it.
+unfreezing is `full` in another order of layers, and small added matrices cost as much as `full` (decision 0024); people may
+order both, the ladder does not spend a judgement of the gate on them.
 """
 
 FEW: Final = 1.25

@@ -306,8 +306,8 @@ def test_who_may_approve(role, kind, may):
         (40, (), Remedy.HEAD_ONLY),
         (50, (), Remedy.PARTIAL),
         (50, (Remedy.HEAD_ONLY,), Remedy.PARTIAL),
-        (40, (Remedy.HEAD_ONLY, Remedy.PARTIAL), Remedy.PARAMETER_EFFICIENT),
-        (50, (Remedy.PARTIAL,), Remedy.PARAMETER_EFFICIENT),
+        (40, (Remedy.HEAD_ONLY, Remedy.PARTIAL), Remedy.FULL),
+        (50, (Remedy.PARTIAL,), Remedy.FULL),
         (50, (Remedy.PARAMETER_EFFICIENT,), Remedy.FULL),
         (50, (Remedy.GRADUAL,), Remedy.FULL),
         (50, (Remedy.FULL, Remedy.HEAD_ONLY), None),
@@ -322,9 +322,9 @@ def test_the_ladder_is_climbed_rung_by_rung(cases, rejected, rung):
     [
         (Diagnosis.PIPELINE, []),
         (Diagnosis.PREVALENCE, [Remedy.RETHRESHOLD, Remedy.RECALIBRATE]),
-        (Diagnosis.COVARIATE, [Remedy.ADAPT_STATISTICS, Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL]),
-        (Diagnosis.CONCEPT, [Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL]),
-        (Diagnosis.UNKNOWN, [Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL]),
+        (Diagnosis.COVARIATE, [Remedy.ADAPT_STATISTICS, Remedy.PARTIAL, Remedy.FULL]),
+        (Diagnosis.CONCEPT, [Remedy.PARTIAL, Remedy.FULL]),
+        (Diagnosis.UNKNOWN, [Remedy.PARTIAL, Remedy.FULL]),
     ],
 )
 def test_the_diagnosis_names_the_first_rung(diagnosis, rungs):
