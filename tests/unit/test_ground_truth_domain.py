@@ -128,8 +128,8 @@ def test_a_label_from_the_future_is_invalid():
 
 @given(
     st.datetimes(
-        datetime.min + timedelta(days=1),
-        datetime.max - timedelta(days=1),
+        datetime(1, 1, 2),  # noqa: DTZ001 - Hypothesis adds the zone
+        datetime(9999, 12, 30),  # noqa: DTZ001
         timezones=st.integers(-14 * 60, 14 * 60).map(lambda m: timezone(timedelta(minutes=m))),
     ),
     st.booleans(),
