@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,6 +54,9 @@ def main(folder: Path) -> int:
             history = [record.model_dump() for record in result.history]
             outcome = {"history": history, "best_epoch": result.best_epoch, "stopped_by": result.stopped_by}
             (folder / RESULT).write_text(json.dumps(outcome), encoding="utf-8")
+            if not _is_alive(int(task["starter"])):
+                # Nobody is left to take the outcome, or the images, away.
+                shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 

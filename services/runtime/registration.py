@@ -56,9 +56,7 @@ def register_bundle(
     spec = loaded.spec
     require_leave_to_begin(context, spec.name)
     developed = read_manifest(dataset, spec.classes)
-    studies = [study for study in developed if study.split == TEST_SPLIT]
-    if not studies:
-        raise InvalidInput(f"{dataset.name} has no rows with split {TEST_SPLIT!r}: there is nothing to compare later cases with")
+    studies = _test_studies(developed, dataset.name)
     tensors = load_tensors(studies, spec.classes, spec.preprocessing, on_study=on_study)
     cases = score(Predictor(loaded, batch_size=context.settings.inference.batch_size), tensors)
     rule = selection or default_selection(spec)
@@ -76,6 +74,13 @@ def register_bundle(
         taught = training_patients(spec.name, [each for each in developed if each.split != TEST_SPLIT], context.pseudonyms)
         tx.insert_new(TrainingPatient, taught, returning="patient_key")
     return row
+
+
+def _test_studies(developed: Sequence[LabelledStudy], manifest: str) -> list[LabelledStudy]:
+    studies = [study for study in developed if study.split == TEST_SPLIT]
+    if not studies:
+        raise InvalidInput(f"{manifest} has no rows with split {TEST_SPLIT!r}: there is nothing to compare later cases with")
+    return studies
 
 
 def require_leave_to_begin(context: Context, name: str) -> None:
