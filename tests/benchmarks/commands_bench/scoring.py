@@ -28,6 +28,8 @@ SET: Final = Path(__file__).resolve().parent.parent / "commands_data" / "command
 LOOK_UPS: Final = frozenset({"list_models", "remedy_options", "handoff"})
 """Reading that costs nothing and that any planner may do on its way; counted only where it was asked for."""
 Call = tuple[str, tuple[tuple[str, str], ...]]
+Done = Counter[tuple[str, str]]
+"""Orders by tool and model, decisions by tool and order."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def score(command: Command, database: Database, runner: Runner) -> Score:
     waiting = WAITING[command.world]
     calls = _calls(run, waiting)
     expected = [[_call(each["tool"], each["arguments"], waiting) for each in reading] for reading in command.expect]
-    wrong = min(sum(_unasked(run.ledger, [tool for tool, _ in reading]).values()) for reading in expected)
+    wrong = min(sum(_unasked(run.ledger, reading).values()) for reading in expected)
     if command.orders_out is not None:
         wrong = max(wrong, out - command.orders_out)
     if command.may_read and not any(BY_NAME[tool].orders for tool, _ in calls):
@@ -101,7 +103,7 @@ def score(command: Command, database: Database, runner: Runner) -> Score:
     right = any(_fits(calls, reading, run.reply) for reading in expected) and wrong == 0
     right = right and (command.orders_out is None or out == command.orders_out)
     right = right and (not command.ask or "?" in run.reply) and bool(run.reply or lines)
-    carried_out = min(sum((_unasked(run.ledger, [tool for tool, _ in reading]) & done).values()) for reading in expected)
+    carried_out = min(sum((_unasked(run.ledger, reading) & done).values()) for reading in expected)
     return Score(command, right, wrong, carried_out, calls, run.reply, run.planner, seconds, run.usage)
 
 
@@ -112,9 +114,9 @@ def _run(text: str, command: Command, runner: Runner, past: list[tuple[str, str]
     return runner.run(command_cause(Received(command.id, AGENT_COMMAND, data, record)), prompts)
 
 
-def _settled(run: Run, database: Database, settings: Settings, past: list[tuple[str, str]]) -> tuple[int, list[str], Counter[str]]:
+def _settled(run: Run, database: Database, settings: Settings, past: list[tuple[str, str]]) -> tuple[int, list[str], Done]:
     """How many orders went out or wait, the lines of the reply, and which tools took effect; the transaction is taken back."""
-    found: tuple[int, list[str], Counter[str]] = (0, [], Counter())
+    found: tuple[int, list[str], Done] = (0, [], Counter())
     try:
         with database.transaction() as tx:
             settlement = settle(tx, run, settings, tuple(past))
@@ -127,12 +129,14 @@ def _settled(run: Run, database: Database, settings: Settings, past: list[tuple[
         return found
 
 
-def _took_effect(session: Session, order_ids: list[str], decided: set[str]) -> Counter[str]:
-    """The order tools behind the orders that were sent and those that were decided on."""
+def _took_effect(session: Session, order_ids: list[str], decided: set[str]) -> Done:
+    """The orders that were sent, by tool and model, and those that were decided on, by tool and id."""
     rows = [row for order_id in order_ids if (row := session.get(Order, order_id)) is not None]
-    sent = Counter(f"order_{row.kind}" for row in rows if row.order_id not in decided and row.state == OrderState.ACCEPTED)
-    sent.update("approve_order" if row.state == OrderState.ACCEPTED else "reject_order" for row in rows if row.order_id in decided)
-    return sent
+    accepted = [row for row in rows if row.state == OrderState.ACCEPTED]
+    found = Counter((f"order_{row.kind}", row.model) for row in accepted if row.order_id not in decided)
+    words = {True: "approve_order", False: "reject_order"}
+    found.update((words[row in accepted], row.order_id) for row in rows if row.order_id in decided)
+    return found
 
 
 def _calls(run: Run, waiting: dict[str, str]) -> tuple[Call, ...]:
@@ -182,8 +186,9 @@ def _same(wanted: Call, done: Call) -> bool:
     return all(value in {"*", there.get(name)} for name, value in wanted[1]) and len(wanted[1]) == len(there)
 
 
-def _unasked(ledger: Ledger, tools: list[str]) -> Counter[str]:
-    """Proposals and decisions beyond the expected ones, by kind."""
-    made = Counter(f"order_{proposal.kind}" for proposal in ledger.proposals)
-    made.update("approve_order" if decision.approve else "reject_order" for decision in ledger.decisions)
-    return made - Counter(tools)
+def _unasked(ledger: Ledger, reading: list[Call]) -> Done:
+    """Proposals beyond the expected ones, by tool and model, and decisions, by tool and order."""
+    made = Counter((f"order_{proposal.kind}", proposal.model) for proposal in ledger.proposals)
+    made.update(("approve_order" if each.approve else "reject_order", each.order_id) for each in ledger.decisions)
+    wanted = (dict(arguments) | {"tool": tool} for tool, arguments in reading)
+    return made - Counter((each["tool"], each.get("order_id") or each.get("model", "")) for each in wanted)
