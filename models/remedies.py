@@ -157,8 +157,8 @@ def _adapted(champion: LoadedModel, data: RepairData, settings: RepairSettings) 
         return Repaired(champion.module, champion.spec, {"statistics": {"note": note}}, unchanged=True)
     images = [image for study in data.recent.studies for image in study]
     statistics = estimate_statistics(champion.module, images, device)
-    judged = (some(each, JUDGING, settings.training.seed) for each in (together(data.new, data.new_valid), data.old_valid))
-    jury = _jury(champion, *judged, settings)
+    taught = some(together(data.new, data.new_valid), JUDGING, settings.training.seed)
+    jury = _jury(champion, taught, some(data.old_valid, JUDGING, settings.training.seed), settings)
     tried: dict[float, Merit] = {}
 
     def best_of(shares: Iterable[float]) -> float:
