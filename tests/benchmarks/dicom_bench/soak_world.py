@@ -24,7 +24,7 @@ from services.runtime.parenthood import die_with_parent
 from services.runtime.topics_admin import ensure_topics
 
 QUIET_S: Final = 2.0
-_START_S: Final = 60.0
+_START_S: Final = 300.0
 SERVICES: Final = ("dicom", "assembly", "relay")
 
 
