@@ -358,7 +358,7 @@ def _log(answer: Answer, head: StoreHead, size: int) -> None:
         printable(head.calling_ae),
         answer.status,
         answer.comment,
-        f" at ({answer.tag >> 16:04X},{answer.tag & 0xFFFF:04X})" if answer.tag else "",
+        f" at {answer.tag >> 16:04X},{answer.tag & 0xFFFF:04X}" if answer.tag else "",  # brackets would have the rest masked
         answer.advice,
     )
 

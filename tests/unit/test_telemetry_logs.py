@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.resources import Resource
 
+from listeners.dicom import answers, reception
 from schemas.settings import Settings, TelemetrySettings
 from services.runtime import bus, logs, telemetry
 
@@ -144,6 +145,14 @@ def test_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = json.loads(capsys.readouterr().err)
     assert line["trace_id"] == format(span.get_span_context().trace_id, "032x")
     assert (line["level"], line["service"], line["message"]) == ("WARNING", "inference", "two\nlines of [name]")
+
+
+def test_the_advice_stays_where_a_patient_element_is_at_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tag of a patient's element in brackets has the rest of its line masked."""
+    logs.setup(Settings(state_dir=tmp_path), "dicom")
+    reception._log(answers.BROKEN_DATASET.at(0x00100010), reception.StoreHead("", "", "", "", "CT1"), 0)
+    said = capsys.readouterr().err
+    assert f" at 0010,0010: {answers.BROKEN_DATASET.advice}" in said
 
 
 def spans_in(folder: Path) -> list[str]:
