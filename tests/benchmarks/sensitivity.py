@@ -20,7 +20,6 @@ from remedy_bench import images, ways
 from remedy_bench.ways import Effort
 
 from services.evaluation.reclaim_rule import apply_rule
-from services.evaluation.verdict import first_alarm
 
 LIMITS = (0.02, 0.05, 0.10)
 YEAR, QUIET, FOLLOWED, HARM = 52, 13, 13, 0.03
@@ -82,10 +81,7 @@ def ordered_by_rule(base: np.ndarray, batches: np.ndarray, classes: tuple[str, .
 
 def ordered_by_ours(model: ours.Model, batches: np.ndarray) -> int:
     """Batch of the first alarm of the deployed detector, 0 for none."""
-    found = ours.judged(model, ours.counts(model, batches[None]), lambda each: first_alarm(each, model.thresholds, model.size)[0])[
-        0
-    ]
-    return int(found or 0)
+    return int(ours.first_alarms(model, ours.counts(model, batches[None]))[0] or 0)
 
 
 def measured(base: np.ndarray, kinds: list[Truth], classes: tuple[str, ...], size: int, repeats: int) -> list[dict[str, Any]]:
