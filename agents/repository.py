@@ -177,6 +177,10 @@ def _turned(order: Order, job: Job) -> Turned:
     return Turned(order.order_id, Remedy(order.remedy) if order.remedy else None, job.updated_at, used)
 
 
+def _diagnosis(newest: Evaluation | None) -> Diagnosis:
+    return Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE
+
+
 def _used_up(tune: int, rejected: Sequence[Turned], diagnosis: Diagnosis) -> bool:
     """Whether no rung is left that so many labels allow."""
     return next_rung(tune, 1, [each.remedy for each in rejected if each.remedy], diagnosis) is None
@@ -244,7 +248,6 @@ def facts(
     reported, reported_at = _reported(session, model)
     tune, gate = (labelled(session, model, row.champion, role, since) for role in (CaseRole.TUNE, CaseRole.GATE))
     rejected = turned_down(session, model, row.champion, tune + gate)
-    diagnosis = Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE
     return Facts(
         now=now,
         models=known,
@@ -254,7 +257,7 @@ def facts(
         served=tuple(registry.served_versions(session, model)),
         serving=row.serving,
         status=Status(newest.status) if newest else None,
-        diagnosis=diagnosis,
+        diagnosis=_diagnosis(newest),
         small_fall=newest is not None and small(newest.evidence),
         situation=situation(session.get(Evaluation, evaluation_id) if evaluation_id else newest),
         reported=reported,
@@ -266,7 +269,7 @@ def facts(
         active_remedy=open_order(session, model, OrderKind.REMEDY, but=but),
         remedies_last_day=_remedies_since(session, model, now - timedelta(days=1)),
         open_label_request=label_request_since(session, model, row.champion, label_request_after),
-        told_that_used_up=told_that_used_up(session, model, rejected) if _used_up(tune, rejected, diagnosis) else None,
+        told_that_used_up=told_that_used_up(session, model, rejected) if _used_up(tune, rejected, _diagnosis(newest)) else None,
         **_last_remedy(session, model, {each.order_id for each in rejected}),
     )
 
