@@ -58,7 +58,7 @@ def create_app(context: Context) -> web.Application:
     """The application with all routes. DICOMweb checks its content type itself, with the words of its standard."""
     settings = context.settings.http
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=[_errors_as_json, _guard(settings)])
-    app.add_routes([web.get("/health", _health(context))])
+    app.add_routes([web.get("/", _overview), web.get("/health", _health(context))])
     for factory in ROUTE_FACTORIES:
         app.add_routes(factory(context))
     install_dicomweb(app, context)
@@ -70,6 +70,12 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+async def _overview(request: web.Request) -> web.Response:
+    """What this port serves, for a person who opens it in a browser; nothing of patients or models stands in it."""
+    paths = {route.resource.canonical for route in request.app.router.routes() if route.resource is not None}
+    return web.json_response({"service": "reclaim", "paths": sorted(paths - {"/"}), "state": "reclaim doctor, reclaim chat"})
 
 
 def _health(context: Context) -> Handler:

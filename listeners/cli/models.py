@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from listeners.cli import model_training, plans
 from listeners.cli.context import ask_leave, console, open_context, show
@@ -34,16 +34,16 @@ def list_models() -> None:
 
     Example: reclaim models list
     """
-    table = Table("model", "version", "state", "task", "classes", "origin", "made")
+    table = Table("model", "version", "state", "task", "made", "classes", "origin")
     context = open_context()
     with context.database.read() as session:
         for model in registry.models(session):
             for version in registry.versions(session, model.name):
                 state = version.state if model.serving or version.state != VersionState.CHAMPION else "champion (stopped)"
-                classes = ", ".join(version.classes or model.classes)
-                cells = (model.name, str(version.version), state, model.task, classes, version.origin)
-                table.add_row(*map(escape, cells), f"{version.created_at:%F %R}")
-    show(table, "No model is registered. Begin with `reclaim models train --help`, or see `reclaim demo`.")
+                classes, made = ", ".join(version.classes or model.classes), f"{version.created_at:%F %R}"
+                cells = (model.name, str(version.version), state, model.task, made, classes, version.origin)
+                table.add_row(*map(escape, cells))
+    show(table, "No model is registered. Begin with `reclaim models train --help`, or see `reclaim demo`.", prose=2)
 
 
 @app.command("show")
@@ -56,7 +56,7 @@ def show_version(
     """
     from listeners.cli.model_details import details
 
-    table = Table(show_header=False, box=None)
+    table = Table("", Column("", overflow="fold"), show_header=False, box=None)
     for what, found in details(open_context(), name, version):
         table.add_row(what, escape(found))
     show(table, "")

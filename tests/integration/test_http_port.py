@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 
 from listeners import http
 from schemas.settings import HttpSettings
@@ -23,3 +24,11 @@ async def test_a_taken_port_is_retried_and_served_once_it_is_free(sqlite_context
     stop = StopSignal()
     stop.set()
     await worker.run(stop)
+
+
+async def test_the_first_page_names_what_the_port_serves(sqlite_context):
+    async with TestClient(TestServer(http.create_app(sqlite_context))) as client:
+        response = await client.get("/")
+        told = await response.json()
+    assert response.status == 200
+    assert {"/health", "/api/chat", "/api/labels", "/dicomweb/studies"} <= set(told["paths"])

@@ -61,3 +61,15 @@ def test_a_wide_terminal_gets_a_table(narrow, reclaim, monkeypatch):
 def test_an_empty_list_says_so(site, reclaim, monkeypatch):
     monkeypatch.setattr(console, "width", WIDTH)
     assert reclaim("orders", "list").text == "Nothing has been ordered yet.\n"
+
+
+def test_the_whole_hash_of_a_version_is_told(narrow, reclaim, monkeypatch):
+    digest = "0123456789abcdef" * 4
+    monkeypatch.setattr("listeners.cli.model_details.details", lambda *_: [("weights", f"brain/1, SHA-256 {digest}")])
+    assert digest[-20:] in reclaim("models", "show", MODEL).text
+
+
+def test_the_order_a_version_comes_from_is_told_whole(narrow, reclaim):
+    with narrow.database.transaction() as tx:
+        registry.add_version(tx, version_row(2, narrow.clock, origin="run-0123456789abcdef"), [], actor="test")
+    assert "run-0123456789abcdef" in reclaim("models", "list").text
