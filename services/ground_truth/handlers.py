@@ -43,7 +43,6 @@ class Join(BatchConsumer[None]):
     name = CONSUMER
     topics = (PREDICTION, LABEL)
     max_records = 4000
-    polls_ahead = 7
 
     def __init__(self, settings: JoinSettings) -> None:
         self.settings = settings
@@ -60,7 +59,6 @@ class Join(BatchConsumer[None]):
         joined = settle_all(chain(known, new.cases), {place: decide(found) for place, found in labels.items()})
         closed = [batch for version in joined.versions for batch in plan(tx, version, joined, self.settings.batch_size)]
         truths = joined.placed(closed)
-        tx.writing()
         repository.store_cases(tx.session, new.scores, [truths.pop(case[:3], WAITING) for case in new.cases], now)
         repository.set_truths(tx.session, sorted(truths.items()), now)
         reopen(tx, joined.reopened, good.events)
