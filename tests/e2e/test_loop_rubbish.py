@@ -90,7 +90,7 @@ def store_raw(loop: Loop, data: bytes) -> int:
 
 LABEL_FIELDS = {"study": "1.2.3", "task": TASK, "label": "disc"}
 HTTP_CASES: list[tuple[str, str, Any, int]] = [
-    ("GET", "/", None, 404),
+    ("GET", "/nothing", None, 404),
     ("GET", "/api/labels", None, 405),
     ("GET", "/api/chat/nonsense", None, 404),
     ("POST", "/api/labels", b"", 400),
