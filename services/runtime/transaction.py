@@ -4,7 +4,7 @@ Promises 2, 3, 8 and 10 (docs/promises.md).
 """
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -41,8 +41,6 @@ class Transaction:
     """What a handler may do with the database while its batch is open. `session` is a plain SQLModel session.
 
     `rejected` counts the messages that went to the dead letters in it; `rings` names the bells to ring once it is committed.
-    A handler may call `writing` when from now on mostly the database works and not the interpreter: it is time to decode what
-    comes next.
     """
 
     def __init__(self, session: Session, clock: Clock) -> None:
@@ -50,7 +48,6 @@ class Transaction:
         self.clock = clock
         self.rejected = 0
         self.rings: set[str] = set()
-        self.writing: Callable[[], object] = lambda: None
 
     def emit(self, topic: Topic, data: Event, *, event_id: str | None = None, cause: Received[Event] | str | None = None) -> str:
         """Put an event into the outbox and return its id.
