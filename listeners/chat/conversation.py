@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from sqlmodel import select
 
 from agents.proposals import reply_event_id
-from agents.redaction import without_uids
 from agents.roles import may_decide, needs_another
 from listeners.chat import repository
 from listeners.chat.cards import Card, seen
+from listeners.chat.identities import without_identities
 from listeners.chat.people import NOT_LISTED, Person, person_of
 from schemas.events import AgentCommand, AgentReply, OrderDecision
 from schemas.tables import Order, Outbox
@@ -30,6 +30,8 @@ from services.runtime.transaction import Transaction
 
 MINUTE: Final = timedelta(seconds=60)
 POLL_S: Final = 0.1
+LONGEST: Final = 4_000
+"""Characters of a message."""
 HINT: Final = 'Ask for example "status of all models"; "help" says what is possible.'
 
 
@@ -84,8 +86,9 @@ def ask(context: Context, text: str, user: str, role: UserRole, thread: str, cha
 
     InvalidInput when empty or over 4,000 characters, TooMany when the person has sent too many within a minute.
     """
-    command = _command(str(uuid.uuid4()), text, Person(user, role), thread, channel)
     with context.database.transaction() as tx:
+        cleaned = _cleaned(tx, context, text)
+        command = _command(str(uuid.uuid4()), cleaned, Person(user, role), thread, channel)
         _require_rest(tx, command, context.settings.chat.messages_a_minute)
         repository.remember(tx, command.thread, channel, {})
         _send(tx, command)
@@ -109,7 +112,8 @@ def _receive(context: Context, said: Said, *, repeat_question: bool) -> Outcome:
             tx.audit(f"user:{said.channel}:{said.identity}"[:128], "chat.refused", said.thread, channel=said.channel)
             return Outcome(refusal=NOT_LISTED)
         try:
-            command = _command(_command_id(said.channel, said.keys), said.text, person, said.thread, said.channel)
+            cleaned = _cleaned(tx, context, said.text)
+            command = _command(_command_id(said.channel, said.keys), cleaned, person, said.thread, said.channel)
             _require_rest(tx, command, context.settings.chat.messages_a_minute)
         except TooMany as error:
             return Outcome(refusal=f"{error.reason[:1].upper()}{error.reason[1:]}.")
@@ -184,10 +188,15 @@ def _command_id(channel: str, keys: tuple[str, ...]) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{channel}|{'|'.join(keys)}"))
 
 
-def _command(command_id: str, text: str, person: Person, thread: str, channel: str) -> AgentCommand:
-    cleaned = without_uids(text).strip()
-    if not cleaned:
+def _cleaned(tx: Transaction, context: Context, text: str) -> str:
+    if not text.strip():
         raise InvalidInput("the message is empty")
+    if len(text) > LONGEST:
+        raise InvalidInput("the message is longer than 4,000 characters")
+    return without_identities(tx.session, context.pseudonyms, text, tx.clock.now().date()).strip()
+
+
+def _command(command_id: str, text: str, person: Person, thread: str, channel: str) -> AgentCommand:
     try:
         return AgentCommand(
             command_id=command_id,
@@ -195,7 +204,7 @@ def _command(command_id: str, text: str, person: Person, thread: str, channel: s
             user=person.user[:64],
             user_role=person.role,
             channel=channel,
-            text=cleaned,
+            text=text,
         )
     except ValidationError as error:
         raise InvalidInput("the message is longer than 4,000 characters") from error

@@ -12,10 +12,12 @@ from tests.integration.chat.test_chat_threads import told, written
 from tests.slack_server import direct, event
 
 UID = "1.2.826.0.1.3680043.8.498.777001"
-CANARIES = [UID, f"{UID}.1", "CANARY-AE", "archive/CANARY", "canary-accession", "CANARYPATIENT"]
+PATIENT = "CANARYPATIENT"
+CANARIES = [UID, f"{UID}.1", "CANARY-AE", "archive/CANARY", "canary-accession", PATIENT, "Canaryson", "1931-02-03", "7700551"]
 QUESTIONS = [
     "status of all models",
     f"what do you know about study {UID}?",
+    f"what do you know about {PATIENT}, Mrs Canaryson, born 1931-02-03, MRN 7700551?",
     "how has brain_mri changed?",
     "why did brain_mri get worse?",
     "which orders are waiting?",
@@ -27,7 +29,12 @@ QUESTIONS = [
 def plant(site):
     now = site.clock.now()
     times = {"acquired_at": now, "first_instance_at": now, "last_instance_at": now}
-    keys = {"study_key": "e" * 32, "patient_key": "d" * 32, "accession_key": "canary-accession", "calling_ae": "CANARY-AE"}
+    keys = {
+        "study_key": "e" * 32,
+        "patient_key": site.context.pseudonyms.patient(PATIENT),
+        "accession_key": "canary-accession",
+        "calling_ae": "CANARY-AE",
+    }
     with site.database.transaction() as tx:
         tx.session.add(Study(study_uid=UID, **keys, **times))
         tx.session.flush()
@@ -65,7 +72,7 @@ async def test_no_identifier_leaves_by_the_chat(sqlite_database, clock, tmp_path
         assert canary not in left
         assert canary not in kept
         assert canary not in caplog.text
-    for key in ("d" * 32, "e" * 32, f"{1:032x}"):
+    for key in (site.context.pseudonyms.patient(PATIENT), "e" * 32, f"{1:032x}"):
         assert key not in left
 
 
