@@ -9,10 +9,15 @@ from .workload import BATCH
 
 @dataclass
 class Meter:
-    """From the first message in hand to the last effect, wall and the process's own CPU time."""
+    """From the first message in hand to the last effect: wall, the process's own CPU time and its memory.
+
+    What reads the result back and compares it comes after that and is not counted.
+    """
 
     wall: float = 0.0
     cpu: float = 0.0
+    peak: float = 0.0
+    """Most resident memory until the end, MB."""
     _running: bool = field(default=False)
 
     def begin(self) -> None:
@@ -25,6 +30,7 @@ class Meter:
         """Stop."""
         self.wall += time.perf_counter()
         self.cpu += time.process_time()
+        self.peak = peak_megabytes()
 
 
 @dataclass(frozen=True)
