@@ -1,16 +1,19 @@
 """A web server on a free port of this machine, which stands for a service of others."""
 
+from abc import ABC, abstractmethod
+
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 
-class LocalServer:
+class LocalServer(ABC):
     """`routes` is the service; it answers between `start` and `stop`."""
 
     _server: TestServer | None = None
 
+    @abstractmethod
     def routes(self) -> web.Application:
-        raise NotImplementedError
+        """What it answers, and how."""
 
     async def start(self) -> None:
         self._server = TestServer(self.routes())
