@@ -47,11 +47,15 @@ class Item:
 
 @dataclass
 class SendSummary:
-    """What came of each file. Keys of `outcomes` are statuses like `0000` or a reason in words."""
+    """What came of each file. Keys of `outcomes` are statuses like `0000` or a reason in words.
+
+    `refused` counts the files of each type (SOP class and transfer syntax) that the receiver does not accept.
+    """
 
     total: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     comments: dict[str, str] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
 
     @property
@@ -64,6 +68,10 @@ class SendSummary:
         """Whether every DICOM file that was found has been acknowledged."""
         return self.stored == self.total
 
+    def types(self) -> list[str]:
+        """The refused types with the number of their files, most first."""
+        return [f"{count} of {kind}" for kind, count in self.refused.most_common()]
+
     def text(self) -> str:
         """The outcome for a terminal."""
         lines = [f"{self.stored} of {self.total} files stored."]
@@ -71,9 +79,11 @@ class SendSummary:
             if outcome != "0000":
                 comment = self.comments.get(outcome, "")
                 lines.append(f"{count} with {outcome}" + (f" ({comment})" if comment else ""))
-        if self.skipped:
-            path, reason = self.skipped[0]
-            lines.append(f"{len(self.skipped)} other files skipped, e.g. {path.name}: {reason}")
+            if outcome == NOT_ACCEPTED:
+                lines += [f"  {kind}" for kind in self.types()]
+        for reason, count in Counter(reason for _path, reason in self.skipped).most_common():
+            example = next(path.name for path, why in self.skipped if why == reason)
+            lines.append(f"{count} other file{'s' if count > 1 else ''} skipped, e.g. {example}: {reason}")
         return "\n".join(lines)
 
 
@@ -109,8 +119,15 @@ def send_to(
     with ThreadPoolExecutor(max_workers=associations) as pool:
         list(pool.map(sender.send, partition(items, associations)))
     if sender.fault is not None and not sender.reached:
-        raise sender.fault
+        raise _named(sender.fault, summary)
     return summary
+
+
+def _named(fault: Exception, summary: SendSummary) -> Exception:
+    """A peer's refusal of everything, with what was proposed to it."""
+    if not isinstance(fault, PeerAcceptsNothing):
+        return fault
+    return PeerAcceptsNothing(f"{fault}; proposed were {', '.join(summary.types())}")
 
 
 def find_items(folder: Path, skipped: list[tuple[Path, str]]) -> Iterator[Item]:
@@ -212,7 +229,7 @@ class _Sender:
         for number in range(len(rest)):
             pending = rest.popleft()
             if pending.item.pair not in accepted:
-                self._note(NOT_ACCEPTED, _words(pending.item.pair))
+                self._refused(pending.item)
                 continue
             response = self._send_one(association, pending.item, number + 1)
             if response is None:
@@ -259,13 +276,18 @@ class _Sender:
             self.fault = self.fault or error
         for pending in rest:
             if isinstance(error, PeerAcceptsNothing):
-                self._note(NOT_ACCEPTED, _words(pending.item.pair))
+                self._refused(pending.item)
             else:
                 self._note(NO_ANSWER, str(error))
 
     def _noted(self) -> int:
         with self._lock:
             return sum(self.summary.outcomes.values())
+
+    def _refused(self, item: Item) -> None:
+        with self._lock:
+            self.summary.refused[_words(item.pair)] += 1
+        self._note(NOT_ACCEPTED)
 
     def _note(self, outcome: str, comment: str = "") -> None:
         with self._lock:

@@ -146,6 +146,26 @@ def test_types_that_the_receiver_does_not_accept_are_named(tmp_path):
         with pytest.raises(InvalidInput, match="none of the proposed types") as refusal:
             send_to(Peer("x", "TEST", "127.0.0.1", number), tmp_path, calling_ae="RECLAIM_SCU")
     assert str(number) in str(refusal.value)
+    assert "proposed were 2 of CT Image Storage, Explicit VR Little Endian" in str(refusal.value)
+
+
+def test_every_refused_type_is_named_with_its_count_and_every_reason_to_skip_a_file(tmp_path):
+    make_study(tmp_path, "ct", count=3)
+    make_study(tmp_path, "mr", count=1, modality="MR")
+    for number, modality in enumerate(("DX", "DX", "CR")):
+        make_study(tmp_path, f"film{number}", count=1, modality=modality)
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").write_text("text")
+    (tmp_path / "half.dcm").write_bytes(bytes(128) + b"DICM")
+    with receiver(lambda _event: 0x0000, (MR,)) as number:
+        summary = send_folder(tmp_path, "127.0.0.1", number)
+    told = summary.text().splitlines()
+    assert told[:2] == ["1 of 7 files stored.", f"6 with {NOT_ACCEPTED}"]
+    refused = {line.split(" Image Storage")[0].strip() for line in told[2:5]}
+    assert refused == {"3 of CT", "2 of Digital X-Ray", "1 of Computed Radiography"}
+    assert told[5].startswith("2 other files skipped, e.g. a.txt: no DICM prefix")
+    assert told[6].startswith("1 other file skipped, e.g. half.dcm: ")
+    assert len(told) == 7
 
 
 def test_more_than_128_pairs_go_over_several_associations(tmp_path):
