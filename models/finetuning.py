@@ -1,10 +1,8 @@
 """Fine-tuning of a serving version on new labelled cases, with what keeps it from forgetting the old ones."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -18,7 +16,7 @@ from models.launch import train
 from models.lora import add_adapters, merge
 from models.networks import head_name, head_of
 from models.predictor import choose_device
-from models.training import EpochRecord, TrainingResult, TrainingSettings
+from models.training import Ties, TrainingResult, TrainingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +33,7 @@ def finetune(
     valid: TensorSet,
     settings: TrainingSettings,
     strategy: Strategy,
-    *,
-    rehearsal: TensorSet | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
-    checkpoint_dir: Path | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    **ties: Unpack[Ties],
 ) -> FineTuned:
     """Train a copy of the champion; the champion itself is not touched.
 
@@ -54,22 +48,13 @@ def finetune(
     else:
         freeze(module, strategy)
     changes: dict[str, Any] = {"compare_start": True, "unfreezing": "gradual" if strategy == "gradual" else settings.unfreezing}
-    trained, sets = module, (new, valid, rehearsal)
+    trained, sets = module, (new, valid, ties.get("rehearsal"))
     if strategy == "head_only":
         trained, device = Head(module), choose_device(settings.device)
         sets = tuple(None if each is None else head_inputs(module, each, device) for each in sets)  # type: ignore[assignment]
         changes |= {"augmentation": AugmentationSettings.off(), "channels_last": False, "devices": 1}
-    result = train(
-        trained,
-        champion.spec,
-        sets[0],
-        sets[1],
-        settings.model_copy(update=changes),
-        rehearsal=sets[2],
-        on_epoch=on_epoch,
-        checkpoint_dir=checkpoint_dir,
-        should_stop=should_stop,
-    )
+    ties["rehearsal"] = sets[2]
+    result = train(trained, champion.spec, sets[0], sets[1], settings.model_copy(update=changes), **ties)
     if strategy == "adapters":
         merge(module)
     module.requires_grad_(requires_grad=True)

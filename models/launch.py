@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Unpack
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,7 @@ from models.distributed import check_batch, world
 from models.errors import TrainingFailed
 from models.predictor import choose_device
 from models.spec import ModelSpec
-from models.training import TrainingResult
+from models.training import Ties, TrainingResult
 from models.training_settings import EpochRecord, TrainingSettings
 
 TASK, SETS, START, EPOCHS, STOP, WEIGHTS, RESULT, FAULT = (
@@ -50,22 +51,17 @@ def train(
     train_set: TensorSet,
     valid_set: TensorSet,
     settings: TrainingSettings,
-    *,
-    rehearsal: TensorSet | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
-    checkpoint_dir: Path | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    **ties: Unpack[Ties],
 ) -> TrainingResult:
     """As `models.training.train`, on `settings.devices` devices: here where it is one, else in as many processes.
 
     Raises TrainingFailed as that does, and where there are not so many GPUs or a process ends without an outcome.
     """
-    sets = (train_set, valid_set, rehearsal)
-    report, stop = on_epoch or (lambda _: None), should_stop or (lambda: False)
     if settings.devices == 1 or world()[1] > 1:
-        ties = {"on_epoch": report, "checkpoint_dir": checkpoint_dir, "should_stop": stop}
-        return training.train(module, spec, train_set, valid_set, settings, rehearsal=rehearsal, **ties)  # type: ignore[arg-type]
+        return training.train(module, spec, train_set, valid_set, settings, **ties)
     _require_devices(settings)
+    sets, checkpoint_dir = (train_set, valid_set, ties.get("rehearsal")), ties.get("checkpoint_dir")
+    report, stop = ties.get("on_epoch") or (lambda _: None), ties.get("should_stop") or (lambda: False)
     near = checkpoint_dir.parent if checkpoint_dir is not None else None
     if near is not None:
         near.mkdir(parents=True, exist_ok=True)

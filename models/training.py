@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ from models.schedules import rate_factor
 from models.spec import ModelSpec
 from models.training_settings import EpochRecord, StopReason, TrainingSettings, merit
 
-__all__ = ["EpochRecord", "StopReason", "TrainingResult", "TrainingSettings", "train", "validate"]
+__all__ = ["EpochRecord", "StopReason", "Ties", "TrainingResult", "TrainingSettings", "train", "validate"]
 
 _PLAN, _CHANGES, _DROPOUT = 0, 1, 2
 
@@ -72,28 +73,33 @@ class _Run:
         return torch.autocast(self.device.type, dtype=self.mixed or torch.bfloat16, enabled=self.mixed is not None)
 
 
+class Ties(TypedDict, total=False):
+    """What a training may be tied to. A run that finds its own checkpoint goes on after it; before each batch it asks to stop."""
+
+    rehearsal: TensorSet | None
+    on_epoch: Callable[[EpochRecord], None] | None
+    checkpoint_dir: Path | None
+    should_stop: Callable[[], bool] | None
+
+
 def train(
     module: nn.Module,
     spec: ModelSpec,
     train_set: TensorSet,
     valid_set: TensorSet,
     settings: TrainingSettings,
-    *,
-    rehearsal: TensorSet | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
-    checkpoint_dir: Path | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    **ties: Unpack[Ties],
 ) -> TrainingResult:
     """Train `module` in place; at the end it holds the weights of the best validated epoch, in evaluation mode.
 
-    Parameters that do not require gradients stay, with their BatchNorm statistics. With `checkpoint_dir` a run that finds
-    its own checkpoint goes on after it. `should_stop` is asked before each batch. In a process group (`models.distributed`)
+    Parameters that do not require gradients stay, with their BatchNorm statistics. In a process group (`models.distributed`)
     every process calls this with the same arguments; the first one validates, reports and keeps checkpoints. Raises
     TrainingFailed for empty sets, a checkpoint of another run, or a loss that is not finite.
     """
+    rehearsal, checkpoint_dir = ties.get("rehearsal"), ties.get("checkpoint_dir")
     run = _prepare(module, spec, train_set, valid_set, settings, rehearsal)
     fingerprint = _fingerprint(run, train_set, valid_set, rehearsal)
-    stop = should_stop or (lambda: False)
+    stop, on_epoch = ties.get("should_stop") or (lambda: False), ties.get("on_epoch")
     report = on_epoch if on_epoch is not None and distributed.world()[0] == 0 else lambda _: None
     with _repeatable():
         _resume(run, checkpoint_dir, fingerprint)

@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlmodel import Session
@@ -70,9 +71,8 @@ class Evaluate(BatchConsumer[Prepared]):
             store(tx, event, prepared[event.event_id])
 
     def _finish(self, event: Received[BatchReady]) -> Finished:
-        data = event.data
         with self.database.read() as session:
-            found = repository.batch(session, data.batch_id)
+            found = repository.batch(session, event.data.batch_id)
             if found is None:
                 raise InvalidInput("there is no batch of this id")
             # A correction or a late delivery may concern an old batch: the judgement is always of the whole stream.
@@ -82,35 +82,34 @@ class Evaluate(BatchConsumer[Prepared]):
             classes = repository.classes(session, found.model, found.version) or _classes_in(stream)
             taught = repository.taught(session, found.model)
             task = repository.task_of(session, found.batch_id)
-            seen = pictures(session, found.model, found.version, stream)
-            scored = scored_cases(session, found.model, found.version)
-            pending, now = repository.pending(session, found.model, found.version), repository.last_closed(session, found)
             known = taught | {row.patient_key for row in baseline}
             per_year = blocks_per_year((case.acquired_at for case in one_per_patient(stream, known)), self.batch_size)
-            variation = repository.earlier_variation(session, found.model, found.version, self.batch_size)
             mark, kept = self._kept_thresholds(session, found, baseline, classes, per_year)
+            seen = self._seen(session, found, stream)
         thresholds = kept or self._calibrate(mark, baseline, classes, per_year)
-        material = Material(
+        material = seen(classes=classes, baseline=baseline, taught=taught, thresholds=thresholds)
+        return Finished(found, task, event.data.corrected, evaluate(material), mark, thresholds, self.batch_size)
+
+    def _seen(self, session: Session, found: Batch, stream: list[StreamCase]) -> partial[Material]:
+        """The material by what the version has seen and the settings, without classes, baseline, taught and thresholds."""
+        version = (found.model, found.version)
+        return partial(
+            Material,
             model=found.model,
-            classes=classes,
             batch=found.number,
             batch_size=self.batch_size,
-            baseline=baseline,
             stream=stream,
-            thresholds=thresholds,
             draws=self.settings.bootstrap_draws,
             seed=self.settings.seed,
-            taught=taught,
-            variation=variation,
-            pending=pending,
+            variation=repository.earlier_variation(session, *version, self.batch_size),
+            pending=repository.pending(session, *version),
             wait_days=self.settings.label_wait_days,
-            now=now,
-            pictures=seen,
-            scored=scored,
+            now=repository.last_closed(session, found),
+            pictures=pictures(session, *version, stream),
+            scored=scored_cases(session, *version),
             subgroup_risk=self.settings.subgroup_false_alarms_per_year,
             run_length=self.settings.cusum_run_length,
         )
-        return Finished(found, task, data.corrected, evaluate(material), mark, thresholds, self.batch_size)
 
     def _kept_thresholds(
         self, session: Session, batch: Batch, baseline: list[BaselineCase], classes: tuple[str, ...], per_year: int

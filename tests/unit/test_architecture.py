@@ -11,6 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ORDER = ("schemas", "models", "services", "agents", "listeners")
 FILES = sorted(file for package in ORDER for file in (ROOT / package).rglob("*.py"))
+WRITTEN = [file for file in FILES if file.parent.name != "versions"]
+"""All but the migrations, which are generated."""
+BENCHMARKS = sorted((ROOT / "tests" / "benchmarks").rglob("*.py"))
+LONGEST_FUNCTION = 40
 
 
 def _imported(file: Path) -> list[str]:
@@ -43,9 +47,17 @@ def test_a_service_imports_no_other_service(file):
     assert not others, f"{_id(file)} imports services {others}"
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.parent.name != "versions"], ids=_id)
+@pytest.mark.parametrize("file", [*WRITTEN, *BENCHMARKS], ids=_id)
 def test_files_stay_under_400_lines(file):
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("file", [*WRITTEN, *BENCHMARKS], ids=_id)
+def test_functions_stay_under_40_lines(file):
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, functions)]
+    long = {node.name: lines for node in found if (lines := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION}
+    assert not long
 
 
 @pytest.mark.parametrize("name", ORDER)

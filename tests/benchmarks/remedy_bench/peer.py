@@ -49,22 +49,24 @@ def fine_tune(
             if len(part) < 2:
                 continue
             batch = augment(images[part], changes, spec.preprocessing, generator)
-            loss = functional.cross_entropy(tuned(batch), labels[part])
-            if penalty:
-                loss = loss + penalty * torch.stack([(parameter - former).norm() for parameter, former in start]).sum()
+            loss = functional.cross_entropy(tuned(batch), labels[part]) + _away(start, penalty)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         schedule.step()
         accuracy = _accuracy(tuned, images[valid], labels[valid])
+        waited += 1
         if accuracy > best:
             best, best_state, waited = accuracy, copy.deepcopy(tuned.state_dict()), 0
-        else:
-            waited += 1
         if waited >= PATIENCE:
             break
     tuned.load_state_dict(best_state)
     return tuned.eval()
+
+
+def _away(start: list[tuple[nn.Parameter, torch.Tensor]], penalty: float) -> torch.Tensor | float:
+    """The recipe's penalty on how far the weights are from where they began."""
+    return penalty * torch.stack([(parameter - former).norm() for parameter, former in start]).sum() if penalty else 0.0
 
 
 def _accuracy(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
