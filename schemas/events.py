@@ -72,13 +72,21 @@ class Prediction(Event):
 
 
 class Label(Event):
-    """Ground truth for one study and task. A later label of the same source corrects the earlier one."""
+    """Ground truth for one study and task. A later label of the same source corrects the earlier one.
+
+    A withdrawal takes back whatever its source said of the study and task up to `labelled_at`, that instant included.
+    """
 
     study_key: Pseudonym
     task: Name
-    value: ClassName = Field(description="Class name: 1 to 64 characters, no ^ and no control characters")
+    value: ClassName | None = Field(
+        default=None, description="Class name: 1 to 64 characters, no ^ and no control characters; only a withdrawal may lack it"
+    )
     source: Name = Field(description="Who says so, e.g. csv:worklist or http:pathology: letters, digits, _ . : -, at most 64")
     labelled_at: AwareDatetime
+    withdrawn: bool = Field(
+        default=False, description="The source takes back what it said, and says nothing instead (HL7 v2 OBX-11 D, W or X)"
+    )
 
 
 class BatchReady(Event):

@@ -259,14 +259,17 @@ class Case(SQLModel, table=True):
 
 
 class GroundTruth(SQLModel, table=True):
-    """The newest label of one source for one study and task. The most recently labelled source decides the truth."""
+    """The newest label of one source for one study and task. The most recently labelled source decides the truth.
+
+    Without a value the source has withdrawn what it said by then, and has said nothing since.
+    """
 
     __tablename__ = "ground_truth"
     __table_args__ = KEYED
     study_key: str = Field(primary_key=True, max_length=32)
     task: str = Field(primary_key=True, max_length=64)
     source: str = Field(primary_key=True, max_length=64)
-    value: str = Field(max_length=64)
+    value: str | None = Field(default=None, max_length=64)
     labelled_at: datetime
     received_at: datetime
 

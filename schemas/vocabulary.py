@@ -32,6 +32,8 @@ class CaseState(StrEnum):
     WAITING = "waiting"
     JOINED = "joined"
     BATCHED = "batched"
+    WITHDRAWN = "withdrawn"
+    """In a batch, but its truth was withdrawn: it counts for nothing and waits for another label."""
 
 
 class CaseRole(StrEnum):

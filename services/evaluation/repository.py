@@ -58,13 +58,17 @@ def batches(session: Session, model: str) -> Sequence[Batch]:
 
 
 def stream(session: Session, model: str, version: int, up_to: int) -> list[StreamCase]:
-    """All batched cases of a version, batches 1 to `up_to` in order, within a batch by acquisition."""
+    """All batched cases of a version that have a truth, batches 1 to `up_to` in order, within a batch by acquisition.
+
+    A case whose label was withdrawn is in its batch still, and counts for nothing.
+    """
     columns = (Case.patient_key, Case.truth, Case.predicted, Case.probabilities)
     query = (
         select(Batch.number, *columns, Case.acquired_at, Case.facets, Case.findings, Study.calling_ae, Case.study_key)  # type: ignore[call-overload]
         .join(Case, col(Case.batch_id) == col(Batch.batch_id))
         .join(Study, col(Study.study_key) == col(Case.study_key), isouter=True)
         .where(Batch.model == model, Batch.version == version, Batch.number <= up_to)
+        .where(col(Case.truth).is_not(None))
         .order_by(col(Batch.number), col(Case.acquired_at), col(Case.study_key))
     )
     rows = session.execute(query)
@@ -78,7 +82,9 @@ def pending(session: Session, model: str, version: int) -> list[Pending]:
     query = (
         select(Case.patient_key, Case.predicted, Case.acquired_at)
         .where(Case.model == model, Case.version == version, Case.role == CaseRole.TRIGGER)
-        .where(Case.state == CaseState.WAITING, col(Case.serving).is_(True), col(Case.truth).is_(None))
+        .where(
+            col(Case.state).in_((CaseState.WAITING, CaseState.WITHDRAWN)), col(Case.serving).is_(True), col(Case.truth).is_(None)
+        )
         .order_by(col(Case.acquired_at), col(Case.study_key))
     )
     return [Pending(*row) for row in session.exec(query)]

@@ -31,7 +31,7 @@ def _sources(session: Session, model: str, version: int) -> dict[str, str]:
     query = (
         select(GroundTruth.study_key, GroundTruth.source)
         .join(Case, and_(col(Case.study_key) == col(GroundTruth.study_key), col(Case.task) == col(GroundTruth.task)))
-        .where(Case.model == model, Case.version == version, col(Case.serving).is_(True))
+        .where(Case.model == model, Case.version == version, col(Case.serving).is_(True), col(GroundTruth.value).is_not(None))
         .order_by(col(GroundTruth.labelled_at), col(GroundTruth.source))
     )
     return dict(session.execute(query).tuples().all())
@@ -54,5 +54,6 @@ def conflicts(session: Session, model: str, version: int, limit: int = 1000) -> 
     for study, task in session.execute(contested).all():
         rows = session.exec(select(GroundTruth).where(GroundTruth.study_key == study, GroundTruth.task == task)).all()
         ordered = sorted(rows, key=lambda row: (row.labelled_at, row.source), reverse=True)
-        found.append(Conflict(study, task, tuple((row.source, row.value, row.labelled_at) for row in ordered)))
+        said = tuple((row.source, row.value, row.labelled_at) for row in ordered if row.value is not None)
+        found.append(Conflict(study, task, said))
     return found

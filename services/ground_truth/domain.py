@@ -25,9 +25,12 @@ CaseKey = tuple[str, str, int]
 
 
 class StoredLabel(NamedTuple):
-    """The newest label of one source. `labelled_at` is a time, or the text of one as SQLite stores it, which sorts alike."""
+    """The newest label of one source, without a value where the source has withdrawn it.
 
-    value: str
+    `labelled_at` is a time, or the text of one as SQLite stores it, which sorts alike.
+    """
+
+    value: str | None
     source: str
     labelled_at: datetime | str
 
@@ -45,11 +48,15 @@ def role_of(patient_key: str, tune_share: float, gate_share: float) -> CaseRole:
     return CaseRole.TUNE if place < gate_share + tune_share else CaseRole.TRIGGER
 
 
-def decide(labels: Sequence[StoredLabel]) -> str:
-    """The truth among the newest labels of all sources: the most recently labelled one, at the same instant the last by source."""
+def decide(labels: Sequence[StoredLabel]) -> str | None:
+    """The truth among the newest labels of all sources: the most recently labelled one, at the same instant the last by source.
+
+    A withdrawal says nothing, so the other sources decide; None where all have withdrawn.
+    """
     if len(labels) == 1:
         return labels[0].value
-    return max(labels, key=lambda label: (label.labelled_at, label.source)).value
+    said = [label for label in labels if label.value is not None]
+    return max(said, key=lambda label: (label.labelled_at, label.source)).value if said else None
 
 
 def newest_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
@@ -64,12 +71,15 @@ def newest_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
 
 
 def newest_labels(labels: Iterable[Label]) -> list[Label]:
-    """One label per study, task and source: the latest by `labelled_at`, the last to arrive at the same instant; in key order."""
+    """One label per study, task and source, in key order: the latest by `labelled_at`.
+
+    At the same instant the last to arrive, but a withdrawal stands above a label whichever comes first.
+    """
     newest: dict[tuple[str, str, str], Label] = {}
     for item in labels:
         key = (item.study_key, item.task, item.source)
         known = newest.get(key)
-        if known is None or item.labelled_at >= known.labelled_at:
+        if known is None or item.labelled_at > known.labelled_at or (item.labelled_at == known.labelled_at and not known.withdrawn):
             newest[key] = item
     return [newest[key] for key in sorted(newest)]
 
@@ -105,15 +115,20 @@ def check_label(label: Label, known_classes: Sequence[str], now: datetime) -> No
 
     `known_classes` is empty when no model knows the task: all are kept.
     """
-    faults = label_faults(label.task, label.value, label.source, known_classes)
+    faults = label_faults(label.task, label.value or "", label.source, known_classes, withdrawn=label.withdrawn)
     faults += [fault] if (fault := time_fault(label.labelled_at, now)) else []
     if faults:
         raise InvalidInput("; ".join(faults))
 
 
-def label_faults(task: str, value: str, source: str, known_classes: Sequence[str]) -> list[str]:
-    """What is wrong with a label's words, each with what is allowed; never quotes a value that is out of shape."""
+def label_faults(task: str, value: str, source: str, known_classes: Sequence[str], *, withdrawn: bool = False) -> list[str]:
+    """What is wrong with a label's words, each with what is allowed; never quotes a value that is out of shape.
+
+    What a withdrawal takes back is of no matter: it may be the very class that should never have been sent.
+    """
     faults = [f"{name} must be {NAME_RULE}" for name, text in (("task", task), ("source", source)) if not NAME.fullmatch(text)]
+    if withdrawn:
+        return faults
     if not CLASS_NAME.fullmatch(value):
         return [*faults, f"the label must be {CLASS_RULE}"]
     if known_classes and value not in known_classes:

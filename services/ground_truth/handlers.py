@@ -34,6 +34,7 @@ from services.runtime.messages import Received
 from services.runtime.transaction import Transaction
 
 CONSUMER = "ground_truth"
+AUDITED_AT_ONCE: Final = 500
 logger = logging.getLogger(__name__)
 
 
@@ -57,10 +58,12 @@ class Join(BatchConsumer[None]):
         known, new = self._scored(tx, good)
         labels = repository.known_labels(tx.session, {case.study_key for case in chain(known, new.cases)})
         joined = settle_all(chain(known, new.cases), {place: decide(found) for place, found in labels.items()})
+        repository.clear_truths(tx.session, joined.withdrawn)  # before open cases are counted: these are open no more
         closed = [batch for version in joined.versions for batch in plan(tx, version, joined, self.settings.batch_size)]
         truths = joined.placed(closed)
         repository.store_cases(tx.session, new.scores, [truths.pop(case[:3], WAITING) for case in new.cases], now)
         repository.set_truths(tx.session, sorted(truths.items()), now)
+        record(tx, joined.changes, good.events)
         reopen(tx, joined.reopened, good.events)
         for full in closed:
             close(tx, full, "size", good.events)
@@ -148,7 +151,7 @@ class Checks:
         if isinstance(data, Prediction):
             self._prediction(data)
         elif isinstance(data, Label):
-            words = (data.task, data.value, data.source)
+            words = (data.task, data.value, data.source, data.withdrawn)
             if words not in self._known or time_fault(data.labelled_at, self._now):
                 check_label(data, self._classes.get(data.task, ()), self._now)
                 self._known.add(words)
@@ -166,6 +169,25 @@ Acquired = tuple[Any, str]
 """(acquired_at as stored, study)"""
 
 
+class Change(NamedTuple):
+    """A truth that was known: the case as it was, and what is the truth now, None for nothing."""
+
+    case: KnownCase
+    truth: str | None
+
+    def said(self, event_id: str) -> dict[str, str | None]:
+        """For the audit record: nothing else keeps what the truth was."""
+        case = self.case
+        return {
+            "study": case.study_key,
+            "was": case.truth,
+            "is": self.truth,
+            "role": case.role,
+            "batch": case.batch_id,
+            "event": event_id,
+        }
+
+
 @dataclass
 class Joined:
     """What the labels of some studies change."""
@@ -174,8 +196,12 @@ class Joined:
     """State and truth of every case whose truth is new or another than before."""
     fresh: dict[Version, list[Acquired]] = field(default_factory=dict)
     """The cases that are joined now and wait for a batch; a version with older ones only has none here."""
+    withdrawn: dict[CaseKey, CaseState] = field(default_factory=dict)
+    """State of every case that has no truth any more."""
     reopened: dict[str, set[str]] = field(default_factory=dict)
-    """Batch to its corrected studies."""
+    """Batch to the studies whose truth is another one than when it was closed."""
+    changes: dict[Version, list[Change]] = field(default_factory=dict)
+    """Truths that were known before and are another one now, or none."""
 
     @property
     def versions(self) -> list[Version]:
@@ -192,18 +218,23 @@ class Joined:
         return truths
 
 
-def settle_all(cases: Iterable[KnownCase], truths: Mapping[tuple[str, str], str]) -> Joined:
-    """Settle cases by the truths of their studies and tasks."""
+def settle_all(cases: Iterable[KnownCase], truths: Mapping[tuple[str, str], str | None]) -> Joined:
+    """Settle cases by the truths of their studies and tasks; a truth is None where all labels were withdrawn."""
     joined = Joined()
     for case in cases:
-        truth = truths.get((case.study_key, case.task))
-        if truth is None:
+        if (case.study_key, case.task) not in truths:
             continue
+        truth = truths[case.study_key, case.task]
         state = CaseState(case.state)
         event = truth_event(case.truth, truth)
         if event:
             state, effects = step(state, event)
-            joined.truths[case.study_key, case.model, case.version] = (state, truth)
+            if truth is None:
+                joined.withdrawn[case.study_key, case.model, case.version] = state
+            else:
+                joined.truths[case.study_key, case.model, case.version] = (state, truth)
+            if case.truth is not None:
+                joined.changes.setdefault((case.model, case.version), []).append(Change(case, truth))
             if Effect.REOPEN in effects and case.batch_id:
                 joined.reopened.setdefault(case.batch_id, set()).add(case.study_key)
         if state is CaseState.JOINED and case.role == CaseRole.TRIGGER and case.serving:
@@ -258,6 +289,17 @@ def divide(
         old = [study for _, study, is_new in members if not is_new]
         batches.append(Full(version, number + len(batches), new, old))
     return batches
+
+
+def record(tx: Transaction, changes: Mapping[Version, Sequence[Change]], causes: Events) -> None:
+    """Audit what the truths of joined cases were and are now, so that no correction and no withdrawal loses history."""
+    if not changes:
+        return
+    last = {event.data.study_key: event.event_id for event in causes}
+    for (model, version), found in sorted(changes.items()):
+        for start in range(0, len(found), AUDITED_AT_ONCE):
+            said = [change.said(last.get(change.case.study_key, "")) for change in found[start : start + AUDITED_AT_ONCE]]
+            tx.audit(CONSUMER, "truth.changed", f"{model}:{version}", cases=said)
 
 
 def reopen(tx: Transaction, reopened: Mapping[str, set[str]], causes: Events) -> None:

@@ -181,14 +181,17 @@ def store_cases(session: Session, scores: Sequence[Values], truths: Sequence[Tru
 
 
 def store_labels(session: Session, labels: Sequence[Label], now: datetime) -> None:
-    """Upsert each source's newest label; an older one than the stored is ignored.
+    """Upsert each source's newest label, a withdrawal as one without a value; an older one than the stored is ignored.
 
     A time in the future counts as now: where a source's clock runs ahead, its labels do not outlive later corrections.
     """
     given = [min(item.labelled_at, now) for item in labels]
     times = texts_of(given) if _on_sqlite(session) else given
     received = _time(session, now)
-    rows = [(item.study_key, item.task, item.source, item.value, time, received) for item, time in zip(labels, times, strict=True)]
+    rows = [
+        (item.study_key, item.task, item.source, None if item.withdrawn else item.value, time, received)
+        for item, time in zip(labels, times, strict=True)
+    ]
     _store(session, STORE_LABELS, LABEL_COLUMNS, rows)
 
 
@@ -202,6 +205,13 @@ def set_truths(session: Session, changes: Sequence[tuple[CaseKey, Truth]], now: 
         session.connection().exec_driver_sql(SET_TRUTHS["sqlite"], rows)
     else:
         _run(session, SET_TRUTHS, (_records(TRUTH_COLUMNS, rows),))
+
+
+def clear_truths(session: Session, cases: Mapping[CaseKey, CaseState]) -> None:
+    """Take the truth from cases, which get these states and stay in their batches. Withdrawals are few: case by case."""
+    for (study, model, version), state in sorted(cases.items()):
+        same = (_CASE.c.study_key == study, _CASE.c.model == model, _CASE.c.version == version)
+        session.execute(_CASE.update().where(*same).values(truth=None, joined_at=None, state=state))
 
 
 def _store(session: Session, statement: Mapping[str, str], columns: Sequence[str], rows: Sequence[Values]) -> None:

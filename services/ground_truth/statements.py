@@ -53,8 +53,10 @@ LABEL_COLUMNS: Final = ("study_key", "task", "source", "value", "labelled_at", "
 _CORRECTED: Final = """
 ON CONFLICT (study_key, task, source) DO UPDATE SET
     value = excluded.value, labelled_at = excluded.labelled_at, received_at = excluded.received_at
-WHERE excluded.labelled_at >= ground_truth.labelled_at
+WHERE excluded.labelled_at > ground_truth.labelled_at
+    OR excluded.labelled_at = ground_truth.labelled_at AND ground_truth.value IS NOT NULL
 """
+"""As `domain.newest_labels` chooses."""
 STORE_LABELS: Final = {
     "sqlite": """
 INSERT INTO ground_truth (study_key, task, source, value, labelled_at, received_at) VALUES {rows}"""

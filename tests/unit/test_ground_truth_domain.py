@@ -50,7 +50,32 @@ def label(**fields):
 
 
 def test_no_case_leaves_its_batch():
-    assert all(after is CaseState.BATCHED for (before, _), (after, _) in TRANSITIONS.items() if before is CaseState.BATCHED)
+    batched = {CaseState.BATCHED, CaseState.WITHDRAWN}
+    assert all(after in batched for (before, _), (after, _) in TRANSITIONS.items() if before in batched)
+    assert {after for (before, _), (after, _) in TRANSITIONS.items() if before in batched} == batched
+
+
+def test_every_change_of_a_batched_truth_reopens_the_batch():
+    batched = {CaseState.BATCHED, CaseState.WITHDRAWN}
+    changing = {pair: effects for pair, (_, effects) in TRANSITIONS.items() if pair[0] in batched and pair[1] != CaseEvent.RESCORED}
+    assert len(changing) == 3
+    assert all(Effect.REOPEN in effects for effects in changing.values())
+
+
+@given(st.permutations([("x", 0), ("y", 1), (None, 1), ("z", 2), (None, 2)]))
+def test_a_withdrawal_stands_above_what_was_said_by_then_in_any_order(said):
+    events = [label(value=value or "any", withdrawn=value is None, labelled_at=NOW + timedelta(days=day)) for value, day in said]
+    (kept,) = newest_labels(events)
+    assert kept.withdrawn
+    assert kept.labelled_at == NOW + timedelta(days=2)
+    assert not newest_labels([*events, label(labelled_at=NOW + timedelta(days=3))])[0].withdrawn
+
+
+def test_withdrawn_sources_leave_the_decision_to_the_others():
+    withdrawn = StoredLabel(None, "a", NOW)
+    assert decide([withdrawn]) is None
+    assert decide([withdrawn, StoredLabel(None, "b", NOW)]) is None
+    assert decide([withdrawn, StoredLabel("y", "b", NOW - timedelta(days=9))]) == "y"
 
 
 def test_every_state_is_reached_and_a_correction_of_a_batched_case_reopens_it():
@@ -69,6 +94,8 @@ def test_truth_events():
     assert truth_event(None, "glioma") is CaseEvent.LABELLED
     assert truth_event("none", "glioma") is CaseEvent.CORRECTED
     assert truth_event("glioma", "glioma") is None
+    assert truth_event("glioma", None) is CaseEvent.WITHDRAWN
+    assert truth_event(None, None) is None
 
 
 @given(KEYS, st.floats(0, 0.5), st.floats(0, 0.49))

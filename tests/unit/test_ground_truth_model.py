@@ -48,10 +48,10 @@ scores = st.builds(
 )
 labels = st.builds(
     lambda study, value, source, day: Label(
-        study_key=KEYS[study], task="t", value=value, source=source, labelled_at=NOW - timedelta(days=day)
+        study_key=KEYS[study], task="t", value=value, source=source, labelled_at=NOW - timedelta(days=day), withdrawn=value is None
     ),
     st.integers(0, 5),
-    st.sampled_from("xy"),
+    st.sampled_from(["x", "y", None]),
     st.sampled_from(["csv", "http"]),
     st.integers(0, 3),
 )
@@ -77,13 +77,14 @@ class Dictionary:
     def _score(self, data):
         key = (data.study_key, data.version)
         case = self.cases.get(key)
-        if case is None or (case["state"] != "batched" and data.revision > case["data"].revision):
+        if case is None or (case["state"] not in {"batched", "withdrawn"} and data.revision > case["data"].revision):
             before = case or {"truth": None, "state": "waiting", "batch": None}
             self.cases[key] = before | {"data": data}
 
     def _label(self, data):
         known = self.labels.setdefault(data.study_key, {})
-        if data.source not in known or data.labelled_at >= known[data.source].labelled_at:
+        before = known.get(data.source)
+        if before is None or (data.labelled_at, data.withdrawn) >= (before.labelled_at, before.withdrawn):
             known[data.source] = data
 
     def _settle(self, studies):
@@ -91,11 +92,13 @@ class Dictionary:
         for (study, version), case in self.cases.items():
             if study not in studies or study not in self.labels:
                 continue
-            truth = max(self.labels[study].values(), key=lambda label: (label.labelled_at, label.source)).value
-            if case["truth"] not in {None, truth} and case["state"] == "batched":
+            said = [label for label in self.labels[study].values() if not label.withdrawn]
+            truth = max(said, key=lambda label: (label.labelled_at, label.source)).value if said else None
+            if case["truth"] != truth and case["batch"]:
                 reopened.add(case["batch"])
             case["truth"] = truth
-            case["state"] = "joined" if case["state"] == "waiting" else case["state"]
+            free, placed = ("joined", "batched") if truth else ("waiting", "withdrawn")
+            case["state"] = placed if case["batch"] else free
             versions.add(version)
         self.corrected += sorted(reopened)
         for version in sorted(versions):

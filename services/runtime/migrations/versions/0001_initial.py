@@ -92,7 +92,7 @@ def upgrade() -> None:
         sa.Column("scored_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("joined_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("role IN ('trigger', 'tune', 'gate')", name=op.f("ck_case_role")),
-        sa.CheckConstraint("state IN ('waiting', 'joined', 'batched')", name=op.f("ck_case_state")),
+        sa.CheckConstraint("state IN ('waiting', 'joined', 'batched', 'withdrawn')", name=op.f("ck_case_state")),
         sa.PrimaryKeyConstraint("study_key", "model", "version", name=op.f("pk_case")),
     )
     with op.batch_alter_table("case", schema=None) as batch_op:
@@ -270,7 +270,7 @@ def upgrade() -> None:
         sa.Column("study_key", sa.String(length=32), nullable=False),
         sa.Column("task", sa.String(length=64), nullable=False),
         sa.Column("source", sa.String(length=64), nullable=False),
-        sa.Column("value", sa.String(length=64), nullable=False),
+        sa.Column("value", sa.String(length=64), nullable=True),
         sa.Column("labelled_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("study_key", "task", "source", name=op.f("pk_ground_truth")),
