@@ -16,6 +16,7 @@ from schemas.chat_settings import ChatSettings
 from schemas.tables import Audit
 from schemas.vocabulary import MessageState
 from services.runtime.backoff import doubled
+from services.runtime.lease import is_over
 from services.runtime.transaction import Transaction
 
 BELL: Final = "chat"
@@ -133,7 +134,7 @@ def claim_next(tx: Transaction, owner: str, channel: str, settings: ChatSettings
         and_(col(ChatMessage.state) == MessageState.QUEUED, col(ChatMessage.due_at) <= now),
         and_(
             col(ChatMessage.state) == MessageState.SENDING,
-            or_(col(ChatMessage.lease_until) <= now, col(ChatMessage.owner) == owner),
+            or_(is_over(col(ChatMessage.lease_until), now, settings.lease_s), col(ChatMessage.owner) == owner),
         ),
     )
     query = (

@@ -16,10 +16,11 @@ from sqlmodel import Session, col
 from schemas.announcements import Commitment, NamedInstance, PerformedStep, StepStudy
 from schemas.tables import Instance, Study
 from schemas.vocabulary import CommitmentState, CompletedBy, StepState, StudyState
-from services.assembly.commitments import Reference, Request, Stored
+from services.assembly.commitments import LONGEST_RETRY_S, Reference, Request, Stored
 from services.assembly.conflict_repository import set_aside_of
 from services.assembly.repository import ASSEMBLY_BELL
 from services.assembly.rules import Named
+from services.runtime.lease import is_over
 from services.runtime.transaction import Transaction
 
 _UIDS_AT_ONCE: Final = 500
@@ -205,8 +206,11 @@ def mark_committed(tx: Transaction, transaction_uid: str) -> None:
 
 def has_reports_due(session: Session, now: datetime) -> bool:
     """Whether there is anything to claim."""
-    due = (col(Commitment.state) == CommitmentState.OWED, col(Commitment.next_at) <= now)
-    return session.execute(select(col(Commitment.transaction_uid)).where(*due).limit(1)).first() is not None
+    return session.execute(select(col(Commitment.transaction_uid)).where(*_is_due(now)).limit(1)).first() is not None
+
+
+def _is_due(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    return col(Commitment.state) == CommitmentState.OWED, is_over(col(Commitment.next_at), now, LONGEST_RETRY_S)
 
 
 def claim_reports(tx: Transaction, lease: timedelta, limit: int) -> list[OwedReport]:
@@ -214,7 +218,7 @@ def claim_reports(tx: Transaction, lease: timedelta, limit: int) -> list[OwedRep
     now = tx.clock.now()
     query = (
         select(Commitment)
-        .where(col(Commitment.state) == CommitmentState.OWED, col(Commitment.next_at) <= now)
+        .where(*_is_due(now))
         .order_by(col(Commitment.next_at), col(Commitment.transaction_uid))
         .limit(limit)
         .with_for_update(skip_locked=True)

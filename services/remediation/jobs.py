@@ -51,7 +51,7 @@ class Claim:
 
 def claim_next(tx: Transaction, owner: str, lease_s: float, max_attempts: int) -> Claim | None:
     """Take the oldest free job, None when there is none. A job without attempts left, or without its order, is closed."""
-    while (job := repository.claimable(tx.session, tx.clock.now(), owner)) is not None:
+    while (job := repository.claimable(tx.session, tx.clock.now(), owner, lease_s)) is not None:
         order = repository.order(tx.session, job.order_id)
         if order.state in WITHDRAWN:
             _finish(tx, job, JobEvent.FAIL, error=f"The order was withdrawn: {order.explanation}")

@@ -12,6 +12,7 @@ from schemas.tables import BaselineCase, Case, Evaluation, Instance, Job, Order,
 from schemas.vocabulary import CaseRole, JobState, OrderState, Remedy
 from services.remediation.options import PLAN
 from services.remediation.plan import LabelledCase
+from services.runtime.lease import is_over
 from services.runtime.transaction import Transaction
 
 
@@ -65,11 +66,11 @@ def enqueue(tx: Transaction, row: Order, traceparent: str) -> bool:
     return bool(tx.insert_new(Job, [job], returning="job_id"))
 
 
-def claimable(session: Session, now: datetime, owner: str) -> Job | None:
+def claimable(session: Session, now: datetime, owner: str, lease_s: float) -> Job | None:
     """The oldest job that nobody works on, locked. PostgreSQL skips rows that another claimer holds; SQLite has one writer."""
     free: ColumnElement[bool] = or_(
         col(Job.state) == JobState.QUEUED,
-        and_(col(Job.state) == JobState.RUNNING, or_(col(Job.lease_until) <= now, col(Job.owner) == owner)),
+        and_(col(Job.state) == JobState.RUNNING, or_(is_over(col(Job.lease_until), now, lease_s), col(Job.owner) == owner)),
     )
     query = select(Job).where(free).order_by(col(Job.created_at), col(Job.job_id)).limit(1)
     return session.exec(query.with_for_update(skip_locked=True)).first()

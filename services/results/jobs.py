@@ -73,7 +73,8 @@ def _replay(tx: Transaction, job_id: str, destination: str) -> None:
 
 def claim_next(tx: Transaction, owner: str, settings: ResultsSettings) -> Claim | None:
     """Take the job that is due for longest, None when there is none. A job without attempts left is given up on the way."""
-    while (job := repository.claimable(tx.session, tx.clock.now(), owner)) is not None:
+    times = settings.lease_s, settings.longest_delay_s
+    while (job := repository.claimable(tx.session, tx.clock.now(), owner, *times)) is not None:
         if job.attempt >= settings.max_attempts:
             _give_up(tx, job, "Exhausted", f"given up after {job.attempt} attempts without a word: the worker ended each time")
             tx.session.flush()

@@ -13,6 +13,7 @@ from schemas.tables import Instance, ModelVersion, RegisteredModel, Study
 from schemas.vocabulary import Modality, ResultState
 from services.results.finding import Reference
 from services.runtime.errors import InvalidInput
+from services.runtime.lease import is_over
 from services.runtime.result_uids import is_result_uid
 from services.runtime.transaction import Transaction
 
@@ -37,11 +38,12 @@ def locked(session: Session, job_id: str) -> ResultJob:
     return session.get_one(ResultJob, job_id, with_for_update=True)
 
 
-def claimable(session: Session, now: datetime, owner: str) -> ResultJob | None:
+def claimable(session: Session, now: datetime, owner: str, lease_s: float, longest_delay_s: float) -> ResultJob | None:
     """The job that is due for longest and that nobody works on, locked; those that others hold are skipped."""
+    mine = col(ResultJob.owner) == owner
     free: ColumnElement[bool] = or_(
-        and_(col(ResultJob.state) == ResultState.QUEUED, col(ResultJob.due_at) <= now),
-        and_(col(ResultJob.state) == ResultState.SENDING, or_(col(ResultJob.lease_until) <= now, col(ResultJob.owner) == owner)),
+        and_(col(ResultJob.state) == ResultState.QUEUED, is_over(col(ResultJob.due_at), now, longest_delay_s)),
+        and_(col(ResultJob.state) == ResultState.SENDING, or_(is_over(col(ResultJob.lease_until), now, lease_s), mine)),
     )
     query = select(ResultJob).where(free).order_by(col(ResultJob.due_at), col(ResultJob.created_at), col(ResultJob.job_id)).limit(1)
     return session.exec(query.with_for_update(skip_locked=True)).first()

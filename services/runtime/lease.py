@@ -1,18 +1,24 @@
 """Leases: a role that one process holds at a time, kept as a row so that it works on SQLite and PostgreSQL alike.
 
-Expiry is compared with the caller's clock: hosts that share a database need clocks that agree to within a lease's length.
+Expiry is compared with the caller's clock: hosts that share a database need clocks that agree to within a lease's length. Nobody
+holds a lease for longer than its length, so one that ends much later was written by a clock that has been set back since.
 """
 
 import os
 import socket
 import uuid
 from datetime import datetime, timedelta
+from typing import Any, Final
 
-from sqlalchemy import delete, or_, update
+from sqlalchemy import ColumnElement, delete, or_, update
+from sqlalchemy.orm import Mapped
 from sqlmodel import Session, col
 
 from schemas.tables import Lease
 from services.runtime.transaction import Transaction
+
+MOST_APART_S: Final = 60.0
+"""Clocks that are further apart are not in order."""
 
 
 def new_owner() -> str:
@@ -29,9 +35,14 @@ def hold(tx: Transaction, name: str, owner: str, seconds: float) -> bool:
     until = now + timedelta(seconds=seconds)
     if tx.insert_new(Lease, [Lease(name=name, owner=owner, expires_at=until)], returning="name"):
         return True
-    mine_or_expired = or_(col(Lease.owner) == owner, col(Lease.expires_at) <= now)
+    mine_or_expired = or_(col(Lease.owner) == owner, is_over(col(Lease.expires_at), now, seconds))
     statement = update(Lease).where(col(Lease.name) == name, mine_or_expired).values(owner=owner, expires_at=until)
     return tx.session.execute(statement.returning(col(Lease.name))).first() is not None
+
+
+def is_over(until: Mapped[Any], now: datetime, seconds: float) -> ColumnElement[bool]:
+    """Whether a time that was to come after `seconds` at most has come, or was written by a clock that ran ahead."""
+    return or_(until <= now, until > now + timedelta(seconds=seconds + MOST_APART_S))
 
 
 def is_held(session: Session, name: str, now: datetime) -> bool:
