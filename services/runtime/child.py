@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +23,28 @@ CRASHES_A_MINUTE = 5
 RESTART_FIRST_S = 0.5
 RESTART_MAX_S = 15.0
 LINE_BYTES = 1_048_576
-console = Console(highlight=False, soft_wrap=True)
+
+
+class Terminal(io.TextIOBase):
+    """Standard output. What it does not take (a full disk, a closed terminal or pipe) is lost: no child must wait for it."""
+
+    def write(self, text: str) -> int:
+        """Print what can be printed."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Have it shown now."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+
+    def isatty(self) -> bool:
+        """Whether colours are of use."""
+        return sys.stdout.isatty()
+
+
+console = Console(file=Terminal(), highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

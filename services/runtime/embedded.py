@@ -130,8 +130,11 @@ class EmbeddedBroker:
     def _output(self) -> IO[bytes]:
         if self._log_file is None:
             return Path(os.devnull).open("wb")
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        return self._log_file.open("ab")
+        try:
+            self._log_file.parent.mkdir(parents=True, exist_ok=True)
+            return self._log_file.open("ab")
+        except OSError:  # a full disk: the broker itself needs none
+            return Path(os.devnull).open("wb")
 
     def _wait_ready(self) -> bool:
         deadline = time.monotonic() + READY_S

@@ -75,6 +75,7 @@ class _Supervisor:
         self._settings = settings
         self._health = health
         self._started_at: datetime = clock.now()
+        self._unpublished = False
         self._broker: EmbeddedBroker | None = None
         width = max((len(spec.name) for spec in specs), default=0)
         self._children = [Child(spec, number, width, clock) for number, spec in enumerate(specs)]
@@ -104,7 +105,7 @@ class _Supervisor:
         if self._broker is not None and not self._broker.alive():
             await self._replace_broker()
             return
-        changed = False
+        changed = self._unpublished
         for child in self._children:
             changed = await child.look_after(self._environment()) or changed
         if changed:
@@ -185,7 +186,15 @@ class _Supervisor:
             logger.error("left down after too many crashes: %s", ", ".join(self.lost))
 
     def _publish(self) -> None:
-        write_state(self._settings.state_dir, self._state())
+        """Say what runs; tried again while the disk is full or away, because the listener's end would help nobody."""
+        try:
+            write_state(self._settings.state_dir, self._state())
+        except OSError as error:
+            if not self._unpublished:
+                logger.warning("%s/run cannot be written (%s): free the disk", self._settings.state_dir, error.strerror)
+            self._unpublished = True
+        else:
+            self._unpublished = False
 
     def _state(self) -> RunState:
         kafka = self._kafka()
