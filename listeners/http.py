@@ -8,6 +8,7 @@ Add an API by appending its route factory to `ROUTE_FACTORIES`.
 """
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -125,6 +126,12 @@ def _host_name(address: str) -> str:
         return ""
 
 
+def _route_of(request: web.Request) -> str:
+    """The route as it is defined: what stands in its place in an address may be a StudyInstanceUID."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "a request"
+
+
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every error is `{"error": reason}`; what we did not foresee is logged here and not told outside."""
@@ -138,7 +145,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except Transient as error:
         return web.json_response({"error": f"try again later: {error}"}, status=503, headers={"Retry-After": "5"})
     except Exception:
-        logger.exception("%s failed", request.path)
+        logger.exception("%s failed", _route_of(request))
         return web.json_response({"error": "internal error"}, status=500)
 
 
@@ -165,13 +172,17 @@ async def _serve(app: web.Application, settings: HttpSettings, note: Path, stop:
 
 
 def _write_address(note: Path, host: str, port: int) -> None:
-    """Say where we listen: with port 0 nobody else knows."""
-    note.parent.mkdir(parents=True, exist_ok=True)
+    """Say where we listen: with port 0 nobody else knows. On a full disk it stays unsaid, and we serve."""
     shown = f"[{host}]" if ":" in host else host
     draft = note.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps({"host": host, "port": port, "url": f"http://{shown}:{port}"}), encoding="utf-8")
-    draft.replace(note)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps({"host": host, "port": port, "url": f"http://{shown}:{port}"}), encoding="utf-8")
+        draft.replace(note)
+    except OSError as error:
+        logger.warning("http: %s cannot be written (%s)", note, error.strerror)
 
 
 def _forget_address(note: Path) -> None:
-    note.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        note.unlink()

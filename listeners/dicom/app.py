@@ -138,10 +138,13 @@ async def _reconcile(context: Context, files: ArchiveFiles, stop: StopSignal) ->
 
 
 def _announce(state_dir: Path, port: int) -> Path:
-    """Write the port in use to `run/dicom.json`, for `doctor` and for port 0."""
+    """Write the port in use to `run/dicom.json`, for `doctor` and for port 0. On a full disk it stays unsaid."""
     path = state_dir / "run" / "dicom.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({"port": port, "pid": os.getpid()}), encoding="utf-8")
-    fresh.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps({"port": port, "pid": os.getpid()}), encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        logger.warning("%s cannot be written (%s)", path, error.strerror)
     return path
