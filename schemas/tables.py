@@ -259,10 +259,7 @@ class Case(SQLModel, table=True):
 
 
 class GroundTruth(SQLModel, table=True):
-    """The newest label of one source for one study and task. The most recently labelled source decides the truth.
-
-    Without a value the source has withdrawn what it said by then, and has said nothing since.
-    """
+    """One source's newest label of a study and task, no value once withdrawn. The most recent source decides the truth."""
 
     __tablename__ = "ground_truth"
     __table_args__ = KEYED

@@ -50,7 +50,7 @@ class ImportSummary:
 def import_csv(context: Context, path: Path, *, source: str = "csv", on_progress: Progress | None = None) -> ImportSummary:
     """Import a file with a header; InvalidInput when it cannot be read as one at all.
 
-    Columns (any order; see `intake.ALIASES`): a study reference, task, label; optional source and labelled_at. A row
+    Columns (any order; see `intake.ALIASES`): a study reference, task, label; optional source, labelled_at and status. A row
     without labelled_at counts as said when the file was last written, so that the same file again changes nothing and an
     edited one corrects. Good rows go in whatever the others are like; comma, semicolon and tab separate.
     """
@@ -104,7 +104,8 @@ def _columns(header: Sequence[str]) -> list[str | None]:
     columns = [canonical(name) for name in header]
     known = [name for name in columns if name]
     twice = sorted({name for name in known if known.count(name) > 1})
-    missing = [name for name in ("task", "label") if name not in known]
+    wanted = ("task",) if "status" in known else ("task", "label")  # a list of withdrawals need not say what it takes back
+    missing = [name for name in wanted if name not in known]
     missing += [] if set(REFERENCES) & set(known) else ["study (or accession, or study_key)"]
     wrong = [f"lacks {', '.join(missing)}"] if missing else []
     wrong += [f"has two columns for {', '.join(twice)}"] if twice else []

@@ -51,6 +51,8 @@ def _label(number: int, item: Any) -> RawLabel | Fault:
             continue
         if field in fields:
             faults.append(f"{field} is given twice")
+        elif field == "status" and isinstance(value, bool):
+            fields[field] = str(value)
         elif not isinstance(value, str) or any(not char.isprintable() for char in value):
             faults.append(f"{field} is not a printable string")
         else:

@@ -6,6 +6,7 @@ pseudonyms here and appear in no reason, event or log (promise 5).
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,8 +14,9 @@ from typing import Any, Final, TypeVar
 
 from sqlmodel import Session, col, select
 
+from listeners.labels.status import is_withdrawn
 from schemas.events import Label
-from schemas.tables import Outbox, Study
+from schemas.tables import GroundTruth, Outbox, Study
 from schemas.topics import LABEL
 from services.ground_truth.domain import label_faults, time_fault
 from services.ground_truth.repository import classes_by_task, known_tasks
@@ -29,6 +31,7 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "label": ("label", "value", "class", "truth"),
     "source": ("source",),
     "labelled_at": ("labelledat", "labeledat", "timestamp"),
+    "status": ("status", "resultstatus", "obx11", "withdrawn"),
 }
 """Field to its accepted names, compared without case, spaces, hyphens and underscores."""
 T = TypeVar("T")
@@ -74,6 +77,7 @@ def take_in(context: Context, labels: Sequence[RawLabel], source: str, default_t
 
     `source` and `default_time` stand in for fields that a label lacks. The event id follows from the content, so the same
     label handed in again changes nothing. A label goes on in its study's trace, so that one trace runs from C-STORE to report.
+    A label whose status says so withdraws what its source has said (`listeners.labels.status`).
     """
     faults: list[Fault] = []
     events: dict[str, Label] = {}
@@ -91,12 +95,13 @@ def take_in(context: Context, labels: Sequence[RawLabel], source: str, default_t
         for identity in sorted(fresh):
             tx.emit(LABEL, events[identity], event_id=identity, cause=traces.get(events[identity].study_key))
         warnings = _unknown_tasks(tx.session, {label.task for label in events.values()} - resolve.classes.keys())
+        warnings += _nothing_said(tx.session, [label for label in events.values() if label.withdrawn])
     return Outcome(len(fresh), len(labels) - len(faults) - len(fresh), tuple(faults), warnings)
 
 
 def event_id(label: Label) -> str:
     """Natural id: the same for the same statement by the same source at the same time."""
-    said = (label.study_key, label.task, label.value, label.source, label.labelled_at.astimezone(UTC).isoformat())
+    said = (label.study_key, label.task, label.value or "", label.source, label.labelled_at.astimezone(UTC).isoformat())
     return hashlib.sha256("\x1f".join(said).encode()).hexdigest()[:48]
 
 
@@ -105,6 +110,18 @@ def _unknown_tasks(session: Session, tasks: Collection[str]) -> tuple[str, ...]:
     known = known_tasks(session) if tasks else ()
     listed = f"known tasks are {', '.join(known)}" if known else "no model is registered yet"
     return tuple(f"no model knows task {task!r}: its labels are kept and count for nothing ({listed})" for task in sorted(tasks))
+
+
+def _nothing_said(session: Session, withdrawals: Sequence[Label]) -> tuple[str, ...]:
+    """One sentence per source that withdraws what it has not said: most likely another source said it."""
+    studies = sorted({label.study_key for label in withdrawals})
+    query = select(GroundTruth.study_key, GroundTruth.task, GroundTruth.source).where(col(GroundTruth.study_key).in_(studies))
+    said = set(session.exec(query)) if studies else set()
+    missing = Counter(label.source for label in withdrawals if (label.study_key, label.task, label.source) not in said)
+    return tuple(
+        f"{many} withdrawals of source {source!r} take back nothing that has come yet (a source withdraws its own labels only)"
+        for source, many in sorted(missing.items())
+    )
 
 
 def _already_there(session: Session, identities: Any) -> set[str]:
@@ -132,14 +149,18 @@ class _Resolver:
     def label(self, fields: Mapping[str, str]) -> Label:
         """The event of a raw label; InvalidInput names everything that is wrong with it at once."""
         task, value, source = fields.get("task", ""), fields.get("label", ""), fields.get("source") or self.source
-        missing = [name for name in ("task", "label") if not fields.get(name)]
-        faults = [f"{' and '.join(missing)} missing"] if missing else label_faults(task, value, source, self.classes.get(task, ()))
+        unread: list[str] = []
+        withdrawn = bool(_tried(unread, lambda: is_withdrawn(fields.get("status", "final"))))
+        missing = [name for name in ("task", "label") if not fields.get(name) and not (withdrawn and name == "label")]
+        words = label_faults(task, value, source, self.classes.get(task, ()), withdrawn=withdrawn)
+        faults = [*unread, *([f"{' and '.join(missing)} missing"] if missing else words)]
         study = _tried(faults, lambda: self._study(fields))
         at = _tried(faults, lambda: _moment(fields["labelled_at"]) if fields.get("labelled_at") else self.at)
         faults += [fault] if at and (fault := time_fault(at, self.now)) else []
         if faults or study is None or at is None:
             raise InvalidInput("; ".join(faults))
-        return Label(study_key=study, task=task, value=value, source=source, labelled_at=at)
+        said = None if withdrawn else value
+        return Label(study_key=study, task=task, value=said, source=source, labelled_at=at, withdrawn=withdrawn)
 
     def _study(self, fields: Mapping[str, str]) -> str:
         named = [name for name in REFERENCES if fields.get(name)]

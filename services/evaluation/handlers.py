@@ -20,7 +20,6 @@ from services.evaluation.picture_repository import pictures
 from services.evaluation.power import with_smallest_fall
 from services.evaluation.stream import StreamCase, count, one_per_patient
 from services.evaluation.truth_repository import scored_cases
-from services.runtime import registry
 from services.runtime.consumer import Batch as Polled
 from services.runtime.consumer import BatchConsumer
 from services.runtime.database import Database
@@ -78,7 +77,7 @@ class Evaluate(BatchConsumer[Prepared]):
             # A correction or a late delivery may concern an old batch: the judgement is always of the whole stream.
             last = repository.last_number(session, found.model, found.version)
             stream = repository.stream(session, found.model, found.version, last)
-            baseline = list(registry.baseline(session, found.model, found.version))
+            baseline = repository.baseline(session, found.model, found.version)
             classes = repository.classes(session, found.model, found.version) or _classes_in(stream)
             taught = repository.taught(session, found.model)
             task = repository.task_of(session, found.batch_id)

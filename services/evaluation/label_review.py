@@ -38,7 +38,7 @@ def review(session: Session, settings: EvaluationSettings, model: str, version: 
     cases = [case for case in scored_cases(session, owner.name, number) if case.patient_key not in taught]
     if not cases:
         raise InvalidInput(f"version {number} of {owner.name} has scored no study yet")
-    baseline = list(registry.baseline(session, owner.name, number))
+    baseline = repository.baseline(session, owner.name, number)
     newest, classes = repository.latest(session, owner.name, number), registry.classes_of(session, owner.name, number)
     return Review(
         model=owner.name,

@@ -3,15 +3,26 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, and_, col, func, select
 
-from schemas.tables import Batch, Case, DetectorCalibration, Evaluation, ModelVersion, RegisteredModel, Study, TrainingPatient
+from schemas.tables import (
+    BaselineCase,
+    Batch,
+    Case,
+    DetectorCalibration,
+    Evaluation,
+    ModelVersion,
+    RegisteredModel,
+    Study,
+    TrainingPatient,
+)
 from schemas.vocabulary import CaseRole, CaseState
 from services.evaluation.detector import Thresholds
 from services.evaluation.dispersion import UNKNOWN, Variation
 from services.evaluation.lateness import Pending
 from services.evaluation.stream import StreamCase
 from services.evaluation.subgroups import with_site
+from services.runtime import registry
 
 _NEWEST_FIRST = (col(Evaluation.stream_cases).desc(), col(Evaluation.evaluated_at).desc(), col(Evaluation.evaluation_id))
 """Of one version the evaluation of the longest stream is the newest, whenever it was made."""
@@ -116,6 +127,29 @@ def taught(session: Session, model: str) -> frozenset[str]:
 def task_of(session: Session, batch_id: str) -> str:
     """The task of a batch's cases, empty for a batch without cases."""
     return session.exec(select(Case.task).where(Case.batch_id == batch_id).limit(1)).first() or ""
+
+
+def baseline(session: Session, model: str, version: int) -> list[BaselineCase]:
+    """A version's baseline with the truths of today: a case whose label was withdrawn is left out, a corrected one is corrected.
+
+    Only a promoted version's baseline has cases of the site (decision 0007); a development test set stays as it was registered.
+    """
+    same = and_(col(Case.study_key) == col(BaselineCase.case_key), col(Case.model) == col(BaselineCase.model))
+    query = (
+        select(Case.study_key, Case.truth)
+        .join(BaselineCase, same)
+        .where(BaselineCase.model == model, BaselineCase.version == version)
+        .where(col(Case.truth).is_distinct_from(col(BaselineCase.truth)))
+    )
+    changed = dict(session.execute(query).tuples().all())
+    rows = registry.baseline(session, model, version)
+    today = ((row, changed.get(row.case_key, row.truth)) for row in rows)
+    return [row if row.truth == truth else _with_truth(row, truth) for row, truth in today if truth is not None]
+
+
+def _with_truth(row: BaselineCase, truth: str) -> BaselineCase:
+    """Another row, which no session knows: the stored one stays what the gate judged."""
+    return BaselineCase(**row.model_dump() | {"truth": truth})
 
 
 def classes(session: Session, model: str, version: int) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from services.evaluation.detector import Thresholds
 from services.evaluation.pace import blocks_per_year
 from services.evaluation.replay import Period, Record, Rule, counts_of, independent_of, replay
 from services.evaluation.stream import StreamCase
-from services.runtime import registry
 from services.runtime.errors import InvalidInput
 
 
@@ -61,7 +60,7 @@ def _record(
     *,
     whole: bool,
 ) -> Record:
-    baseline = list(registry.baseline(session, model, version))
+    baseline = repository.baseline(session, model, version)
     if not baseline:
         raise InvalidInput(f"version {version} of {model} has no labelled test set, so there is nothing to compare with")
     # A subgroup's batches are smaller, and the detector's thresholds hold for the usual size.
