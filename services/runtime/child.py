@@ -22,6 +22,8 @@ COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_
 CRASHES_A_MINUTE = 5
 RESTART_FIRST_S = 0.5
 RESTART_MAX_S = 15.0
+LEFT_DOWN_S = 300.0
+"""After so long one that crashed too often is tried again: what was wrong (a full disk, a broken version) may be mended."""
 LINE_BYTES = 1_048_576
 
 
@@ -58,7 +60,7 @@ class ChildSpec:
 
 
 class Child:
-    """A child process that is started again when it ends by itself, unless it does so too often."""
+    """A child process that is started again when it ends by itself; later, where it does so too often."""
 
     def __init__(self, spec: ChildSpec, number: int, width: int, clock: Clock) -> None:
         self.spec = spec
@@ -94,7 +96,7 @@ class Child:
 
     async def look_after(self, environment: Mapping[str, str]) -> bool:
         """Start it again when it is due; True when something changed."""
-        if self.given_up or self.pid:
+        if self.pid:
             return False
         now = self._clock.monotonic()
         if self._start_again_at is None:
@@ -102,6 +104,7 @@ class Child:
             return True
         if now < self._start_again_at:
             return False
+        self.given_up = False
         await self.start(environment)
         return True
 
@@ -132,13 +135,14 @@ class Child:
         while self._crashes and self._crashes[0] < now - 60.0:
             self._crashes.popleft()
         if len(self._crashes) > CRASHES_A_MINUTE:
-            self.given_up = True
+            self.given_up, self._start_again_at = True, now + LEFT_DOWN_S
             logger.critical(
                 "%s ended %d times within a minute (last exit code %s) and is left down; everything else goes on. "
-                "Its own last lines say why; start again after the repair",
+                "Its own last lines say why; it is tried again every %.0f minutes",
                 self.spec.name,
                 len(self._crashes),
                 code,
+                LEFT_DOWN_S / 60,
             )
             return
         delay = min(RESTART_MAX_S, RESTART_FIRST_S * 2 ** (len(self._crashes) - 1))

@@ -119,7 +119,8 @@ async def _tick_until_stopped(ticker: Ticker, context: Context, health: Health, 
         except Transient as error:
             delay = min(backoff(failures), ticker.interval_s)
             failures += 1
-            logger.warning("ticker %s: %s; trying again in %.1f s", ticker.name, error, delay)
+            if failures & (failures - 1) == 0:  # 1, 2, 4, …: some tickers try again several times a second
+                logger.warning("ticker %s: %s; trying again every %.1f s", ticker.name, error, delay)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the process loudly
             health.fail(EX_SOFTWARE, f"ticker {ticker.name} has a bug", error)
             return

@@ -82,7 +82,7 @@ class _Supervisor:
 
     @property
     def lost(self) -> list[str]:
-        """Children that crashed too often and were left down."""
+        """Children that crashed too often and are left down for a while."""
         return [child.spec.name for child in self._children if child.given_up]
 
     async def run(self, on_ready: OnReady | None) -> None:

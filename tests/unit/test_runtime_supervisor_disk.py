@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from schemas.settings import Settings
-from services.runtime.child import ChildSpec
+from services.runtime import child as child_module
+from services.runtime.child import Child, ChildSpec
 from services.runtime.health import Health
 from services.runtime.run_state import RunState, read_state
 from services.runtime.supervisor import supervise
@@ -79,3 +80,25 @@ def test_a_terminal_that_takes_nothing_more_stops_no_child(tmp_path: Path) -> No
         command = [sys.executable, "-c", TERMINAL, TALKATIVE, str(mark)]
         subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2], timeout=60, check=False)
     assert mark.exists()
+
+
+async def test_a_child_that_was_left_down_is_tried_again_later(tmp_path: Path, clock) -> None:
+    mark = tmp_path / "mended"
+    fails_until_mended = f"import pathlib, time; pathlib.Path({str(mark)!r}).exists() or exit(3); time.sleep(600)"
+    child = Child(ChildSpec("child", [sys.executable, "-c", fails_until_mended]), 0, 5, clock)
+    await child.start({})
+    for _ in range(40):
+        await until(lambda: not child.pid)
+        await child.look_after({})
+        if child.given_up:
+            break
+        clock.advance(child_module.RESTART_MAX_S / 4)
+    assert child.given_up
+    mark.touch()
+    clock.advance(child_module.RESTART_MAX_S)
+    assert not await child.look_after({})
+    clock.advance(child_module.LEFT_DOWN_S)
+    assert await child.look_after({})
+    assert child.pid
+    assert not child.given_up
+    await child.stop(5)
