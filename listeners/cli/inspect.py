@@ -9,6 +9,7 @@ from sqlmodel import col, select
 
 from listeners.cli.context import console, nearest, open_context, show
 from schemas.tables import Evaluation
+from services.evaluation.next_batch import next_batch
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 
@@ -21,21 +22,29 @@ Model = Annotated[str | None, typer.Option(help="Only this model")]
 
 @evaluations.command("list")
 def list_evaluations(model: Model = None, limit: Limit = 20) -> None:
-    """The newest evaluations. The last column but one is the published 5 % rule, which decides nothing here.
+    """The newest evaluations, and how many labelled cases are missing: until the first, and of --model until the next.
+
+    The last column but one is the published 5 % rule, which decides nothing here.
 
     Example: reclaim evaluations list --model lung
     """
     query = select(Evaluation).order_by(col(Evaluation.evaluated_at).desc()).limit(limit)
     table = Table("evaluation", "model", "version", "cases", "status", "diagnosis", "5 % rule", "summary")
-    with open_context().database.read() as session:
-        if model:
-            query = query.where(Evaluation.model == registry.model(session, model).name)
+    context = open_context()
+    with context.database.read() as session:
+        named = registry.model(session, model).name if model else None
+        names = [named] if named else [each.name for each in registry.models(session)]
+        missing = [found for name in names if (found := next_batch(session, context.settings.join, name))]
+        if named:
+            query = query.where(Evaluation.model == named)
         for row in session.exec(query):
             status = f"[{STYLES[row.status]}]{row.status}[/]"
             rule = "decline" if row.reclaim_rule else "no decline"
             cells = (row.evaluation_id, row.model, str(row.version), str(row.cases))
             table.add_row(*map(escape, cells), status, row.diagnosis, rule, escape(row.summary))
     show(table, "No batch has been evaluated yet. It takes scored studies and their labels: `reclaim labels import FILE`.", prose=1)
+    for each in (each for each in missing if named or not each.batches):
+        console.print(escape(f"{each.model} version {each.version}: {each.say()}"), soft_wrap=True)
 
 
 @evaluations.command("show")

@@ -13,6 +13,7 @@ from services.evaluation.delays import Quantile
 from services.evaluation.intervals import Interval
 from services.evaluation.label_review import review
 from services.evaluation.labelling import Labelling
+from services.evaluation.next_batch import next_batch
 from services.evaluation.suspects import Conflict, Noise
 from services.evaluation.verification import Verification
 
@@ -65,6 +66,7 @@ def quality(model: Model, version: Version = None, as_json: Json = False) -> Non
         _print_json({"model": name, "version": number, **whole})
         return
     console.print(f"{escape(name)} version {number}")
+    _print_missing(name, number)
     _print_delays(found)
     _print_verification(found.verification)
 
@@ -132,6 +134,14 @@ def _print_delays(found: Labelling) -> None:
         clear = "beyond chance" if sooner.p_value < 0.05 else "may be chance"
         chance = f"of a wrong and a right prediction the wrong one is labelled first in {sooner.probability:.0%}"
         console.print(f"  {chance} ({clear}, p {sooner.p_value:.3f}; {sooner.wrong} wrong, {sooner.right} right)")
+
+
+def _print_missing(name: str, number: int) -> None:
+    context = open_context()
+    with context.database.read() as session:
+        found = next_batch(session, context.settings.join, name, number)
+    if found is not None:
+        console.print(escape(found.say()), soft_wrap=True)
 
 
 def _days(found: Quantile) -> str:

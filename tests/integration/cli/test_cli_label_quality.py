@@ -40,12 +40,19 @@ def test_quality_tells_delay_selection_and_weighted_rates(wrong, reclaim):
     said = reclaim("labels", "quality", "tumour", "--version", "1")
     assert said.code == 0
     assert "chosen by confidence decile" in said.text
+    assert "The first evaluation takes 100 labelled cases; " in said.text
     assert "confidence decile 10: " in said.text
     assert "recall:glioma" in said.text
     found = json.loads(reclaim("labels", "quality", "tumour", "--version", "1", "--json").text)
     assert found["delays"][0]["median"]["days"] == 2
     assert found["verification"]["rates"][0]["name"] == "accuracy"
     assert {each["facet"] for each in found["verification"]["shares"]} == {"predicted", "confidence decile", "StationName"}
+
+
+def test_the_list_of_evaluations_says_how_many_labelled_cases_are_missing(wrong, reclaim):
+    said = reclaim("evaluations", "list", "--model", "tumour").text
+    assert "No batch has been evaluated yet" in said
+    assert "tumour version 1: The first evaluation takes 100 labelled cases; " in said
 
 
 @pytest.mark.parametrize("command", ["suspects", "quality"])
