@@ -37,8 +37,8 @@ from services.ground_truth.statements import (
 Version = tuple[str, int]
 """(model, version)"""
 CHUNK: Final = 1000
-AT_ONCE: Final = 250
-"""Rows of one statement on SQLite: compiled once, and run without the interpreter's lock."""
+AT_ONCE: Final = tuple(2**power for power in range(10, -1, -1))
+"""Rows of one statement on SQLite: compiled once each, and run without the interpreter's lock, which takes long to get back."""
 STUDY_LOCKS: Final = 512
 _CASE: Table = Case.__table__  # type: ignore[attr-defined]
 _BATCH_ENTRY: Final = Batch.__table__.insert()  # type: ignore[attr-defined]
@@ -127,8 +127,7 @@ def _lock(session: Session, numbers: Sequence[int]) -> None:
 
 def roles_of(session: Session, patients: Collection[str]) -> dict[str, CaseRole]:
     """Roles already given, which hold also after the shares in the settings have changed."""
-    found = _run(session, ROLES, (_json(sorted(patients)),))
-    return {patient: CaseRole(role) for patient, role in found}
+    return {patient: CaseRole(role) for patient, role in _rows(session, ROLES, patients)}
 
 
 def known_cases(session: Session, studies: Collection[str]) -> list[KnownCase]:
@@ -199,12 +198,7 @@ def set_truths(session: Session, changes: Sequence[tuple[CaseKey, Truth]], now: 
     """Write the decided truths with the states and batches that follow from them; the first truth sets `joined_at`."""
     joined = _time(session, now)
     rows = [(truth, state, batch, joined, *key) for key, (state, truth, batch) in changes]
-    if not rows:
-        return
-    if _on_sqlite(session):
-        session.connection().exec_driver_sql(SET_TRUTHS["sqlite"], rows)
-    else:
-        _run(session, SET_TRUTHS, (_records(TRUTH_COLUMNS, rows),))
+    _store(session, SET_TRUTHS, TRUTH_COLUMNS, rows)
 
 
 def clear_truths(session: Session, cases: Mapping[CaseKey, CaseState]) -> None:
@@ -219,13 +213,12 @@ def _store(session: Session, statement: Mapping[str, str], columns: Sequence[str
         if rows:
             _run(session, statement, (_records(columns, rows),))
         return
-    connection, width = session.connection(), len(columns)
-    whole = len(rows) // AT_ONCE * AT_ONCE
-    for start in range(0, whole, AT_ONCE):
-        values = tuple(chain.from_iterable(rows[start : start + AT_ONCE]))
-        connection.exec_driver_sql(_several(statement["sqlite"], width, AT_ONCE), values)
-    if whole < len(rows):
-        connection.exec_driver_sql(_several(statement["sqlite"], width, 1), list(rows[whole:]))
+    connection, width, start = session.connection(), len(columns), 0
+    for size in AT_ONCE:
+        while start + size <= len(rows):
+            values = tuple(chain.from_iterable(rows[start : start + size]))
+            connection.exec_driver_sql(_several(statement["sqlite"], width, size), values)
+            start += size
 
 
 @cache
@@ -239,10 +232,13 @@ def _records(columns: Sequence[str], rows: Sequence[Values]) -> str:
     return _json([dict(zip(columns, row, strict=True)) for row in rows])
 
 
-def _rows(session: Session, statement: Mapping[str, str], studies: Collection[str]) -> list[Values]:
-    """Rows as the driver has them: plain tuples."""
-    found: list[Values] = _run(session, statement, (_json(sorted(studies)),)).cursor.fetchall() if studies else []
-    return found
+def _rows(session: Session, statement: Mapping[str, str], keys: Collection[str]) -> Sequence[Values]:
+    """Rows of these studies or patients, as the database has them."""
+    if not keys:
+        return ()
+    found = _run(session, statement, (_json(sorted(keys)),))
+    rows: Sequence[Values] = orjson.loads(found.scalar_one()) if _on_sqlite(session) else found.cursor.fetchall()
+    return rows
 
 
 def _run(session: Session, statement: Mapping[str, str], values: Values) -> Any:

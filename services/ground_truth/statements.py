@@ -1,8 +1,9 @@
 """The join's own SQL, one statement for all rows of a polled batch, on SQLite and on PostgreSQL.
 
 Written out and not composed by the ORM: it runs for every event, and there composing costs several times what the database
-does. SQLite is given rows of parameters (`{rows}` stands for their place) and lists as a JSON array; PostgreSQL is given both
-as one JSON text.
+does. SQLite is given rows of parameters (`{rows}` stands for their place) and lists as a JSON array, and gives rows back as one
+JSON text: the driver gives up the interpreter's lock at every row, and gets it back only when another thread lets it go.
+PostgreSQL is given both as one JSON text.
 """
 
 from typing import Final
@@ -70,13 +71,16 @@ FROM json_to_recordset(%s) AS new (study_key varchar, task varchar, source varch
 }
 ROLES: Final = {
     "sqlite": """
-SELECT patient_key, min(role) FROM "case" WHERE patient_key IN (SELECT value FROM json_each(?)) GROUP BY patient_key""",
+SELECT json_group_array(json_array(patient_key, role)) FROM (
+    SELECT patient_key, min(role) AS role FROM "case"
+    WHERE patient_key IN (SELECT value FROM json_each(?)) GROUP BY patient_key)""",
     "postgresql": """
 SELECT patient_key, min(role) FROM "case" WHERE patient_key IN (SELECT json_array_elements_text(%s)) GROUP BY patient_key""",
 }
 KNOWN_CASES: Final = {
     "sqlite": """
-SELECT c.study_key, c.model, c.version, c.task, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at
+SELECT json_group_array(json_array(
+    c.study_key, c.model, c.version, c.task, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at))
 FROM json_each(?) AS wanted CROSS JOIN "case" AS c ON c.study_key = wanted.value""",
     "postgresql": """
 SELECT c.study_key, c.model, c.version, c.task, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at
@@ -86,7 +90,7 @@ ORDER BY c.study_key, c.model, c.version FOR UPDATE OF c""",
 """The columns of `repository.KnownCase`. CROSS JOIN fixes SQLite's order of the loops: from the wanted studies on."""
 KNOWN_LABELS: Final = {
     "sqlite": """
-SELECT g.study_key, g.task, g.value, g.source, g.labelled_at
+SELECT json_group_array(json_array(g.study_key, g.task, g.value, g.source, g.labelled_at))
 FROM json_each(?) AS wanted CROSS JOIN ground_truth AS g ON g.study_key = wanted.value""",
     "postgresql": """
 SELECT g.study_key, g.task, g.value, g.source, g.labelled_at
@@ -95,8 +99,10 @@ FROM ground_truth AS g WHERE g.study_key IN (SELECT json_array_elements_text(%s)
 TRUTH_COLUMNS: Final = ("truth", "state", "batch_id", "joined_at", "study_key", "model", "version")
 SET_TRUTHS: Final = {
     "sqlite": """
-UPDATE "case" SET truth = ?, state = ?, batch_id = coalesce(?, batch_id), joined_at = coalesce(joined_at, ?)
-WHERE study_key = ? AND model = ? AND version = ?""",
+UPDATE "case" AS c SET truth = new.column1, state = new.column2, batch_id = coalesce(new.column3, c.batch_id),
+    joined_at = coalesce(c.joined_at, new.column4)
+FROM (VALUES {rows}) AS new
+WHERE c.study_key = new.column5 AND c.model = new.column6 AND c.version = new.column7""",
     "postgresql": """
 UPDATE "case" AS c SET truth = new.truth, state = new.state, batch_id = coalesce(new.batch_id, c.batch_id),
     joined_at = coalesce(c.joined_at, new.joined_at)
