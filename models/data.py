@@ -11,6 +11,7 @@ import pydicom
 import torch
 
 from models.errors import InvalidDataset, ModelError
+from models.patient_ids import same_id
 from models.preprocessing import Prepared, load_study
 from models.signature import Seen
 from models.spec import PreprocessingSpec
@@ -233,6 +234,6 @@ def _contradictions(rows: Sequence[tuple[int, LabelledStudy]]) -> Iterator[tuple
         if study.key and paths.setdefault(study.key, number) != number:
             yield number, f"path: the same as in row {paths[study.key]}"
         if study.patient and study.split:
-            split, first = splits.setdefault((study.issuer, study.patient), (study.split, number))
+            split, first = splits.setdefault((study.issuer, same_id(study.patient)), (study.split, number))
             if split != study.split:
                 yield number, f"split: the patient of row {first} is in another split"

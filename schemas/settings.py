@@ -287,6 +287,7 @@ class Settings(BaseSettings):
 
     state_dir: Path = Field(Path("state"), description="Archive, models, reports, database and traces of this machine")
     pseudonym_key: SecretStr = Field(SecretStr(""), description="Key of the pseudonyms; empty: made once and kept in state_dir")
+    separate_issuers: bool = Field(False, description="The same patient ID of two issuers: two patients")
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     database: DatabaseSettings = DatabaseSettings()

@@ -116,7 +116,8 @@ class ArchiveIndex:
         file, last, names = files[0], files[-1], self.pseudonyms
         facts = file.facts
         # Without a patient ID all unknown patients would fall together; the study then stands for its patient.
-        patient = names.patient(facts.patient_id, facts.patient_issuer) if facts.patient_id else names.patient("", facts.study_uid)
+        known = facts.patient_id
+        patient = names.patient(known, facts.patient_issuer) if known else names.patient_of(facts.study_uid)
         return NewStudy(
             study_uid=facts.study_uid,
             study_key=names.study(facts.study_uid),

@@ -10,6 +10,7 @@ import os
 import secrets
 from pathlib import Path
 
+from models.patient_ids import same_id
 from schemas.settings import Settings
 from services.runtime.errors import InvalidInput
 
@@ -17,10 +18,15 @@ KEY_FILE = "pseudonym.key"
 
 
 class Pseudonyms:
-    """Maps identifiers to pseudonyms with one secret key (32 bytes of entropy or more)."""
+    """Maps identifiers to pseudonyms with one secret key (32 bytes of entropy or more).
 
-    def __init__(self, key: bytes) -> None:
+    A patient is the patient ID alone, unless `separate_issuers` says that the site's issuers give the same ID to several
+    people: most objects name no issuer, so one person would have several roles (decision 0027).
+    """
+
+    def __init__(self, key: bytes, *, separate_issuers: bool = False) -> None:
         self._key = key
+        self._separate_issuers = separate_issuers
 
     def study(self, study_instance_uid: str) -> str:
         """Pseudonym of a StudyInstanceUID (0020,000D)."""
@@ -35,8 +41,15 @@ class Pseudonyms:
         return self._of("accession", f"{issuer}\x1f{accession_number}")
 
     def patient(self, patient_id: str, issuer: str = "") -> str:
-        """Pseudonym of a PatientID (0010,0020) within its IssuerOfPatientID (0010,0021)."""
-        return self._of("patient", f"{issuer}\x1f{patient_id}")
+        """Pseudonym of a PatientID (0010,0020), and of its IssuerOfPatientID (0010,0021) where issuers are told apart.
+
+        Case and blanks do not count: people type IDs at consoles.
+        """
+        return self._of("patient", f"{issuer if self._separate_issuers else ''}\x1f{same_id(patient_id)}")
+
+    def patient_of(self, study_instance_uid: str) -> str:
+        """Pseudonym of the patient of a study without PatientID: the study stands for its patient."""
+        return self._of("patient", f"{study_instance_uid}\x1f")
 
     def _of(self, kind: str, identifier: str) -> str:
         message = f"{kind}\x1e{identifier.strip()}".encode()
@@ -54,7 +67,8 @@ def load_pseudonyms(settings: Settings) -> Pseudonyms:
         raise InvalidInput(
             f"{path} is missing, and the archive was filed with it: restore it, or set RECLAIM_PSEUDONYM_KEY; see docs/runbook.md"
         )
-    return Pseudonyms(configured.encode() if configured else _kept_key(path))
+    key = configured.encode() if configured else _kept_key(path)
+    return Pseudonyms(key, separate_issuers=settings.separate_issuers)
 
 
 def _holds_studies(archive: Path) -> bool:

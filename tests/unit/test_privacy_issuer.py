@@ -8,11 +8,13 @@ from pydicom.uid import generate_uid
 
 from models.data import LabelledStudy, issuers_of
 from models.scoring import ScoredCase
+from schemas.settings import Settings
 from schemas.tables import Study
 from services.assembly.headers import read_facts
 from services.assembly.index import ArchiveIndex, StoredFile
 from services.assembly.sources import BytesSource
 from services.remediation.data import development_patients
+from services.runtime.identity import load_pseudonyms
 from services.runtime.registration import baseline_rows
 
 
@@ -48,8 +50,23 @@ def test_both_sides_name_the_patient_alike(sqlite_context, tmp_path):
             assert row.patient_key in development_patients([study], sqlite_context.pseudonyms)
 
 
-def test_a_namesake_of_another_issuer_is_another_patient(sqlite_context, tmp_path):
-    east, west = (write(tmp_path / f"{issuer}.dcm", "p1", issuer) for issuer in ("East", "West"))
-    assert live(sqlite_context, west) not in development_patients(
-        [LabelledStudy("e", (east,), "a", "p1")], sqlite_context.pseudonyms
-    )
+def test_one_person_is_one_patient_whoever_names_an_issuer_and_however_the_id_is_typed(sqlite_context, tmp_path):
+    """Modalities name no issuer, a PACS that sends priors does: with two pseudonyms one person could train and judge a repair."""
+    known = live(sqlite_context, write(tmp_path / "modality.dcm", "KV 4711a", ""))
+    for typed, issuer in (("KV 4711a", "East"), (" kv  4711A ", ""), ("\uff2b\uff36 4711a", "West")):
+        assert sqlite_context.pseudonyms.patient(typed, issuer) == known
+    assert live(sqlite_context, write(tmp_path / "prior.dcm", "kv 4711A", "East")) == known
+    assert sqlite_context.pseudonyms.patient("KV 4711b") != known
+
+
+def test_where_ids_clash_a_namesake_of_another_issuer_is_another_patient(tmp_path):
+    names = load_pseudonyms(Settings(state_dir=tmp_path, pseudonym_key="x" * 32, separate_issuers=True))
+    east = write(tmp_path / "East.dcm", "p1", "East")
+    developed = development_patients([LabelledStudy("e", (east,), "a", "p1")], names)
+    assert names.patient("p1", "East") in developed
+    assert names.patient("p1", "West") not in developed
+
+
+def test_studies_without_a_patient_id_are_different_patients(sqlite_context, tmp_path):
+    first, second = (live(sqlite_context, write(tmp_path / "none.dcm", "", "East")) for _ in range(2))
+    assert first != second
