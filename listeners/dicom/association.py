@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
-from listeners.dicom.answers import Answer
+from listeners.dicom.answers import STORED, Answer
 from listeners.dicom.commands import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, RESPONSE, Command
 from listeners.dicom.pdu import (
     DATA_HEADER,
@@ -23,6 +23,7 @@ from listeners.dicom.pdu import (
     encode_message,
     encode_reject,
 )
+from listeners.dicom.usual import Usual
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
 LONGEST_COMMAND: Final = 1 << 15
@@ -30,6 +31,8 @@ LONGEST_MESSAGE: Final = 1 << 23
 """Of the data set of a message other than C-STORE: a commitment request for 50,000 instances."""
 MOST_EMPTY: Final = 100
 """Fragments without content in one message: nobody needs them, and they pass every limit of size."""
+MOST_USUAL: Final = 16
+"""Of so many kinds of C-STORE requests (by presentation context and length of the UID) the next one is known at sight."""
 UNRECOGNIZED_OPERATION: Final = 0x0211
 CLASS_NOT_SUPPORTED: Final = 0x0122
 _BEFORE: Final = (PduType.ASSOCIATE_RQ, PduType.ABORT)
@@ -124,26 +127,39 @@ class Association:
         self._dataset: bytearray | None = None
         self._request: Request | None = None
         self._context_id = 0
+        self._usuals: dict[bytes, Usual] = {}  # by the headers before the command: contexts and lengths differ
+        self._usual: Usual | None = None
+        self.data_ahead = 0
+        """So many bytes come next that are nothing but data set of the C-STORE under way: `receive` them, or `take` them."""
         self.is_established = False
         self.is_closed = False
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing has begun that is not finished: no PDU, no message."""
-        return self._reader.is_between_pdus and self._request is None and not self._in_command
+        return self._request is None and not self._in_command and self._reader.is_between_pdus
 
-    @property
-    def data_ahead(self) -> int:
-        """So many bytes come next that are nothing but data set of the C-STORE under way: `receive` them, or `take` them."""
-        return 0 if self._request is None or self._dataset is not None else self._reader.data_left(self._context_id)
-
-    def begin(self, data: memoryview, position: int) -> tuple[StoreBegun, int] | None:
-        """Take in the C-STORE command that stands whole at `position`; with where its data set begins.
+    def begin(self, data: memoryview, position: int) -> Request | None:
+        """Take in the C-STORE command that stands whole at `position`; its data set begins `DATA_HEADER` and its length further.
 
         None for everything else, nothing of it taken: that is for `receive`.
         """
-        if self._request is not None or self._in_command or self.is_closed or not self.is_established:
+        if not self.is_idle or self.is_closed or not self.is_established:
             return None
+        header = bytes(data[position : position + DATA_HEADER])
+        self._usual = usual = self._usuals.get(header)
+        command = None if usual is None else usual.next(data, position)
+        if usual is None or command is None:
+            request = self._read_store(data, position, header)
+        else:
+            request = Request(self._contexts[usual.context_id], command)
+        if request is not None:
+            self._request, self._dataset = request, None
+            self._context_id, self._empty = request.context.context_id, 0
+        return request
+
+    def _read_store(self, data: memoryview, position: int, header: bytes) -> Request | None:
+        """The same by parsing; the next one like it need not be parsed."""
         found = self._reader.whole_command(data, position)
         context = None if found is None else self._contexts.get(found[0])
         if found is None or context is None or not context.is_storage or len(found[1]) > LONGEST_COMMAND:
@@ -154,9 +170,11 @@ class Association:
             return None
         if command.field != C_STORE_RQ or not command.has_dataset:
             return None
-        self._request, self._dataset = Request(context, command), None
-        self._context_id, self._empty = context.context_id, 0
-        return StoreBegun(self._request), position + DATA_HEADER + len(found[1])
+        if command.places is not None:
+            if len(self._usuals) == MOST_USUAL:
+                self._usuals.clear()
+            self._usuals[header] = Usual(context.context_id, header, command, self._peer_max_pdu)
+        return Request(context, command)
 
     def resume(self, data: memoryview, position: int) -> int:
         """Take in the headers of the next fragment of the data set under way, where it begins a PDU at `position`.
@@ -165,15 +183,19 @@ class Association:
         """
         if self._request is None or self._dataset is not None:
             return 0
-        return position + DATA_HEADER if self._reader.begin_data(data, position, self._context_id) else 0
+        self.data_ahead = self._reader.begin_data(data, position, self._context_id)
+        return position + DATA_HEADER if self.data_ahead else 0
 
-    def take(self, count: int) -> StoreEnded | None:
-        """`count` bytes of those ahead, at least one, were received and written without passing through here."""
-        request = self._request
-        if not self._reader.skip(count) or request is None:
+    def take(self, count: int) -> Request | None:
+        """`count` bytes of those ahead, at least one, were received and written without passing through here.
+
+        Returns the C-STORE whose data set they end: check, store, and send `store_response`.
+        """
+        self.data_ahead -= count
+        if not self._reader.skip(count):
             return None
-        self._request = None
-        return StoreEnded(request)
+        request, self._request = self._request, None
+        return request
 
     def receive(self, data: memoryview) -> Iterator[Action]:
         """Actions that these bytes call for, to be carried out one by one and all before the next call; never raises."""
@@ -196,6 +218,9 @@ class Association:
                         yield StoreEnded(request)
         except ProtocolError as error:
             yield from self.abort(str(error), error.reason)
+        finally:
+            is_store = self._request is not None and self._dataset is None
+            self.data_ahead = self._reader.data_left(self._context_id) if is_store else 0
 
     def abort(self, problem: str, reason: AbortReason = AbortReason.NOT_SPECIFIED) -> Iterator[Action]:
         """End the association from this side."""
@@ -206,6 +231,10 @@ class Association:
 
     def store_response(self, request: Request, answer: Answer) -> bytes:
         """The C-STORE-RSP to send."""
+        if self._usual is not None and answer.status == STORED.status and not (answer.comment or answer.tag):
+            response = self._usual.success(request.command)
+            if response is not None:
+                return response
         command = request.command.response(answer.status, answer.comment, answer.tag)
         return encode_message(request.context.context_id, command, None, self._peer_max_pdu)
 

@@ -38,17 +38,31 @@ class Command:
     """A request's command set, in Implicit VR Little Endian as always. Values are the sender's and not to be trusted.
 
     Affected SOP Class UID (0000,0002) and Affected SOP Instance UID (0000,1000) are without padding; bytes that are no ASCII
-    become U+FFFD, which is in no UID.
+    become U+FFFD, which is in no UID. `places` are those of the values of Message ID and Affected SOP Instance UID in a
+    C-STORE-RQ of the usual elements, None in all others; `model` is the command that this one is like.
     """
 
-    __slots__ = ("_class", "_instance", "encoded", "field", "has_dataset", "message_id", "sop_class_uid", "sop_instance_uid")
+    __slots__ = (
+        *("_instance", "class_value", "encoded", "field", "has_dataset", "message_id", "model", "places"),
+        *("sop_class_uid", "sop_instance_uid"),
+    )
 
-    def __init__(self, encoded: bytes) -> None:
-        """Parse; raises ProtocolError for what cannot even be answered."""
+    def __init__(self, encoded: bytes, model: "Command | None" = None) -> None:
+        """Parse; raises ProtocolError for what cannot even be answered. From a `model` only the values at its `places` differ."""
         self.encoded = encoded
+        self.model = model
+        self.places: tuple[int, int] | None = None
+        if model is not None and model.places is not None:
+            self.places = message_at, instance_at = model.places
+            self.field, self.has_dataset = model.field, model.has_dataset
+            self.class_value, self.sop_class_uid = model.class_value, model.sop_class_uid
+            self.message_id = encoded[message_at] | encoded[message_at + 1] << 8
+            self._instance = encoded[instance_at:]
+            self.sop_instance_uid = _text(self._instance)
+            return
         if not self._is_usual_store(encoded):
             self._parse(_elements(encoded))
-        self.sop_class_uid, self.sop_instance_uid = _text(self._class), _text(self._instance)
+        self.sop_class_uid, self.sop_instance_uid = _text(self.class_value), _text(self._instance)
 
     def _is_usual_store(self, encoded: bytes) -> bool:
         """Take in what nearly every sender sends, at a quarter of the cost."""
@@ -58,16 +72,17 @@ class Command:
         class_length, sop_class, message_id, dataset_type, instance_length, instance = usual.groups()
         if len(sop_class) != class_length[0] or len(instance) != instance_length[0]:
             return False
-        self.field, self._class, self._instance = C_STORE_RQ, sop_class, instance
+        self.field, self.class_value, self._instance = C_STORE_RQ, sop_class, instance
         self.message_id = message_id[0] | message_id[1] << 8
         self.has_dataset = dataset_type != _NO_DATASET
+        self.places = usual.start(3), usual.start(6)
         return True
 
     def _parse(self, found: Mapping[int, bytes]) -> None:
         self.field = field = _number(found, _COMMAND_FIELD)
         self.message_id = 0 if field == C_CANCEL_RQ or field & RESPONSE else _number(found, _MESSAGE_ID)
         self.has_dataset = _number(found, _DATASET_TYPE) != NO_DATASET
-        self._class, self._instance = found.get(_AFFECTED_SOP_CLASS_UID), found.get(_AFFECTED_SOP_INSTANCE_UID)
+        self.class_value, self._instance = found.get(_AFFECTED_SOP_CLASS_UID), found.get(_AFFECTED_SOP_INSTANCE_UID)
 
     def response(self, status: int, comment: str = "", tag: int = 0) -> bytes:
         """The command set of the response without data set, with Error Comment and Offending Element where given."""
@@ -77,7 +92,7 @@ class Command:
             *(0, _DATASET_TYPE, 2, NO_DATASET),
             *(0, _STATUS, 2, status),
         )
-        body = _echoed(_AFFECTED_SOP_CLASS_UID, self._class) + shorts
+        body = _echoed(_AFFECTED_SOP_CLASS_UID, self.class_value) + shorts
         if tag:
             body += struct.pack("<HHLHH", 0, _OFFENDING_ELEMENT, 4, tag >> 16, tag & 0xFFFF)
         if comment:

@@ -44,6 +44,7 @@ DATA_HEADER: Final = 12
 """Bytes before the data of a P-DATA-TF: its own header, and that of its first PDV."""
 _TYPES: Final = {int(kind): kind for kind in PduType}
 _SHORT_BYTES: Final = 4
+_MOST_KNOWN: Final = 16
 
 
 class ProtocolError(Exception):
@@ -86,6 +87,7 @@ class PduReader:
         self._pdu_left = 0
         self._pdv_left = 0
         self._pdv = (0, False, False)
+        self._known: dict[bytes, tuple[int, tuple[int, bool, bool]]] = {}
 
     @property
     def is_between_pdus(self) -> bool:
@@ -113,22 +115,35 @@ class PduReader:
             return None
         return context, bytes(data[start:end])
 
-    def begin_data(self, data: memoryview, position: int, context_id: int) -> bool:
-        """Take in the twelve bytes there if they begin a P-DATA-TF of one fragment of this context's data set.
+    def begin_data(self, data: memoryview, position: int, context_id: int) -> int:
+        """Take in the twelve bytes there if they begin a P-DATA-TF of one fragment of this context's data set; returns its length.
 
-        Everything else, header or not, is left to `feed`.
+        Everything else, header or not, is left to `feed`: 0.
         """
-        if self._pdu_left or self._header or self._control is not None or len(data) - position < DATA_HEADER:
-            return False
-        kind, length, pdv_length, context, control = _P_DATA.unpack_from(data, position)
+        if self._pdu_left or self._header or self._control is not None:
+            return 0
+        header = bytes(data[position : position + DATA_HEADER])
+        known = self._known.get(header) or self._read_data_header(header)
+        if known is None or known[1][0] != context_id:
+            return 0
+        self._pdv_left, self._pdv = known
+        self._pdu_left = self._pdv_left
+        return self._pdv_left
+
+    def _read_data_header(self, header: bytes) -> tuple[int, tuple[int, bool, bool]] | None:
+        """Length, and context with flags, of what these bytes begin, which are remembered: an association has few that differ."""
+        if len(header) < DATA_HEADER:
+            return None
+        kind, length, pdv_length, context, control = _P_DATA.unpack(header)
         left = pdv_length - 2
-        if kind != PduType.P_DATA or context != context_id or control & 1 or length != pdv_length + 4 or left <= 0:
-            return False
+        if kind != PduType.P_DATA or control & 1 or length != pdv_length + 4 or left <= 0:
+            return None
         if self._max_pdu and length > self._max_pdu:
-            return False
-        self._pdv = (context, False, bool(control & 2))
-        self._pdv_left = self._pdu_left = left
-        return True
+            return None
+        if len(self._known) == _MOST_KNOWN:
+            self._known.clear()
+        self._known[header] = found = left, (context, False, bool(control & 2))
+        return found
 
     def skip(self, count: int) -> bool:
         """So many bytes of the PDV under way, at most all, were taken past this reader; whether they end the last PDV."""

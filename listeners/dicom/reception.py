@@ -274,17 +274,18 @@ class Incoming:
         if self._temporary.size != len(self._meta) + self.received:
             raise AssertionError("the file is not what was received")
         self._temporary.sync()
+        head, reception, no_digest = self._head, self._reception, ""
         file = StoredFile(
-            facts=facts,
-            transfer_syntax_uid=self._head.transfer_syntax_uid,
-            size=self.received,
-            sha256="",
-            received_at=self._reception.clock.now(),
-            calling_ae=printable(self._head.calling_ae),
-            traceparent=self._head.traceparent,
-            path=self._reception.index.path_of(facts),
+            facts,
+            head.transfer_syntax_uid,
+            self.received,
+            no_digest,
+            reception.clock.now(),
+            printable(head.calling_ae),
+            head.traceparent,
+            reception.index.path_of(facts),
         )
-        self._answer = self._reception.file_away(self._temporary, file)
+        self._answer = reception.file_away(self._temporary, file)
 
     def _checked_facts(self, temporary: Temporary) -> InstanceFacts:
         """The index's elements of a data set that agrees with its command; raises Refused with the status of DICOM's tables."""

@@ -25,6 +25,7 @@ from listeners.dicom.association import (
 from listeners.dicom.connection import Connection
 from listeners.dicom.gate import Gate
 from listeners.dicom.operations import Handlers, Peer
+from listeners.dicom.pdu import DATA_HEADER
 from listeners.dicom.reception import Incoming, Reception, StoreHead, printable
 from listeners.dicom.tally import Tally
 from schemas.settings import DicomSettings
@@ -81,11 +82,13 @@ class Session:
         self._association = Association(self._accept, environment.settings.max_pdu)
         self._peer = Peer("", "", address)
         self._label = "unknown"
+        self._calling_ae = ""
         self._deadline = time.monotonic() + environment.settings.acse_timeout_s
         self._incoming: Incoming | None = None
         self._traceparent = ""
         self._holds_slot = False
-        self._ending = False
+        self._ending = self._is_endless = False
+        self._rests = True  # nothing was under way after the last receive
         self._has_spoken = False
         self._window_began, self._window_bytes = 0.0, 0
         self._buffer = memoryview(mmap.mmap(-1, buffer_bytes))  # pages that nothing was received into take no memory
@@ -131,59 +134,64 @@ class Session:
             if not association.is_established:
                 connection.set_timeout(max(self._deadline - time.monotonic(), 0.001))
             ahead = association.data_ahead
-            if not (self._receive_data(ahead) if ahead >= WHOLE_FROM else self._receive_any()):
+            if not (self._receive_data(association, ahead) if ahead >= WHOLE_FROM else self._receive_any(association)):
                 if self._ending:
                     self._abort(self._outcome or "the listener stops")
                 else:
                     self._note_end("the peer closed the connection")
                 return
-            if self._incoming is not None and self._incoming.is_endless:
+            if self._is_endless:
                 self._abort("an object without end")
 
-    def _receive_any(self) -> int:
+    def _receive_any(self, association: Association) -> int:
         """Receive once and have the state machine say what it means; returns the number of bytes, 0 at the end."""
-        size = self._connection.receive(self._room(self._least_room))
-        if self.is_idle:
+        room = self._room(self._least_room)
+        size = self._connection.receive(room)
+        if not size:
+            return 0
+        if self._rests:
             self._window_began, self._window_bytes = time.monotonic(), 0
-        incoming, before, start = self._incoming, self._data_bytes, self._filled
+        incoming, before = self._incoming, self._data_bytes
         self._filled += size
-        rest = self._buffer[start : self._filled]
-        taken = self._take_plain(rest, size)
+        received = room[:size]
+        taken = self._take_plain(association, received, size)
         if taken < size:
-            self._carry_out(self._association.receive(rest[taken:]))
+            self._carry_out(association.receive(received[taken:]))
         if not self._pieces:
             self._filled = 0
-        if size:  # of an object under way nothing but its own bytes counts as progress
-            self._keep_pace(self._data_bytes - before if incoming is not None and incoming is self._incoming else size)
+        # of an object under way nothing but its own bytes counts as progress
+        self._keep_pace(self._data_bytes - before if incoming is not None and incoming is self._incoming else size)
         return size
 
-    def _take_plain(self, received: memoryview, size: int) -> int:
+    def _take_plain(self, association: Association, received: memoryview, size: int) -> int:
         """Take what is plainly a C-STORE command, or more of the data set under way; returns where something else begins."""
-        association, position = self._association, 0
+        position = 0
         while position < size:
             ahead = association.data_ahead
-            if not ahead:
-                if self._incoming is None:
-                    begun = association.begin(received, position)
-                    if begun is None:
-                        break
-                    self._perform(begun[0])
-                    position = begun[1]
-                elif not (start := association.resume(received, position)):
+            if ahead:
+                end = position + ahead
+                if end > size:
+                    end, ahead = size, size - position
+                self._pieces.append(received[position:end])
+                self._data_bytes += ahead
+                position = end
+                ended = association.take(ahead)
+                if ended is not None:
+                    self._finish_store(ended)
+            elif self._incoming is not None:
+                start = association.resume(received, position)
+                if not start:
                     break
-                else:
-                    position = start
-                continue
-            count = min(ahead, size - position)
-            self._pieces.append(received[position : position + count])
-            self._data_bytes += count
-            position += count
-            ended = association.take(count)
-            if ended is not None:
-                self._perform(ended)
+                position = start
+            else:
+                begun = association.begin(received, position)
+                if begun is None:
+                    break
+                self._begin_store(begun)
+                position += DATA_HEADER + len(begun.command.encoded)
         return position
 
-    def _receive_data(self, ahead: int) -> int:
+    def _receive_data(self, association: Association, ahead: int) -> int:
         """The same for bytes that are nothing but data set, past the state machine."""
         room = self._room(min(ahead, self._least_room))
         size = self._connection.receive(room[:ahead], whole=True)
@@ -191,18 +199,22 @@ class Session:
             self._filled += size
             self._data_bytes += size
             self._pieces.append(room[:size])
-            ended = self._association.take(size)
+            ended = association.take(size)
             if ended is not None:
-                self._perform(ended)
+                self._finish_store(ended)
                 self._filled = 0
             self._keep_pace(size)
         return size
 
     def _room(self, least: int) -> memoryview:
         """The unused part of the buffer; all of it where less than `least` would be left."""
-        if len(self._buffer) - self._filled < least:
+        filled = self._filled
+        if not filled:
+            return self._buffer
+        if len(self._buffer) - filled < least:
             self._flush()
-        return self._buffer[self._filled :]
+            return self._buffer
+        return self._buffer[filled:]
 
     def _carry_out(self, actions: Iterator[Action]) -> None:
         """Do everything that one piece of input asks for."""
@@ -216,6 +228,7 @@ class Session:
     def _flush(self) -> None:
         if self._incoming is not None:
             self._incoming.write(self._pieces)
+            self._is_endless = self._incoming.is_endless
         self._pieces.clear()
         self._filled = 0
 
@@ -225,7 +238,7 @@ class Session:
                 self._connection.send(data)
                 self._has_spoken = True
             case StoreBegun(request):
-                self._incoming = self._environment.reception.begin(self._head(request), self._memory)
+                self._begin_store(request)
             case StoreEnded(request):
                 self._finish_store(request)
             case Message(request):
@@ -235,6 +248,19 @@ class Session:
                 self._connection.send(self._association.message_response(request, command, dataset))
             case Closed(problem):
                 self._note_end(problem)
+
+    def _begin_store(self, request: Request) -> None:
+        context, command = request
+        head = StoreHead(
+            context.abstract_syntax,
+            command.sop_class_uid,
+            command.sop_instance_uid,
+            context.transfer_syntax,
+            self._calling_ae,
+            command.has_dataset,
+            self._traceparent,
+        )
+        self._incoming = self._environment.reception.begin(head, self._memory)
 
     def _finish_store(self, request: Request) -> None:
         incoming = self._incoming
@@ -246,23 +272,13 @@ class Session:
         self._connection.send(self._association.store_response(request, answer))
         incoming.abandon()
         self._incoming = None
+        self._is_endless = False
         self._tally.add(answer.status, incoming.received, time.perf_counter() - began)
-
-    def _head(self, request: Request) -> StoreHead:
-        context, command = request.context, request.command
-        return StoreHead(
-            context_sop_class_uid=context.abstract_syntax,
-            affected_sop_class_uid=command.sop_class_uid,
-            affected_sop_instance_uid=command.sop_instance_uid,
-            transfer_syntax_uid=context.transfer_syntax,
-            calling_ae=self._peer.calling_ae,
-            has_dataset=command.has_dataset,
-            traceparent=self._traceparent,
-        )
 
     def _accept(self, body: bytes) -> Acceptance | Rejection:
         environment = self._environment
         request, self._peer = read_request(body, self._peer.address)
+        self._calling_ae = self._peer.calling_ae
         refusal = environment.rules.refusal(request, self._peer)
         if refusal is None:
             refusal = environment.gate.admit(self._peer.address, stores=environment.rules.proposes_storage(request))
@@ -281,10 +297,11 @@ class Session:
     def _keep_pace(self, size: int) -> None:
         """Raise TimeoutError for a peer that always sends something, and never enough."""
         now = time.monotonic()
+        self._rests = self.is_idle
         if not self._association.is_established:
             if now > self._deadline:
                 raise TimeoutError
-        elif self._window_bytes + size >= PACE_BYTES or self.is_idle:
+        elif self._rests or self._window_bytes + size >= PACE_BYTES:
             self._window_began, self._window_bytes = now, 0
         else:
             self._window_bytes += size

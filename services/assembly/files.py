@@ -185,17 +185,18 @@ class Temporary:
 
     def write(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Append all pieces; raises OSError."""
-        grown = self.size + sum(map(len, pieces))
-        if grown >= self._check_at:
+        if len(pieces) > _MOST_PIECES:
+            for start in range(0, len(pieces), _MOST_PIECES):
+                self.write(pieces[start : start + _MOST_PIECES])
+            return
+        wanted = sum(map(len, pieces))
+        if self.size + wanted >= self._check_at:
             self._check_space()
-            self._check_at = grown + BYTES_BETWEEN_CHECKS
-        for start in range(0, len(pieces), _MOST_PIECES):
-            some = pieces[start : start + _MOST_PIECES]
-            wanted = sum(map(len, some))
-            written = os.writev(self.descriptor, some)
-            self.size += written
-            if written < wanted:
-                self._write_rest(some, written)
+            self._check_at = self.size + wanted + BYTES_BETWEEN_CHECKS
+        written = os.writev(self.descriptor, pieces)
+        self.size += written
+        if written < wanted:
+            self._write_rest(pieces, written)
 
     def _write_rest(self, pieces: Sequence[bytes | memoryview], written: int) -> None:
         rest = memoryview(b"".join(pieces))[written:]
@@ -217,8 +218,10 @@ class Temporary:
     def discard(self) -> None:
         """Close and remove the file, if it is still there."""
         self.close()
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105 - costs less than a context
             os.unlink(self.path)  # noqa: PTH108 - Path costs more than the call
+        except OSError:
+            pass
 
 
 @dataclass(frozen=True)

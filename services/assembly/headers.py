@@ -40,6 +40,8 @@ _NO_CODE: Final = re.compile(r"[^A-Z0-9_ ]")
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 _UID_VALUE: Final = re.compile(rb"([0-9]+(?:\.[0-9]+)*)\x00?")
 LONGEST_UID: Final = 64
+MOST_SERIES: Final = 16
+"""Of so many series whose objects one association sends in turn, what they have in common is known."""
 
 
 class UnreadableHeader(Exception):  # noqa: N818 - named for what the data set is
@@ -88,17 +90,21 @@ class Memory:
 
     def __init__(self, common: Common | None = None) -> None:
         self.outlines = Outlines(_WANTED, common)
-        self._values: Mapping[int, bytes] = {}
-        self._facts: InstanceFacts | None = None
+        self._facts: dict[tuple[tuple[int, bytes], ...], InstanceFacts] = {}
 
     def facts_of(self, values: dict[int, bytes]) -> InstanceFacts:
         """The facts that these values mean; raises MissingElement."""
         instance = values.pop(_INSTANCE, b"")
         plain = _UID_VALUE.fullmatch(instance) if len(instance) <= LONGEST_UID else None
-        if self._facts is not None and plain is not None and values == self._values:
-            return self._facts._replace(sop_instance_uid=plain[1].decode())
+        others = tuple(values.items())
+        known = None if plain is None else self._facts.get(others)
+        if known is not None and plain is not None:
+            sop_class, _, *rest = known
+            return InstanceFacts(sop_class, plain[1].decode(), *rest)
         facts = facts_of(_Header({**values, _INSTANCE: instance}))
-        self._values, self._facts = values, facts
+        if len(self._facts) == MOST_SERIES:
+            self._facts.clear()
+        self._facts[others] = facts
         return facts
 
 

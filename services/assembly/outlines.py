@@ -8,6 +8,7 @@ fits none, is walked as ever (`structure`): outlines save time and decide nothin
 
 import struct
 from collections.abc import Callable, Iterator, Sequence, Set
+from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias
 
 MOST_OUTLINES: Final = 4
@@ -50,12 +51,12 @@ class Recalled(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """`size` bytes of which the headers, under `mask`, are `expected`; `values`: tag, place in the run, length; then `changing`."""
+    """`size` bytes of which the headers, under `mask`, are `expected`; then `changing`. `values_of` cuts the run's values out."""
 
     size: int
     mask: int
     expected: int
-    values: tuple[tuple[int, int, int], ...]
+    values_of: Callable[[bytes], tuple[bytes, ...]]
     changing: Element | None
 
 
@@ -135,6 +136,7 @@ class _Outline:
             pairs = enumerate(zip(narrower.elements, elements, strict=True))
             self.changing |= narrower.changing | {number for number, (one, other) in pairs if one.extent != other.extent}
         self._highest = max((element.tag for element in elements), default=0)
+        self._tags: tuple[int, ...] = ()
         self._runs = self._cut(head)
 
     def has_kinds_of(self, elements: Sequence[Element]) -> bool:
@@ -143,37 +145,42 @@ class _Outline:
 
     def _cut(self, head: bytes) -> tuple[_Run, ...]:
         runs, start, position = [], 0, 0
-        mask, values = bytearray(), list[tuple[int, int, int]]()
+        mask, values, tags = bytearray(), list[slice](), list[int]()
         for number, element in enumerate(self.elements):
             if number in self.changing:
                 runs.append(_run(head[start:position], mask, values, element))
+                tags += [element.tag] if element.tag in self._wanted else []
                 start = position = position + element.header + element.extent
                 mask, values = bytearray(), []
                 continue
             if element.tag in self._wanted and element.extent <= LONGEST_VALUE:
-                values.append((element.tag, position + element.header - start, element.extent))
+                place = position + element.header - start
+                values.append(slice(place, place + element.extent))
+                tags.append(element.tag)
             mask += b"\xff" * element.header + bytes(element.extent)
             position += element.header + element.extent
+        self._tags = tuple(tags)
         return (*runs, _run(head[start:position], mask, values, None))
 
     def compare(self, head: bytes, walk: Walk | None, wanted: Set[int]) -> Recalled | None:
         """Whether a data set begins as this outline says; None also where somebody would have to walk, and cannot."""
-        position, found = 0, dict[int, bytes]()
-        for size, mask, expected, values, changing in self._runs:
+        position, found, length = 0, list[bytes](), len(head)
+        for size, mask, expected, values_of, changing in self._runs:
             end = position + size
-            if int.from_bytes(head[position:end], "little") & mask != expected or end > len(head):
+            run = head[position:end]
+            if int.from_bytes(run, "little") & mask != expected or end > length:
                 return None
-            for tag, offset, length in values:
-                start = position + offset
-                found[tag] = head[start : start + length]
+            found += values_of(run)
             if changing is None:
-                return Recalled(end, found, self._highest)
+                return Recalled(end, dict(zip(self._tags, found, strict=True)), self._highest)
             position = _behind(changing, head, end, walk)
-            if not end < position <= len(head):
+            if not end < position <= length:
                 return None
-            value = end + changing.header
-            if changing.tag in wanted and position - value <= LONGEST_VALUE:
-                found[changing.tag] = head[value:position]
+            if changing.tag in wanted:
+                value = head[end + changing.header : position]
+                if len(value) > LONGEST_VALUE:
+                    return None
+                found.append(value)
         return None
 
 
@@ -190,9 +197,16 @@ def _behind(changing: Element, head: bytes, position: int, walk: Walk | None) ->
     return -1 if walk is None else walk(value, changing.tag, changing.key[4:])
 
 
-def _run(data: bytes, mask: bytearray, values: Sequence[tuple[int, int, int]], changing: Element | None) -> _Run:
+def _run(data: bytes, mask: bytearray, values: Sequence[slice], changing: Element | None) -> _Run:
     number = int.from_bytes(mask, "little")
-    return _Run(len(data), number, int.from_bytes(data, "little") & number, tuple(values), changing)
+    return _Run(len(data), number, int.from_bytes(data, "little") & number, _cutter(values), changing)
+
+
+def _cutter(places: Sequence[slice]) -> Callable[[bytes], tuple[bytes, ...]]:
+    """What cuts these places out of a run."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda run: tuple(run[place] for place in places)
 
 
 def pixels_end(head: bytes, position: int) -> int:

@@ -14,6 +14,7 @@ from listeners.dicom.acceptance import Rules
 from listeners.dicom.association import Acceptance, AcceptedContext, Association, Closed, StoreBegun, StoreEnded
 from listeners.dicom.commands import Command
 from listeners.dicom.gate import Gate
+from listeners.dicom.pdu import DATA_HEADER
 from listeners.dicom.reception import Reception
 from listeners.dicom.session import Environment, Session
 from schemas.settings import DicomSettings
@@ -190,13 +191,14 @@ def test_what_is_taken_is_what_would_have_been_received(content, sizes, cuts, da
             ahead = association.data_ahead
             left = memoryview(bytearray(stream[at:end]))
             if not ahead and data.draw(st.booleans()) and (begun := association.begin(left, 0)):
-                actions, count = [begun[0]], begun[1]
+                actions, count = [StoreBegun(begun)], DATA_HEADER + len(begun.command.encoded)
             elif not ahead and data.draw(st.booleans()) and (count := association.resume(left, 0)):
                 actions = []
             elif ahead and data.draw(st.booleans()):
                 count = min(ahead, end - at, data.draw(st.integers(1, 500)))
                 kept += stream[at : at + count]
-                actions = [association.take(count)]
+                ended = association.take(count)
+                actions = [ended and StoreEnded(ended)]
             else:
                 count = min(end - at, data.draw(st.integers(1, 500)))
                 actions = list(association.receive(memoryview(bytearray(stream[at : at + count]))))
