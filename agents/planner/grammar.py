@@ -265,6 +265,10 @@ INTENTS: Final[tuple[Intent, ...]] = (
             r"\bmodels are\b",
             r"\boverview\b",
             r"^(?:please )?(?:show|list)(?: me)? (?:everything|all)$",
+            r"^(?:so |and |hello |hi )?how (?:is|are|s) (?:things|everything|it all|we|all|all of them|they all)"
+            r"(?: (?:doing|going|looking|standing|today|now|at the moment|right now|so far))*$",
+            r"^(?:so |and )?what (?:is|s) (?:up|new|going on)(?: today| now)?$",
+            r"^(?:so |and )?(?:how do|where do) (?:things|we) (?:stand|look)(?: today| now)?$",
         ),
         model=False,
     ),
@@ -368,6 +372,10 @@ LABELS: Final = _any(
 STRATEGIES: Final[dict[str, re.Pattern[str]]] = {
     "gradual": re.compile(r"\bgradual(?:ly)?\b|\blayer by layer\b|\bunfreez(?:e|ing)\b"),
     "parameter_efficient": re.compile(r"\blora\b|\badapters?\b|\bparameter[ -]efficient\b|\bpeft\b"),
+    "harmonise": re.compile(
+        r"\b(?:re-?)?harmoni[sz](?:e|ed|ing|ation)\b|\b(?:histogram|intensity|gr[ae]y[ -]levels?)\b.{0,20}\bstandardi[sz]"
+        r"|\bstandardi[sz]\w* .{0,20}\b(?:intensit|histogram|gr[ae]y)"
+    ),
     "adapt_statistics": re.compile(r"\bstatistics\b|\bbatch ?norm\b"),
     "recalibrate": re.compile(r"\b(?:re-?)?calibrat(?:e|ed|ion)\b"),
     "rethreshold": re.compile(r"\b(?:re-?)?thresholds?\b"),

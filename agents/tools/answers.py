@@ -56,12 +56,15 @@ class ModelLine(Answer):
     champion: int | None
     serving: bool
     status: str
+    labels: str = Field("", description="What the first or next evaluation lacks")
 
     def say(self) -> str:
         """One line."""
+        if not self.champion:
+            return f"{self.name} ({self.task}): no version yet, {self.status}"
         serving = "in service" if self.serving else "stopped"
-        version = f"version {self.champion} {serving}" if self.champion else "no version yet"
-        return f"{self.name} ({self.task}): {version}, {self.status}"
+        lacks = f"; {self.labels}" if self.labels else ""
+        return f"{self.name} ({self.task}): version {self.champion} {serving}, {self.status}{lacks}"
 
 
 class Models(Answer):
@@ -113,6 +116,8 @@ class ModelStatus(Answer):
     tune_cases: int = 0
     gate_cases: int = 0
     unlabelled: int = 0
+    since: str = Field("", description="The day on which it came to its status")
+    labels: str = Field("", description="What the first or next evaluation lacks")
     active_orders: tuple[str, ...] = ()
 
     def say(self) -> str:
@@ -122,14 +127,17 @@ class ModelStatus(Answer):
         serving = "in service" if self.serving else "stopped: it scores nothing at present"
         lines = [f"{self.model}, version {self.champion} ({serving})."]
         if self.evaluation is None:
-            lines.append(f"It has not been evaluated yet; {self.unlabelled} scored studies wait for labels.")
-        else:
-            lines += [
-                f"Status {self.evaluation.status}, from {self.evaluation.cases} labelled cases on {self.evaluation.evaluated_at}."
-            ]
-            lines += [self.evaluation.summary] if self.evaluation.summary else []
-            lines += [f"- {metric.say()}" for metric in self.evaluation.metrics[:6]]
-        return "\n".join([*lines, *(f"Under way: {order}" for order in self.active_orders)])
+            return "\n".join([*lines, f"It has not been evaluated yet: {self.labels}.", *self._under_way()])
+        since = f" since {words.date(self.since)}" if self.since else ""
+        judged = f"from {self.evaluation.cases} labelled cases on {self.evaluation.evaluated_at}"
+        lines += [f"Status {self.evaluation.status}{since}, {judged}."]
+        lines += [self.evaluation.summary] if self.evaluation.summary else []
+        lines += [f"- {metric.say()}" for metric in self.evaluation.metrics[:6]]
+        lines += [f"Labels: {self.labels}."] if self.labels else []
+        return "\n".join([*lines, *self._under_way()])
+
+    def _under_way(self) -> list[str]:
+        return [f"Under way: {order}" for order in self.active_orders]
 
 
 class History(Answer):

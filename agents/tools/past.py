@@ -7,6 +7,8 @@ from typing import Any
 from sqlmodel import Session
 
 from agents import repository
+from agents.overview.reading import model_state
+from agents.overview.wording import missing
 from agents.redaction import plain
 from agents.tools.answers import Answer, Problem
 from agents.tools.arguments import OneModel
@@ -23,10 +25,10 @@ def explain_decline(desk: Desk, args: OneModel) -> Answer:
     """What happened to a model and why: its last decline, what was ordered, the gate's verdict, its status now."""
     with desk.database.read() as session:
         name = resolve(session, args.model)
-        return name if isinstance(name, Problem) else _story(session, registry.model(session, name))
+        return name if isinstance(name, Problem) else _story(session, registry.model(session, name), desk)
 
 
-def _story(session: Session, row: RegisteredModel) -> Explanation:
+def _story(session: Session, row: RegisteredModel, desk: Desk) -> Explanation:
     newest = repository.latest(session, row.name, row.champion)
     decline = repository.last_decline(session, row.name)
     noticed = repository.noticed_at(session, row.name, decline.version) if decline else None
@@ -42,6 +44,7 @@ def _story(session: Session, row: RegisteredModel) -> Explanation:
         repairs=tuple(_repair(session, order) for order in repository.orders_since(session, row.name, OrderKind.REMEDY, began)),
         waiting=f"{_remedy(waiting[0])} ({waiting[0].order_id})" if waiting and decline else "",
         labels_asked=_labels(repository.orders_since(session, row.name, OrderKind.LABEL_REQUEST, began)),
+        labels=missing(model_state(session, desk.settings, row)),
         rolled_back=_rolled_back(repository.orders_since(session, row.name, OrderKind.ROLLBACK, began)),
     )
 

@@ -8,6 +8,9 @@ from sqlmodel import Session
 
 from agents import repository
 from agents.ladder import EXECUTABLE, cases_for_another_round, next_rung
+from agents.overview.facts import ModelState
+from agents.overview.reading import model_state
+from agents.overview.wording import missing
 from agents.redaction import plain
 from agents.tools.answers import (
     Answer,
@@ -54,13 +57,19 @@ def tell_help(_desk: Desk, _args: NoArguments) -> Answer:
 def list_models(desk: Desk, _args: NoArguments) -> Answer:
     """List the registered models with the version in service and its latest status."""
     with desk.database.read() as session:
-        return Models(models=tuple(_model_line(session, row) for row in registry.models(session)))
+        return Models(models=tuple(_model_line(model_state(session, desk.settings, row)) for row in registry.models(session)))
 
 
-def _model_line(session: Session, row: RegisteredModel) -> ModelLine:
-    newest = repository.latest(session, row.name, row.champion)
-    status = newest.status if newest else "not evaluated yet"
-    return ModelLine(name=row.name, task=plain(row.task), champion=row.champion, serving=row.serving, status=status)
+def _model_line(found: ModelState) -> ModelLine:
+    since = f" since {found.since:%Y-%m-%d}" if found.since else ""
+    return ModelLine(
+        name=found.name,
+        task=found.task,
+        champion=found.champion,
+        serving=found.serving,
+        status=f"{found.status}{since}" if found.status else "not evaluated yet",
+        labels=missing(found),
+    )
 
 
 def model_status(desk: Desk, args: OneModel) -> Answer:
@@ -76,6 +85,7 @@ def _status(session: Session, row: RegisteredModel, desk: Desk) -> ModelStatus:
     newest = repository.latest(session, row.name, row.champion)
     active = repository.orders(session, row.name, repository.ACTIVE)
     tune, gate, _ = _cases(session, row, desk)
+    found = model_state(session, desk.settings, row)
     return ModelStatus(
         model=row.name,
         champion=row.champion,
@@ -83,7 +93,9 @@ def _status(session: Session, row: RegisteredModel, desk: Desk) -> ModelStatus:
         evaluation=evaluation_facts(newest) if newest else None,
         tune_cases=tune,
         gate_cases=gate,
-        unlabelled=repository.unlabelled(session, row.name, row.champion),
+        unlabelled=found.unlabelled,
+        since=f"{found.since:%Y-%m-%d}" if found.since else "",
+        labels=missing(found),
         active_orders=tuple(order_line(session, order).say() for order in active),
     )
 

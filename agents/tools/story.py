@@ -66,6 +66,7 @@ class Explanation(Answer):
     repairs: tuple[Repair, ...] = ()
     waiting: str = Field("", description="A remedy that waits for a person")
     labels_asked: str = Field("", description="The last label request since the decline")
+    labels: str = Field("", description="What the first or next evaluation lacks")
     rolled_back: str = Field("", description="The last rollback since the decline")
 
     def say(self) -> str:
@@ -73,7 +74,8 @@ class Explanation(Answer):
         if self.champion is None:
             return f"{self.model} has no version in service yet."
         if self.evaluation is None and self.decline is None:
-            return f"{self.model}, version {self.champion}, has not been evaluated yet, so there is nothing to explain."
+            nothing = f"{self.model}, version {self.champion}, has not been evaluated yet, so there is nothing to explain"
+            return f"{nothing}: {self.labels}." if self.labels else f"{nothing}."
         return "\n".join([*self._decline(), *self._done(), self._now(), *self._figures()])
 
     def _decline(self) -> list[str]:
@@ -98,7 +100,8 @@ class Explanation(Answer):
         serves = f"Version {self.champion} " + ("serves now" if self.serving else "is stopped and scores nothing now")
         item = self.evaluation
         if item is None:
-            return f"{serves}; too few of its cases are labelled yet to say how it does."
+            few = f"{serves}; too few of its cases are labelled yet to say how it does"
+            return f"{few}: {self.labels}." if self.labels else f"{few}."
         return f"{serves}. {_STATUS[item.status].format(cases=item.stream_cases or item.cases)}{_missing(item)}"
 
     def _figures(self) -> list[str]:

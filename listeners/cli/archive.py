@@ -7,6 +7,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from listeners.cli.context import ask_leave, console, open_context, remark_on_service
+from listeners.cli.measures import in_bytes
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
@@ -31,12 +32,12 @@ def status() -> None:
     table = Table(show_header=False)
     modalities = ", ".join(f"{count} {modality}" for modality, count in seen.modalities.items())
     table.add_row("studies", f"{seen.studies}, {seen.open} of them open")
-    table.add_row("images and other objects", f"{seen.instances} ({modalities or 'none'}), {_bytes(seen.size)}")
+    table.add_row("images and other objects", f"{seen.instances} ({modalities or 'none'}), {in_bytes(seen.size)}")
     table.add_row("received", f"{seen.oldest:%Y-%m-%d} to {seen.newest:%Y-%m-%d}" if seen.oldest and seen.newest else "-")
     table.add_row("deleted by retention", f"{seen.deleted}; {seen.taken_out} files are taken out and not deleted yet")
     table.add_row("conflicting objects kept aside", f"{seen.conflicts}")
     table.add_row(
-        "free on the disk", f"{_bytes(seen.free)}; C-STORE is refused below {_bytes(context.settings.dicom.min_free_bytes)}"
+        "free on the disk", f"{in_bytes(seen.free)}; C-STORE is refused below {in_bytes(context.settings.dicom.min_free_bytes)}"
     )
     fits = key_fits(context.settings.archive_dir, context.pseudonyms)
     table.add_row("pseudonym key", f"[red]does not fit[/]: {WRONG_KEY}" if fits is False else "fits the archive")
@@ -134,7 +135,7 @@ def _tell(outlook: "Forecast") -> None:
     due = outlook.due
     console.print(
         f"Last image before {outlook.before:%Y-%m-%d %H:%M} UTC: {due.instances} images of {due.studies} studies"
-        f" ({_bytes(due.size)}) may be deleted.",
+        f" ({in_bytes(due.size)}) may be deleted.",
         soft_wrap=True,
     )
     for reason, count in outlook.kept.items():
@@ -147,11 +148,3 @@ def _policy(context: Context) -> str:
         return "everything is kept (retention.pixel_days is 0)"
     kept = "" if retention.committed else "; what was committed to a sender stays"
     return f"images are deleted after {retention.pixel_days:g} days{kept}"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -1,13 +1,10 @@
 """What `reclaim doctor` looks at. Every check says what it found and, when it is bad, what to do."""
 
-import json
 import shutil
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Final
 
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +12,7 @@ from sqlmodel import col, select
 
 from listeners.cli import chat_checks, site_checks
 from listeners.cli.findings import Finding
+from listeners.cli.ports import actual_port, connects
 from schemas.settings import Settings
 from schemas.tables import ModelVersion
 from services.runtime import registry
@@ -104,7 +102,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         return
     for server in servers:
         host, _, port = server.rpartition(":") if ":" in server else (server, "", "9092")
-        reached = _connects(host, int(port))
+        reached = connects(host, int(port))
         advice = "" if reached else "start the broker, open the firewall, or correct RECLAIM_KAFKA_BOOTSTRAP"
         yield Finding("broker", f"{server} {'answers' if reached else 'does not answer'}", advice, bad=not reached)
 
@@ -113,7 +111,7 @@ def _dicom(settings: Settings) -> Iterator[Finding]:
     from listeners.dicom.echo import echo_ourselves
 
     port = actual_port(settings, "dicom", settings.dicom.port)
-    if not port or not _connects("127.0.0.1", port):
+    if not port or not connects("127.0.0.1", port):
         yield Finding(
             "DICOM listener", f"nothing listens on port {port}", "start it with `reclaim up` or `reclaim serve dicom assembly`"
         )
@@ -144,7 +142,7 @@ def _peers(settings: Settings) -> Iterator[Finding]:
 
 def _http(settings: Settings) -> Iterator[Finding]:
     port = actual_port(settings, "http", settings.http.port)
-    reached = bool(port) and _connects("127.0.0.1", port)
+    reached = bool(port) and connects("127.0.0.1", port)
     advice = "" if reached else "start it with `reclaim up` or `reclaim serve http`"
     yield Finding("HTTP endpoint", f"port {port} {'answers' if reached else 'does not answer'}", advice)
 
@@ -190,23 +188,6 @@ def _llm(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "LLM", f"{settings.llm.base_url}: {error}", "the rule planner steps in; check RECLAIM_LLM_BASE_URL and the key"
         )
-
-
-def actual_port(settings: Settings, name: str, configured: int) -> int:
-    """The port that a running service has announced, else the configured one."""
-    file: Path = settings.state_dir / "run" / f"{name}.json"
-    try:
-        return int(json.loads(file.read_text())["port"])
-    except (OSError, ValueError, KeyError):
-        return configured
-
-
-def _connects(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=2):
-            return True
-    except OSError:
-        return False
 
 
 NEEDS: Final = {

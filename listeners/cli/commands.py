@@ -13,6 +13,7 @@ from listeners.cli import (
     orders,
     pacs,
     reports,
+    status,
     studies,
     talk,
 )
@@ -20,6 +21,7 @@ from listeners.cli import (
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of `app`."""
+    app.command()(status.status)
     app.command()(studies.send)
     app.command()(studies.reindex)
     app.command()(evaluate.evaluate)

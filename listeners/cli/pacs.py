@@ -236,7 +236,7 @@ def _fetch_one(
 
 
 def _require_listener(settings: Settings) -> None:
-    from listeners.cli.checks import actual_port
+    from listeners.cli.ports import actual_port
     from listeners.dicom.echo import echo as answers
 
     number = actual_port(settings, "dicom", settings.dicom.port)

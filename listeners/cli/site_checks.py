@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlmodel import Session, col, func, select
 
 from listeners.cli.findings import Finding
+from listeners.cli.measures import age, ago
 from schemas.settings import Settings
 from schemas.tables import Audit, Case, GroundTruth, Outbox, Study
 from schemas.vocabulary import VersionState
@@ -93,13 +94,13 @@ def service(settings: Settings) -> Iterator[Finding]:
 def _backlog(session: Session, now: datetime, *, at_work: bool) -> Finding:
     unsent = col(Outbox.sent_at).is_(None)
     count, oldest = session.exec(select(func.count(), func.min(Outbox.created_at)).where(unsent)).one()
-    age = (now - oldest).total_seconds() if oldest else 0.0
+    waited = (now - oldest).total_seconds() if oldest else 0.0
     if not count:
         return Finding("outbox", "no event waits for the bus")
-    found = f"{count} event{'s wait' if count > 1 else ' waits'} for the bus, the oldest for {_age(age)}"
+    found = f"{count} event{'s wait' if count > 1 else ' waits'} for the bus, the oldest for {age(waited)}"
     if not at_work:
         return Finding("outbox", found, f"they go out when the service runs: {HOW_TO_START}")
-    late = age > LATE_S
+    late = waited > LATE_S
     return Finding("outbox", found, "the broker does not take them: see the log of the bus process" if late else "", bad=late)
 
 
@@ -107,7 +108,7 @@ def _clock(session: Session, now: datetime) -> Finding:
     """Our clock against the database server's, and against the newest decision on record."""
     newest = session.exec(select(func.max(Audit.at))).one()
     if newest is not None and (newest - now).total_seconds() > CLOCK_TOLERANCE_S:
-        ahead = _age((newest - now).total_seconds())
+        ahead = age((newest - now).total_seconds())
         return Finding("clock", f"the audit record is {ahead} ahead of this machine's clock", "set the clock (NTP)", bad=True)
     if session.get_bind().dialect.name == "postgresql":
         server = session.connection().execute(text("SELECT clock_timestamp()")).scalar_one()
@@ -128,14 +129,14 @@ def feed(settings: Settings) -> Iterator[Finding]:
         began = [version.created_at for model, version in registry.scoring_versions(session)]
     waiting_since = study or min(began, default=None)
     silent = bool(began) and waiting_since is not None and now - waiting_since > patience
-    found = f"{count} in the archive, the last came {_ago(now, study)}" if study else "none has come yet"
+    found = f"{count} in the archive, the last came {ago(now, study)}" if study else "none has come yet"
     advice = (
         "check the sender and its route, `storescu` or `reclaim send` a test study; RECLAIM_DICOM_SILENT_AFTER_S" if silent else ""
     )
     yield Finding("studies", found, advice or ("" if study else "send one: `reclaim send FOLDER`"), bad=silent)
     if study is not None:
         lacking = "" if label else "without labels nothing can be evaluated: `reclaim labels import FILE`"
-        yield Finding("labels", f"the last came {_ago(now, label)}" if label else "none has come yet", lacking)
+        yield Finding("labels", f"the last came {ago(now, label)}" if label else "none has come yet", lacking)
 
 
 def unscored(settings: Settings) -> Iterator[Finding]:
@@ -192,14 +193,3 @@ def models(settings: Settings) -> Iterator[Finding]:
                 )
             if not row.serving:
                 yield Finding("model", f"{row.name} is stopped", f"`reclaim models resume {row.name}` when it shall score again")
-
-
-def _ago(now: datetime, then: datetime) -> str:
-    return f"{_age((now - then).total_seconds())} ago"
-
-
-def _age(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
