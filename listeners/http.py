@@ -20,7 +20,6 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from listeners.chat.http import routes as chat_routes
@@ -150,22 +149,6 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return web.json_response({"error": "internal error"}, status=500)
 
 
-def _server_logger() -> logging.Logger:
-    """The server's own log, in which nobody is quoted: its errors repeat lines of the request, and a token may stand in them."""
-    found = logging.getLogger(f"{__name__}.server")
-    if not found.filters:
-        found.addFilter(_unquoted)
-    return found
-
-
-def _unquoted(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, HttpProcessingError):
-        record.msg, record.args = "a request that is no HTTP was refused (%s)", (type(error).__name__,)
-        record.exc_info, record.levelno, record.levelname = None, logging.WARNING, "WARNING"
-    return True
-
-
 async def _listen(runner: web.AppRunner, settings: HttpSettings) -> None:
     try:
         await web.TCPSite(runner, settings.host, settings.port).start()
@@ -175,7 +158,7 @@ async def _listen(runner: web.AppRunner, settings: HttpSettings) -> None:
 
 
 async def _serve(app: web.Application, settings: HttpSettings, note: Path, stop: StopSignal) -> None:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, logger=_server_logger())
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
         await _listen(runner, settings)
