@@ -46,12 +46,20 @@ class Command:
         *("_instance", "class_value", "encoded", "field", "has_dataset", "message_id", "model", "places"),
         *("sop_class_uid", "sop_instance_uid"),
     )
+    field: int
+    message_id: int
+    has_dataset: bool
+    class_value: bytes | None
+    _instance: bytes | None
+    sop_class_uid: str
+    sop_instance_uid: str
+    places: tuple[int, int] | None
 
     def __init__(self, encoded: bytes, model: "Command | None" = None) -> None:
         """Parse; raises ProtocolError for what cannot even be answered. From a `model` only the values at its `places` differ."""
         self.encoded = encoded
         self.model = model
-        self.places: tuple[int, int] | None = None
+        self.places = None
         if model is not None and model.places is not None:
             self.places = message_at, instance_at = model.places
             self.field, self.has_dataset = model.field, model.has_dataset

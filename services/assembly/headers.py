@@ -99,8 +99,7 @@ class Memory:
         others = tuple(values.items())
         known = None if plain is None else self._facts.get(others)
         if known is not None and plain is not None:
-            sop_class, _, *rest = known
-            return InstanceFacts(sop_class, plain[1].decode(), *rest)
+            return InstanceFacts._make((known[0], plain[1].decode(), *known[2:]))
         facts = facts_of(_Header({**values, _INSTANCE: instance}))
         if len(self._facts) == MOST_SERIES:
             self._facts.clear()
