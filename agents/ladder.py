@@ -9,6 +9,7 @@ from schemas.vocabulary import Diagnosis, Remedy
 EXECUTABLE: Final = (
     Remedy.RETHRESHOLD,
     Remedy.RECALIBRATE,
+    Remedy.HARMONISE,
     Remedy.ADAPT_STATISTICS,
     Remedy.HEAD_ONLY,
     Remedy.PARTIAL,
@@ -21,7 +22,7 @@ EXECUTABLE: Final = (
 WEIGHTS: Final = (Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.FULL)
 CLIMB: Final[dict[Diagnosis, tuple[Remedy, ...]]] = {
     Diagnosis.PREVALENCE: (Remedy.RETHRESHOLD, Remedy.RECALIBRATE),
-    Diagnosis.COVARIATE: (Remedy.ADAPT_STATISTICS, *WEIGHTS),
+    Diagnosis.COVARIATE: (Remedy.HARMONISE, Remedy.ADAPT_STATISTICS, *WEIGHTS),
     Diagnosis.CONCEPT: WEIGHTS,
     Diagnosis.UNKNOWN: WEIGHTS,
     Diagnosis.NONE: WEIGHTS,
@@ -29,7 +30,8 @@ CLIMB: Final[dict[Diagnosis, tuple[Remedy, ...]]] = {
 }
 """What the agents order by themselves for a diagnosis, one after the other as the gate turns them down.
 
-Another mix of patients needs no new weights. Images of another scanner may need none either: statistics come first. Gradual
+Another mix of patients needs no new weights. Images of another scanner may need none either: to read them in
+a way of their own costs no old class anything, statistics for all images come next. Gradual
 unfreezing is `full` in another order of layers, and small added matrices cost as much as `full` (decision 0024); people may
 order both, the ladder does not spend a judgement of the gate on them.
 """

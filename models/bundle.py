@@ -27,6 +27,7 @@ from torch import nn
 
 from models.bundle_text import card, inference_config, metadata
 from models.errors import BrokenBundle, UnknownNetwork
+from models.harmonisation import harmonise
 from models.networks import build_network
 from models.spec import ModelSpec
 
@@ -60,9 +61,12 @@ def network_of(spec: ModelSpec) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         preprocessing = spec.preprocessing
-        return build_network(
+        network = build_network(
             spec.network, len(spec.classes), preprocessing.channels, preprocessing.spatial_dims, **dict(spec.options)
         )
+    if spec.harmonisation is not None:
+        harmonise(network, spec.harmonisation, preprocessing)
+    return network
 
 
 def save_bundle(

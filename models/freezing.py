@@ -4,6 +4,8 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
+from models.adaptation import batch_norms
+from models.harmonisation import harmoniser_of
 from models.networks import body_blocks, head_parameters
 from models.schedules import open_blocks
 
@@ -41,8 +43,14 @@ def open_gradually(module: nn.Module, epoch: int, epochs: int) -> None:
 
 
 def train_mode(module: nn.Module) -> None:
-    """Training mode, except for parts whose parameters are all frozen: their BatchNorm statistics and dropout rest too."""
+    """Training mode, except for parts whose parameters are all frozen: their BatchNorm statistics and dropout rest too.
+
+    In a network that keeps statistics for kinds of images all BatchNorm statistics rest: a batch of several kinds has none.
+    """
     module.train()
+    if harmoniser_of(module) is not None:
+        for layer in batch_norms(module).values():
+            layer.eval()
     for part in module.modules():
         parameters = list(part.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):

@@ -22,6 +22,7 @@ from models.finetuning import FineTuned, finetune
 from models.freezing import Strategy
 from models.interpolation import between
 from models.logits import study_logits
+from models.new_kind import harmonise_new
 from models.predictor import choose_device
 from models.reservoir import choose_reservoir, vectors_of
 from models.sampling import seeded
@@ -40,9 +41,9 @@ STRATEGIES: Final[dict[Remedy, Strategy]] = {
 """Rungs that train, and how."""
 FITTED: Final = (Remedy.RETHRESHOLD, Remedy.RECALIBRATE)
 """Rungs that leave the weights alone."""
-EXECUTABLE: Final = (Remedy.RETHRESHOLD, Remedy.RECALIBRATE, Remedy.ADAPT_STATISTICS, *STRATEGIES)
+EXECUTABLE: Final = (Remedy.RETHRESHOLD, Remedy.RECALIBRATE, Remedy.HARMONISE, Remedy.ADAPT_STATISTICS, *STRATEGIES)
 """Everything that can be carried out, cheapest first."""
-UNLABELLED: Final = (Remedy.RECALIBRATE, Remedy.ADAPT_STATISTICS)
+UNLABELLED: Final = (Remedy.RECALIBRATE, Remedy.HARMONISE, Remedy.ADAPT_STATISTICS)
 """Rungs that learn from recent studies without labels too."""
 REFERENCE: Final = "reference"
 """Where a record keeps the recalls of old classes that later repairs are held to, so that losses do not add up unseen."""
@@ -61,6 +62,8 @@ DEARER: Final = 0.02
 JUDGING: Final = 128
 """Most new and most old cases that the share of new statistics is chosen on: it is one number."""
 
+KNOWN: Final = 600
+"""Most old cases besides the held-out ones that show how known images look."""
 VALIDATED: Final = 100
 """Old cases that validate every epoch where the new ones for that are fewer; all of them judge its result."""
 _SOME = 5
@@ -118,6 +121,8 @@ def repair(
     jury = _jury(champion, data.new_valid, data.old_valid, settings)
     if remedy in FITTED:
         made = _fitted(remedy, champion, data, settings, jury)
+    elif remedy == Remedy.HARMONISE:
+        made = _harmonised(champion, data, settings)
     elif remedy == Remedy.ADAPT_STATISTICS:
         made = _adapted(champion, data, settings)
     else:
@@ -150,10 +155,19 @@ def _fitted(remedy: Remedy, champion: LoadedModel, data: RepairData, settings: R
     return Repaired(champion.module, spec, {"calibration": found.record}, unchanged=found.calibration == base)
 
 
+def _harmonised(champion: LoadedModel, data: RepairData, settings: RepairSettings) -> Repaired:
+    device, taught = choose_device(settings.training.device), together(data.new, data.new_valid)
+    known = together(data.old_valid, some(data.old, KNOWN, settings.training.seed))
+    found = harmonise_new(champion, taught, known, data.recent, device, settings.training.seed)
+    return Repaired(found.module, found.spec, {"harmonisation": found.record}, unchanged=found.unchanged)
+
+
 def _adapted(champion: LoadedModel, data: RepairData, settings: RepairSettings) -> Repaired:
     device = choose_device(settings.training.device)
-    if not batch_norms(champion.module):
+    told = champion.spec.harmonisation is not None
+    if told or not batch_norms(champion.module):
         note = "the network has no BatchNorm layers, so there are no statistics to adapt"
+        note = "the network keeps statistics by kinds of images; one more kind is what harmonise adds" if told else note
         return Repaired(champion.module, champion.spec, {"statistics": {"note": note}}, unchanged=True)
     images = [image for study in data.recent.studies for image in study]
     statistics = estimate_statistics(champion.module, images, device)

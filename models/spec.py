@@ -1,6 +1,7 @@
 """What a model is and what it takes: everything that must travel with the weights for serving to equal training."""
 
 import re
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -104,6 +105,51 @@ class Calibration(Spec):
     offsets: tuple[float, ...] = ()
 
 
+class GreyLevels(Spec):
+    """A monotone change of shades: straight lines between `given` and `wanted` landmarks, from 0 to 1 (Nyúl, Udupa 1999)."""
+
+    given: tuple[float, ...] = Field(min_length=2)
+    wanted: tuple[float, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _monotone(self) -> Self:
+        if len(self.given) != len(self.wanted) or self.given[0] != 0 or self.given[-1] != 1:
+            msg = "grey levels need as many wanted as given landmarks, and given ones from 0 to 1"
+            raise ValueError(msg)
+        if any(high <= low for low, high in pairwise(self.given)) or any(high < low for low, high in pairwise(self.wanted)):
+            msg = "the landmarks of grey levels must rise"
+            raise ValueError(msg)
+        if self.wanted[0] < 0 or self.wanted[-1] > 1:
+            msg = "shades lie between 0 and 1"
+            raise ValueError(msg)
+        return self
+
+
+class ImageKind(Spec):
+    """Images of another look (scanner, protocol, presentation) than those the model was made with, and how it reads them.
+
+    An image is of this kind where its look (`models.look`) times `direction`, plus `intercept`, is above zero; of several
+    kinds it is of the one with the greatest such number. `statistics`: BatchNorm statistics of its own lie with the weights.
+    `calibration` comes before the model's own.
+    """
+
+    direction: tuple[float, ...]
+    intercept: float
+    grey_levels: GreyLevels | None = None
+    statistics: bool = False
+    calibration: Calibration = Field(default_factory=Calibration)
+
+
+MOST_KINDS = 4
+
+
+class Harmonisation(Spec):
+    """The kinds of images that a model has learned to tell from those it was made with. `form`: that of the numbers of a look."""
+
+    form: int
+    kinds: tuple[ImageKind, ...] = Field(min_length=1, max_length=MOST_KINDS)
+
+
 class ModelSpec(Spec):
     """A model: its task, classes in the order of the network's outputs, its network and its preprocessing."""
 
@@ -114,6 +160,7 @@ class ModelSpec(Spec):
     options: dict[str, int | float | str | bool] = Field(default_factory=dict)
     preprocessing: PreprocessingSpec = Field(default_factory=PreprocessingSpec)
     calibration: Calibration = Field(default_factory=Calibration)
+    harmonisation: Harmonisation | None = None
     modality: str = Field("", description="Modality the model was trained on, empty for any; decides the augmentation")
     body_part: str = ""
     description: str = ""
@@ -131,6 +178,10 @@ class ModelSpec(Spec):
             raise ValueError(msg)
         if self.calibration.offsets and len(self.calibration.offsets) != len(self.classes):
             msg = "calibration.offsets needs one value per class"
+            raise ValueError(msg)
+        kinds = self.harmonisation.kinds if self.harmonisation else ()
+        if any(len(kind.calibration.offsets) > len(self.classes) for kind in kinds):
+            msg = "a kind of images has more offsets than there are classes"
             raise ValueError(msg)
         return self
 

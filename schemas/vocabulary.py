@@ -82,6 +82,7 @@ class Remedy(StrEnum):
     FIX_FEED = "fix_feed"
     RETHRESHOLD = "rethreshold"
     RECALIBRATE = "recalibrate"
+    HARMONISE = "harmonise"
     ADAPT_STATISTICS = "adapt_statistics"
     HEAD_ONLY = "head_only"
     PARTIAL = "partial"

@@ -111,6 +111,7 @@ class RemedyArguments(OrderArguments):
         Literal[
             Remedy.RETHRESHOLD,
             Remedy.RECALIBRATE,
+            Remedy.HARMONISE,
             Remedy.ADAPT_STATISTICS,
             Remedy.HEAD_ONLY,
             Remedy.PARTIAL,
@@ -120,6 +121,7 @@ class RemedyArguments(OrderArguments):
         ],
         Field(
             description="rethreshold: decision thresholds; recalibrate: probabilities, for another mix of patients; "
+            "harmonise: grey levels and statistics for images of a new look alone; "
             "adapt_statistics: BatchNorm statistics from images; head_only: last layer; partial: rear part of the network; "
             "parameter_efficient: small added matrices; gradual: all layers, one after the other; full: all layers"
         ),

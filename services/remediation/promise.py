@@ -11,7 +11,7 @@ from schemas.vocabulary import Remedy, Verdict
 from services.remediation.discordance import discordant
 from services.remediation.gate import Judgement, PairedCase, Rules, cases_that_show
 
-SCREENED: Final = (Remedy.RETHRESHOLD, Remedy.ADAPT_STATISTICS)
+SCREENED: Final = (Remedy.RETHRESHOLD, Remedy.HARMONISE, Remedy.ADAPT_STATISTICS)
 """Rungs with a few numbers to choose: what they do to the cases they were chosen on, they do to others at best."""
 ENOUGH: Final = 0.5
 """A repair that gives back this share of the lost recall is judged however few the gate's cases are."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models.bundle import BundleInfo, load_bundle, save_bundle
 from models.data import split_by_patient
-from models.remedies import REFERENCE, STRATEGIES, Hooks, RepairData, Repaired, repair
+from models.remedies import KNOWN, REFERENCE, STRATEGIES, Hooks, RepairData, Repaired, repair
 from models.scoring import ScoredCase
 from models.training_settings import EpochRecord
 from schemas.vocabulary import Remedy
@@ -125,12 +125,13 @@ def _sets(claim: jobs.Claim, material: Material, most: int, keeper: jobs.LeaseKe
     train_part, valid_part = split_by_patient(new.patients, new.labels, (1 - VALID_SHARE, VALID_SHARE), seed)
     if not train_part or not valid_part:
         raise InvalidInput("the cases to learn from come from too few patients to set some aside for validation")
-    rehearsed = data.split_of(material.old, TRAIN) if claim.remedy in STRATEGIES else []
+    old, rehearsed = data.split_of(material.old, TRAIN), CHOICE * most if claim.remedy in STRATEGIES else 0
+    rehearsed = KNOWN if claim.remedy == Remedy.HARMONISE else rehearsed
     held_out = data.bounded(data.split_of(material.old, VALID), max(OLD_VALID, len(valid_part)), seed)
     return RepairData(
         new=new.subset(train_part),
         new_valid=new.subset(valid_part),
-        old=data.load(data.bounded(rehearsed, CHOICE * most, seed), spec, None, keeper.check),
+        old=data.load(data.bounded(old, rehearsed, seed), spec, None, keeper.check),
         old_valid=data.load(held_out, spec, None, keeper.check),
         recent=data.load(material.recent, spec, material.rule, keeper.check),
     )

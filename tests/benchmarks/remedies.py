@@ -36,6 +36,7 @@ SURE = 1.645
 RUNGS = (
     Remedy.RETHRESHOLD,
     Remedy.RECALIBRATE,
+    Remedy.HARMONISE,
     Remedy.ADAPT_STATISTICS,
     Remedy.HEAD_ONLY,
     Remedy.PARTIAL,
@@ -62,7 +63,8 @@ class Plan:
 
 QUICK = Plan(
     ("cxr_pneumonia_kermany",), ("small",), (("gamma", 2),), 48, 700, Effort(5, 2),
-    (Remedy.RETHRESHOLD, Remedy.ADAPT_STATISTICS, Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL), real=False,
+    (Remedy.RETHRESHOLD, Remedy.HARMONISE, Remedy.ADAPT_STATISTICS, Remedy.PARTIAL, Remedy.PARAMETER_EFFICIENT, Remedy.FULL),
+    real=False,
 )  # fmt: skip
 USUAL = Plan(tuple(images.SETS), ("small",), (("gamma", 1), ("noise", 0), ("crop", 0), ("prevalence", 1)), 48, 1500, Effort(12, 8))
 FULL = Plan(

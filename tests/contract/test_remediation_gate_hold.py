@@ -96,7 +96,7 @@ def test_a_verdict_is_void_when_another_change_control_plan_came_into_force_mean
     file = chest.settings.state_dir / "plans" / "chest.yaml"
     file.parent.mkdir()
     text = PLAN.read_text().replace("model: brain-mri", "model: chest")
-    text = text.replace("remedies: [adapt_statistics]", "remedies: [adapt_statistics]\n    owner_versions: true")
+    text = text.replace("remedies: [harmonise, adapt_statistics]", "remedies: [harmonise, adapt_statistics]\n    owner_versions: true")
     if change != "put in force":
         file.write_text(text)
     wanted, before = asked(chest), everything(chest)
@@ -170,7 +170,7 @@ def test_retiring_is_no_way_around_the_change_control_plan(chest: Context) -> No
     with pytest.raises(InvalidInput, match="is no modification of the change control plan"):
         require_leave_to_begin(chest, "chest")
     file.write_text(
-        file.read_text().replace("remedies: [adapt_statistics]", "remedies: [adapt_statistics]\n    owner_versions: true")
+        file.read_text().replace("remedies: [harmonise, adapt_statistics]", "remedies: [harmonise, adapt_statistics]\n    owner_versions: true")
     )
     require_leave_to_begin(chest, "chest")
     require_leave_to_begin(chest, "new")

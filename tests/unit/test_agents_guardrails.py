@@ -322,7 +322,7 @@ def test_the_ladder_is_climbed_rung_by_rung(cases, rejected, rung):
     [
         (Diagnosis.PIPELINE, []),
         (Diagnosis.PREVALENCE, [Remedy.RETHRESHOLD, Remedy.RECALIBRATE]),
-        (Diagnosis.COVARIATE, [Remedy.ADAPT_STATISTICS, Remedy.PARTIAL, Remedy.FULL]),
+        (Diagnosis.COVARIATE, [Remedy.HARMONISE, Remedy.ADAPT_STATISTICS, Remedy.PARTIAL, Remedy.FULL]),
         (Diagnosis.CONCEPT, [Remedy.PARTIAL, Remedy.FULL]),
         (Diagnosis.UNKNOWN, [Remedy.PARTIAL, Remedy.FULL]),
     ],

@@ -43,6 +43,7 @@ def test_the_example_is_valid_and_covers_what_it_says():
     assert read.plan.remedies() == (
         Remedy.RETHRESHOLD,
         Remedy.RECALIBRATE,
+        Remedy.HARMONISE,
         Remedy.ADAPT_STATISTICS,
         Remedy.HEAD_ONLY,
         Remedy.PARTIAL,

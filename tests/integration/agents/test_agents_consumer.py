@@ -35,7 +35,7 @@ def test_a_degraded_model_gets_a_report_and_a_remedy(database, make_hospital):
     run = hospital.handle(record)
     assert kinds(hospital) == [("remedy", "accepted"), ("report", "accepted")]
     remedy = next(order for order in hospital.sent() if order.kind == OrderKind.REMEDY)
-    assert (remedy.model, remedy.version, remedy.remedy, remedy.evaluation_id) == ("brain_mri", 1, Remedy.ADAPT_STATISTICS, "ev-1")
+    assert (remedy.model, remedy.version, remedy.remedy, remedy.evaluation_id) == ("brain_mri", 1, Remedy.HARMONISE, "ev-1")
     assert remedy.actor == "agent:orchestrator"
     assert sorted(run.order_ids) == sorted(order.order_id for order in hospital.sent())
     assert [step["act"] for step in run.steps if "act" in step][-2:] == ["remedy_options", "order_remedy"]

@@ -22,7 +22,7 @@ FALL = {
 }
 JARGON = ("scope", "drop low", "statistic", "threshold", "e value", "McNemar", "p =", "covariate", "[", "{")
 
-RUNGS = [Remedy.ADAPT_STATISTICS, Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.FULL]
+RUNGS = [Remedy.HARMONISE, Remedy.ADAPT_STATISTICS, Remedy.HEAD_ONLY, Remedy.PARTIAL, Remedy.FULL]
 """What the agents order for images of another scanner where there are few cases."""
 MANY = PolicySettings(max_remedies_per_day=9)
 
@@ -125,7 +125,7 @@ def test_when_the_ladder_is_used_up_it_is_said_once_until_something_changes(data
     assert f"told already ({request.order_id})" in run.reply
     hospital.cases(tune=30, gate=13, patients="1")
     hospital.handle(hospital.evaluation())
-    assert remedies(hospital)[len(RUNGS) :] == [Remedy.ADAPT_STATISTICS], "half as many cases again: the ladder begins anew"
+    assert remedies(hospital)[len(RUNGS) :] == [Remedy.HARMONISE], "half as many cases again: the ladder begins anew"
 
 
 def test_a_persons_repair_that_fails_too_is_news(sqlite_database, make_hospital):
@@ -163,7 +163,7 @@ def test_a_verdict_delivered_again_orders_nothing_more(database, make_hospital):
         tx.session.delete(tx.session.get(Inbox, ("agents", record.event_id)))
     hospital.handle(record)
     hospital.handle(hospital.evaluation())
-    assert remedies(hospital) == [Remedy.ADAPT_STATISTICS, Remedy.HEAD_ONLY]
+    assert remedies(hospital) == RUNGS[:2]
     assert [order.order_id for order in hospital.orders() if order.order_id in before] == before
 
 
@@ -173,7 +173,7 @@ def test_the_budget_of_the_day_ends_the_climb(sqlite_database, make_hospital):
     hospital.handle(hospital.evaluation())
     hospital.handle(hospital.verdict(Verdict.REJECT))
     run = hospital.handle(hospital.verdict(Verdict.REJECT))
-    assert remedies(hospital) == [Remedy.ADAPT_STATISTICS, Remedy.HEAD_ONLY]
+    assert remedies(hospital) == RUNGS[:2]
     assert "the limit is 2" in run.reply
 
 
@@ -201,7 +201,7 @@ def test_a_gate_without_enough_cases_asks_for_labels_once_and_no_repair_follows_
     assert len(remedies(hospital)) == len(sent(hospital, OrderKind.LABEL_REQUEST)) == 1
     hospital.cases(tune=60, gate=30, patients="1")
     hospital.handle(hospital.evaluation())
-    assert remedies(hospital) == [Remedy.ADAPT_STATISTICS] * 2  # the gate has not turned it down
+    assert remedies(hospital) == [Remedy.HARMONISE] * 2  # the gate has not turned it down
 
 
 def test_cases_count_as_the_repair_uses_them(database, make_hospital):
@@ -248,7 +248,7 @@ def test_the_reason_is_two_sentences_in_plain_words(hospital):
     hospital.handle(hospital.evaluation(**began(hospital)))
     (order,) = sent(hospital, OrderKind.REMEDY)
     assert order.reason.endswith(
-        "; the remedy is to adapt the network to the look of the new images on 60 labelled studies made since then."
+        "; the remedy is to harmonise the new images with those the model was made with on 60 labelled studies made since then."
     )
     for order in hospital.sent():
         assert order.reason.count(". ") == 1
@@ -278,11 +278,14 @@ def test_what_happened_is_told_as_a_story(hospital, status, now):
         "(found on 2 March 2026, in version 1)",
         "The likely cause is new images (scanner, protocol or patients): station name CT2.",
         (
-            "the agents ordered to adapt the network to the look of the new images. "
+            "the agents ordered to harmonise the new images with those the model was made with. "
             "On 40 new cases version 2 read 12 better and 2 worse"
         ),
         "the gate turned it down, because it forgets too much.",
-        "the agents ordered to fine-tune the rear part of the network. On 40 new cases version 3 read 21 better and 1 worse",
+        (
+            "the agents ordered to adapt the network to the look of the new images. "
+            "On 40 new cases version 3 read 21 better and 1 worse"
+        ),
         "it passed the gate.",
         now.replace("Version 2", "Version 3"),
         "- accuracy 0.71 (between 0.62 and 0.79; on the test set 0.91); during the decline 0.71",

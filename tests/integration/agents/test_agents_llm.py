@@ -137,13 +137,13 @@ def test_an_endpoint_climbs_the_ladder(llm_hospital, llm_server):
     hospital, call = llm_hospital, llm_server.tool
     script = (
         call("handoff", to_agent="fine_tuning", reason="next rung"),
-        call("order_remedy", model="brain_mri", remedy="partial", reason="the gate turned the last one down"),
-        "Proposed the rear part of the network.",
+        call("order_remedy", model="brain_mri", remedy="adapt_statistics", reason="the gate turned the last one down"),
+        "Proposed other statistics.",
     )
     assert decided(hospital, llm_server, Verdict.REJECT, *script).planner == "scripted"
     assert [order.remedy for order in hospital.sent() if order.kind == OrderKind.REMEDY] == [
+        Remedy.HARMONISE,
         Remedy.ADAPT_STATISTICS,
-        Remedy.PARTIAL,
     ]
 
 
@@ -151,8 +151,8 @@ def test_the_rules_climb_when_the_endpoint_leaves_it_at_the_gates_no(llm_hospita
     run = decided(llm_hospital, llm_server, Verdict.REJECT, "What a pity.")
     assert run.planner == "rules (after scripted)"
     assert [order.remedy for order in llm_hospital.sent() if order.kind == OrderKind.REMEDY] == [
+        Remedy.HARMONISE,
         Remedy.ADAPT_STATISTICS,
-        Remedy.PARTIAL,
     ]
 
 
