@@ -78,7 +78,7 @@ def case_row(n, row, label, at):
         state="joined" if label else "waiting",
         predicted=CLASSES[int(row.argmax())],
         probabilities=dict(zip(CLASSES, map(float, row), strict=True)),
-        facets={"StationName": f"CT{n % 2}"},
+        facets={"StationName": f"CT{n % 2}"} | ({"Site": "RECLAIM"} if n % 3 else {}),
         truth=label,
         acquired_at=at,
         scored_at=at,

@@ -52,6 +52,8 @@ class SuspectLabels(Answer):
     conflicts: tuple[ConflictLine, ...]
     degraded: bool
     label: str = ""
+    expected: float = 0.0
+    """How many of `suspects` are probably wrong labels; the others are right."""
 
     def say(self) -> str:
         """The share of wrong labels, the surest suspects, the newest contradictions, and how far that can be trusted."""
@@ -70,7 +72,11 @@ class SuspectLabels(Answer):
         estimate = f"{self.share:.1%} of the labels are probably wrong ({self.low:.1%} to {self.high:.1%})"
         which = f" labelled {self.label}" if self.label else ""
         shown = f", the surest {len(self.suspects)} of them" if len(self.suspects) < self.found else ""
-        return f"{name}: of {self.cases} labelled cases {estimate}; to look at again{which}: {self.found}{shown}."
+        return f"{name}: of {self.cases} labelled cases {estimate}; to look at again{which}: {self.found}{shown}{self._expected()}."
+
+    def _expected(self) -> str:
+        many = len(self.suspects)
+        return f"; of these {many} about {self.expected:.0f} are expected to be wrong labels" if many else ""
 
 
 def suspect_labels(desk: Desk, args: SuspectArguments) -> Answer:
@@ -107,6 +113,7 @@ def _answer(found: Review, label: str, most: int) -> SuspectLabels:
         conflicts=tuple(_conflict(each) for each in contested[:most]),
         degraded=found.degraded,
         label=plain(label, 64),
+        expected=round(noise.wrong_among(wrong[:most]), 1) if noise else 0.0,
     )
 
 

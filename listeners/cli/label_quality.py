@@ -9,10 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from listeners.cli.context import console, open_context, show
+from schemas.vocabulary import Status
 from services.evaluation.delays import Quantile
 from services.evaluation.intervals import Interval
-from services.evaluation.label_review import review
-from services.evaluation.labelling import Labelling
+from services.evaluation.label_review import Review, review
+from services.evaluation.labelling import TEST_LEVEL, Labelling
 from services.evaluation.next_batch import next_batch
 from services.evaluation.suspects import Conflict, Noise
 from services.evaluation.verification import Verification
@@ -20,6 +21,11 @@ from services.evaluation.verification import Verification
 Model = Annotated[str, typer.Argument(help="Model, as `reclaim models list` prints it")]
 Version = Annotated[int | None, typer.Option(help="Version; default: the champion")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables")]
+WORSE = (Status.DEGRADED, Status.WATCH)
+RISEN = (
+    "Lately labels contradict the model in {:.0%} more of the cases than before. That is taken for the model's decline and not for "
+    "wrong labels; if a source of labels has changed since, look at its labels too."
+)
 WHERE = "Studies are named by their pseudonym: their images lie in the archive's folder FIRST TWO CHARACTERS/PSEUDONYM."
 
 
@@ -31,8 +37,9 @@ def suspects(
 ) -> None:
     """Labels to look at again: those that are probably wrong, the surest first, and studies whose sources contradict each other.
 
-    A model that has become worse accuses right labels: read `reclaim evaluations list` beside it. Nothing is changed; a label is
-    corrected by importing another one for the same study.
+    Where labels contradict the model more than before, it is taken to have become worse, and such labels are suspected the less.
+    A model that was worse from its first study on accuses right labels: read `reclaim evaluations list` beside it. Nothing is
+    changed; a label is corrected by importing another one for the same study, or withdrawn by `reclaim labels withdraw`.
 
     Examples:
     reclaim labels suspects lung
@@ -40,16 +47,20 @@ def suspects(
     reclaim labels suspects lung --limit 100 --json
 
     """
-    name, number, found, contested, degraded = _examined(model, version)
+    found = _examined(model, version)
+    name, number, noise, contested = found.model, found.version, found.labelling.noise, found.conflicts
     if as_json:
-        noise = replace(found.noise, suspects=found.noise.suspects[:limit]) if found.noise else None
-        _print_json({"model": name, "version": number, "noise": noise, "degraded": degraded, "conflicts": contested[:limit]})
+        listed = replace(noise, suspects=noise.suspects[:limit]) if noise else None
+        wrong = listed.wrong_among(listed.suspects) if listed else None
+        said = {"noise": listed, "expected_wrong": wrong, "status": found.status, "degraded": found.degraded}
+        _print_json({"model": name, "version": number, **said, "conflicts": contested[:limit]})
         return
-    if degraded:
-        console.print("[yellow]This version is degraded: much of what looks like wrong labels may be the model's own errors.[/]")
-    _print_noise(name, number, found.noise, limit)
+    if found.status in WORSE:
+        text = f"This version is {found.status}: some of what looks like wrong labels may be the model's own errors."
+        console.print(f"[yellow]{text}[/]", soft_wrap=True)
+    _print_noise(name, number, noise, limit)
     _print_conflicts(contested, limit)
-    if contested or (found.noise and found.noise.suspects):
+    if contested or (noise and noise.suspects):
         console.print(WHERE, soft_wrap=True)
 
 
@@ -60,7 +71,8 @@ def quality(model: Model, version: Version = None, as_json: Json = False) -> Non
     reclaim labels quality lung
 
     """
-    name, number, found, _, _ = _examined(model, version)
+    examined = _examined(model, version)
+    name, number, found = examined.model, examined.version, examined.labelling
     if as_json:
         whole = {field.name: getattr(found, field.name) for field in fields(found) if field.name != "noise"}
         _print_json({"model": name, "version": number, **whole})
@@ -86,12 +98,10 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _examined(model: str, version: int | None) -> tuple[str, int, Labelling, list[Conflict], bool]:
-    """Name, version, what was found, contradicting sources, and whether the newest evaluation says degraded."""
+def _examined(model: str, version: int | None) -> Review:
     context = open_context()
     with context.database.read() as session:
-        found = review(session, context.settings.evaluation, model, version, context.clock.now())
-    return found.model, found.version, found.labelling, found.conflicts, found.degraded
+        return review(session, context.settings.evaluation, model, version, context.clock.now())
 
 
 def _print_noise(name: str, number: int, noise: Noise | None, limit: int) -> None:
@@ -102,10 +112,17 @@ def _print_noise(name: str, number: int, noise: Noise | None, limit: int) -> Non
         return
     said = f"{noise.rate:.1%} of labels are probably wrong ({noise.low:.1%} to {noise.high:.1%})"
     console.print(f"{escape(name)} version {number}: of {noise.cases} labelled cases {said}; {len(noise.suspects)} suspects")
+    if noise.declined:
+        console.print(RISEN.format(noise.risen), soft_wrap=True)
     if not noise.suspects:
         return
+    listed = noise.suspects[:limit]
+    wrong = noise.wrong_among(listed)
+    console.print(
+        f"Of the {len(listed)} listed about {wrong:.0f} are expected to be wrong labels and {len(listed) - wrong:.0f} right ones."
+    )
     table = Table("study", "acquired", "label", "source", "rather", "surely wrong")
-    for each in noise.suspects[:limit]:
+    for each in listed:
         cells = (each.study_key, f"{each.acquired_at:%F}", each.label, each.source or "", each.proposed, f"{each.sure:.0%}")
         table.add_row(*map(escape, cells))
     show(table, "")
@@ -131,9 +148,9 @@ def _print_delays(found: Labelling) -> None:
     for source, (many, median, ninety) in found.by_source.items():
         console.print(escape(f"  {source}: {many} labels, half within {median:.1f} days, nine of ten within {ninety:.1f}"))
     if (sooner := found.sooner) is not None:
-        clear = "beyond chance" if sooner.p_value < 0.05 else "may be chance"
+        clear = "beyond chance" if sooner.p_value < TEST_LEVEL else "may be chance"
         chance = f"of a wrong and a right prediction the wrong one is labelled first in {sooner.probability:.0%}"
-        console.print(f"  {chance} ({clear}, p {sooner.p_value:.3f}; {sooner.wrong} wrong, {sooner.right} right)")
+        console.print(f"  {chance} ({clear}, {p_text(sooner.p_value)}; {sooner.wrong} wrong, {sooner.right} right)")
 
 
 def _print_missing(name: str, number: int) -> None:
@@ -156,18 +173,33 @@ def _print_verification(found: Verification | None) -> None:
         console.print("No settled prediction has a label yet.")
         return
     by = found.selected_by
-    chosen = f"chosen by {by.facet} (from {by.least:.0%} to {by.most:.0%}, p {by.p_value:.2g})" if by else "no choice is seen"
+    many = len(found.selection)
+    looked = f"{many} comparison{'s' * (many != 1)}"
+    clear = f"{p_text(min(1.0, by.p_value * many))} after Bonferroni's correction for {looked}" if by else ""
+    chosen = f"chosen by {by.facet} (from {by.least:.0%} to {by.most:.0%}, {clear})" if by else f"no choice is seen ({looked})"
     console.print(escape(f"{found.labelled} of {found.cases} settled predictions have a label; {chosen}"))
     for each in found.shares if by else ():
         if by and each.facet == by.facet:
             share = f"{each.share:.0%} ({each.low:.0%} to {each.high:.0%})"
-            console.print(escape(f"  {each.facet} {each.group}: {each.labelled} of {each.cases} labelled, {share}"), soft_wrap=True)
+            console.print(
+                escape(f"  {each.facet} {each.group or '(none)'}: {each.labelled} of {each.cases} labelled, {share}"),
+                soft_wrap=True,
+            )
     table = Table("rate", "of labelled cases", "of all predictions, weighted", "by class alone", "worth cases", "")
     for rate in found.rates:
         alone = "-" if rate.begg_greenes is None else f"{rate.begg_greenes:.3f}"
         cells: tuple[Any, ...] = (rate.name, _interval(rate.raw), _interval(rate.weighted), alone, f"{rate.effective_cases:.0f}")
         table.add_row(*map(escape, cells), "[yellow]differs[/]" if rate.matters else "")
     console.print(table)
+    if any(rate.matters for rate in found.rates):
+        console.print(
+            f"Each of the {len(found.rates)} rates is compared by itself at {TEST_LEVEL:.0%}: one in twenty differs by chance."
+        )
+
+
+def p_text(value: float) -> str:
+    """A p-value as journals print it: `p 0.03`, never `p 0.000`."""
+    return "p < 0.001" if value < 0.001 else f"p {value:.2g}" if value < 0.1 else f"p {value:.2f}"
 
 
 def _interval(found: Interval) -> str:

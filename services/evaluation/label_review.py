@@ -17,14 +17,22 @@ from services.runtime.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Review:
-    """A version's labels. `degraded`: the newest evaluation says so, and then much of what looks wrong is the model's own error."""
+    """A version's labels. `status`: of its newest evaluation, None before the first.
+
+    A version that is `degraded` contradicts right labels; so may one that is watched.
+    """
 
     model: str
     version: int
     classes: tuple[str, ...]
     labelling: Labelling
     conflicts: list[Conflict]
-    degraded: bool
+    status: Status | None
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the newest evaluation says so."""
+        return self.status == Status.DEGRADED
 
 
 def review(session: Session, settings: EvaluationSettings, model: str, version: int | None, now: datetime) -> Review:
@@ -46,5 +54,5 @@ def review(session: Session, settings: EvaluationSettings, model: str, version: 
         classes=classes,
         labelling=examine(cases, classes, baseline, now, settings.label_wait_days, settings.seed),
         conflicts=conflicts(session, owner.name, number),
-        degraded=newest is not None and newest.status == Status.DEGRADED,
+        status=Status(newest.status) if newest is not None else None,
     )

@@ -56,12 +56,12 @@ def examine(
 
 
 def facets_of(cases: Sequence[ScoredCase]) -> list[str]:
-    """Facets that most predictions have, with few enough values to compare."""
+    """Facets that most predictions have, with more than one value and few enough to compare."""
     counts = Counter(name for case in cases for name in case.facets)
     found = []
     for name in sorted(name for name, many in counts.items() if many >= COMMON * len(cases)):
-        groups = len({case.facets.get(name, "") for case in cases})
-        if 2 <= groups <= MAX_GROUPS:
+        groups = {case.facets[name] for case in cases if name in case.facets}
+        if 2 <= len(groups) <= MAX_GROUPS:
             found.append(name)
     return found[:MAX_FACETS]
 

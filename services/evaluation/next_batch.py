@@ -67,7 +67,7 @@ def next_batch(session: Session, join: JoinSettings, model: str, version: int | 
     if owner is None or number is None:
         return None
     mine = (Case.model == model, Case.version == number)
-    unlabelled = and_(Case.role == CaseRole.TRIGGER, Case.state == CaseState.WAITING, col(Case.serving).is_(True))
+    unlabelled = and_(col(Case.role) == CaseRole.TRIGGER, col(Case.state) == CaseState.WAITING, col(Case.serving).is_(True))
     query = select(_count(unlabelled), _count(col(Case.truth).is_not(None))).where(*mine)
     waiting, labelled = session.execute(query).one()
     ready, oldest = session.execute(select(func.count(), func.min(Case.joined_at)).where(*mine, OPEN_CASE)).one()

@@ -5,8 +5,9 @@ probabilities, a label against a confident prediction is either the model's rare
 first kind there must be is known. They are made right on the version's own test set first (temperature; Guo et al. 2017), and what
 they are wrong by there still is taken off.
 
-A model that has become worse accuses right labels: read the noise together with the status, and suspects as a reason to look
-again at a study, never as a correction.
+A model that has become worse contradicts right labels. What contradictions have risen by since some time is therefore taken
+for the model's (`services.evaluation.decline`), and a label against it is suspected the less. One that was worse from its first
+case on cannot be told from wrong labels: a suspect is a reason to look again at a study, never a correction.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import ndtri
 
 from services.evaluation.cases import Cases, Floats, Integers, LabelledRow
+from services.evaluation.decline import Contradictions, Rise, rise
 from services.evaluation.scored import ScoredCase, patients_of
 
 LEAST_TEST_CASES: Final = 50
@@ -30,6 +32,8 @@ SURE: Final = 0.5
 """A label is a suspect where it is more probably wrong than right."""
 LEAST_NOISE: Final = 0.005
 """Assumed at least, so that single wrong labels among clean ones are found too."""
+SPOKEN_OF: Final = 0.02
+"""Share of the newest labels that contradict more than before, from which on it is told."""
 DRAWS: Final = 100
 _TINY: Final = 1e-12
 _Z: Final = float(ndtri(0.975))
@@ -58,7 +62,10 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Noise:
-    """Share of wrong labels, as far as confident cases tell, with its 95 % interval; and who is taken for whom."""
+    """Share of wrong labels, as far as confident cases tell, with its 95 % interval; and who is taken for whom.
+
+    `risen`: share of the newest tenth's labels that contradict the model because it has become worse, as far as is seen.
+    """
 
     cases: int
     rate: float
@@ -68,6 +75,16 @@ class Noise:
     matrix: tuple[Cell, ...]
     suspects: tuple[Suspect, ...]
     """The surest first."""
+    risen: float = 0.0
+
+    @property
+    def declined(self) -> bool:
+        """Whether enough of that is seen to be spoken of."""
+        return self.risen >= SPOKEN_OF
+
+    def wrong_among(self, suspects: Sequence[Suspect]) -> float:
+        """How many of these are expected to be wrong labels; the others are right."""
+        return float(sum(each.sure for each in suspects))
 
 
 class Conflict(NamedTuple):
@@ -84,7 +101,8 @@ def find_suspects(
 ) -> Noise | None:
     """None with too few labelled cases, or where classes do not exclude each other (probabilities then do not add up to one)."""
     place = {name: number for number, name in enumerate(classes)}
-    known = [case for case in cases if case.truth in place and case.predicted in place]
+    labelled = (case for case in cases if case.truth in place and case.predicted in place)
+    known = sorted(labelled, key=lambda case: (case.acquired_at, case.study_key))
     given = np.array([[case.probabilities.get(name, 0.0) for name in classes] for case in known]).reshape(len(known), len(classes))
     if len(known) < LEAST_CASES or len(classes) < 2 or not np.allclose(given.sum(1), 1.0, atol=0.01):
         return None
@@ -94,8 +112,9 @@ def find_suspects(
     labels = np.array([place[case.truth or ""] for case in known], np.int64)
     patients = patients_of(known)
     usual = _excess(tempered(test.probabilities, heat), test.truth, test.patients) if test.count >= LEAST_TEST_CASES else None
-    rate, low, high = noise_rate(probabilities, labels, patients, usual)
-    wrong = probability_wrong(probabilities, labels, max(rate, LEAST_NOISE))
+    risen = rise(contradictions(probabilities, labels, patients), probabilities.argmax(1))
+    rate, low, high = noise_rate(probabilities, labels, patients, usual, risen)
+    wrong = probability_wrong(probabilities, labels, max(rate, LEAST_NOISE), risen.share)
     order = [n for n in np.argsort(-wrong, kind="stable") if wrong[n] >= SURE]
     proposed = probabilities.argmax(1)
     return Noise(
@@ -106,6 +125,7 @@ def find_suspects(
         temperature=heat,
         matrix=tuple(_cells(probabilities, labels, patients, classes, seed)),
         suspects=tuple(_suspect(known[n], classes[proposed[n]], float(wrong[n])) for n in order),
+        risen=float(risen.share[-max(1, len(known) // 10) :].mean()),
     )
 
 
@@ -141,37 +161,49 @@ class Excess(NamedTuple):
 
 
 def noise_rate(
-    probabilities: Floats, labels: Integers, patients: Integers, usual: Excess | None = None
+    probabilities: Floats, labels: Integers, patients: Integers, usual: Excess | None = None, risen: Rise | None = None
 ) -> tuple[float, float, float]:
     """Share of wrong labels with 95 % limits, each wrong label being any other class alike.
 
     `usual` is the same of the test set, whose labels are taken for right: what shows there too is no wrong label but the
-    probabilities' own error, which a temperature leaves. Its variance is part of the limits.
+    probabilities' own error, which a temperature leaves. `risen` is what is taken for the model's. The variances of both are
+    part of the limits.
     """
-    found = _excess(probabilities, labels, patients)
+    found = _excess(probabilities, labels, patients, risen)
     rate, variance = (found.rate - usual.rate, found.variance + usual.variance) if usual else found
     error = _Z * float(np.sqrt(variance))
     return tuple(float(min(max(value, 0.0), 1.0)) for value in (rate, rate - error, rate + error))  # type: ignore[return-value]
 
 
-def _excess(probabilities: Floats, labels: Integers, patients: Integers) -> Excess:
+def contradictions(probabilities: Floats, labels: Integers, patients: Integers) -> Contradictions:
+    """What labels say against the first class of each case."""
+    first, sure = probabilities.argmax(1), probabilities.max(1)
+    scale = sure - (1 - sure) / (probabilities.shape[1] - 1)
+    return Contradictions(sure - (labels == first), scale, sure * (1 - sure), patients)
+
+
+def _excess(probabilities: Floats, labels: Integers, patients: Integers, risen: Rise | None = None) -> Excess:
     """With a share e of wrong labels, a case of which class j has probability p is labelled j with p (1 - e) + (1 - p) e / (k - 1).
 
-    Summed over cases of the model's first class and solved for e; the variance is that of a ratio clustered by patient.
+    Summed over cases of the model's first class and solved for e; the variance is that of a ratio clustered by patient, and of
+    what has `risen`, taken as one unknown.
     """
-    first, sure = probabilities.argmax(1), probabilities.max(1)
-    missed = sure - (labels == first)
-    scale = sure - (1 - sure) / (probabilities.shape[1] - 1)
+    missed, scale, _, _ = contradictions(probabilities, labels, patients)
+    missed = missed - risen.share * scale if risen else missed
     rate = float(missed.sum() / scale.sum())
     together = np.bincount(patients, (missed - rate * scale) / scale.sum())
-    return Excess(rate, float(together @ together))
+    unknown = float(risen.error.mean()) ** 2 if risen else 0.0
+    return Excess(rate, float(together @ together) + unknown)
 
 
-def probability_wrong(probabilities: Floats, labels: Integers, rate: float) -> Floats:
-    """[n] probability that a label is wrong, given the image, the label and the share of wrong labels."""
+def probability_wrong(probabilities: Floats, labels: Integers, rate: float, risen: Floats | float = 0.0) -> Floats:
+    """[n] probability that a label is wrong, given the image, the label and the share of wrong labels.
+
+    `risen` [n] is the share of cases that the model has lately got wrong beside: then the label is right.
+    """
     right = probabilities[np.arange(len(labels)), labels]
-    elsewhere = rate / (probabilities.shape[1] - 1)
-    found: Floats = (1 - right) * elsewhere / (right * (1 - rate) + (1 - right) * elsewhere)
+    others = (1 - right) / (probabilities.shape[1] - 1)
+    found: Floats = others * rate / (right * np.maximum(1 - rate - risen, 0.0) + others * (rate + risen))
     return found
 
 

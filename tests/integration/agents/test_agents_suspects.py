@@ -30,6 +30,8 @@ def test_the_surest_suspects_are_named_by_pseudonym(sqlite_database, ask):
     assert found.low <= found.share <= found.high
     assert (found.contradicted, len(found.conflicts)) == (1, 1)
     told = found.say()
+    assert f"of these {len(named)} about {found.expected:.0f} are expected to be wrong labels." in told
+    assert 0.5 * len(named) < found.expected < len(named)
     assert f"study {named[0]}" in told
     assert "pathology" in told
     assert "csv:old" in told

@@ -1,9 +1,11 @@
 """`reclaim labels suspects` and `labels quality` over a real database."""
 
 import json
+import re
 
 import pytest
 
+from listeners.cli.label_quality import p_text
 from services.runtime import registry
 from tests.truth_world import CLASSES, mislabelled
 
@@ -19,6 +21,7 @@ def test_suspects_are_listed_by_pseudonym_with_the_surest_first(wrong, reclaim):
     assert said.code == 0
     assert "suspects" in said.text
     assert "pseudonym" in said.text
+    assert re.search(r"Of the \d+ listed about \d+ are expected to be wrong labels and \d+ right ones", said.text)
     found = json.loads(reclaim("labels", "suspects", "tumour", "--version", "1", "--json").text)
     named = [each["study_key"] for each in found["noise"]["suspects"]]
     assert set(named) & wrong
@@ -28,6 +31,8 @@ def test_suspects_are_listed_by_pseudonym_with_the_surest_first(wrong, reclaim):
     assert {each["source"] for each in found["noise"]["suspects"]} == {"pathology"}
     one = json.loads(reclaim("labels", "suspects", "tumour", "--version", "1", "--limit", "1", "--json").text)
     assert [each["study_key"] for each in one["noise"]["suspects"]] == named[:1]
+    assert one["expected_wrong"] == one["noise"]["suspects"][0]["sure"]
+    assert found["status"] is None
 
 
 def test_contradicting_sources_are_listed(wrong, reclaim):
@@ -40,6 +45,9 @@ def test_quality_tells_delay_selection_and_weighted_rates(wrong, reclaim):
     said = reclaim("labels", "quality", "tumour", "--version", "1")
     assert said.code == 0
     assert "chosen by confidence decile" in said.text
+    assert "p < 0.001 after Bonferroni's correction for 3 comparisons" in said.text
+    assert "p 0.000" not in said.text
+    assert "Site" not in said.text, "of a facet with one value there is nothing to tell"
     assert "The first evaluation takes 100 labelled cases; " in said.text
     assert "confidence decile 10: " in said.text
     assert "recall:glioma" in said.text
@@ -53,6 +61,14 @@ def test_the_list_of_evaluations_says_how_many_labelled_cases_are_missing(wrong,
     said = reclaim("evaluations", "list", "--model", "tumour").text
     assert "No batch has been evaluated yet" in said
     assert "tumour version 1: The first evaluation takes 100 labelled cases; " in said
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "p < 0.001"), (9.99e-4, "p < 0.001"), (0.00123, "p 0.0012"), (0.0456, "p 0.046"), (0.5, "p 0.50"), (1.0, "p 1.00")],
+)
+def test_p_values_are_never_nought(value, text):
+    assert p_text(value) == text
 
 
 @pytest.mark.parametrize("command", ["suspects", "quality"])
