@@ -99,7 +99,7 @@ def _reply(run: Run, settlement: Settlement) -> str:
 
 
 def _record(tx: Transaction, event: Received[Any], run: Run, settlement: Settlement, reply: str) -> None:
-    head = {"user": event.data.user, "role": str(event.data.user_role)} if isinstance(event.data, AgentCommand) else {}
+    asked = {"user": event.data.user, "role": str(event.data.user_role)} if isinstance(event.data, AgentCommand) else {}
     row = AgentRun(
         run_id=f"run-{reply_event_id(event.event_id)[6:38]}",
         cause=event.event_id,
@@ -107,13 +107,13 @@ def _record(tx: Transaction, event: Received[Any], run: Run, settlement: Settlem
         planner=run.planner[:64],
         text=run.cause.text[:4000],
         reply=reply,
-        steps=[*([head] if head else []), *run.steps],
+        steps=[asked or {"event": run.cause.event}, *run.steps],
         order_ids=settlement.order_ids,
         usage=run.usage | {"trace_id": run.traceparent[3:35]},
         created_at=tx.clock.now(),
     )
     tx.insert_new(AgentRun, [row], returning="run_id")
-    actor = run.cause.actor if head else "agent:orchestrator"
+    actor = run.cause.actor if asked else "agent:orchestrator"
     tx.audit(actor, "agents.run", row.run_id, cause=event.event_id, planner=row.planner, orders=list(settlement.order_ids))
 
 

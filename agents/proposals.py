@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.events import EvaluationCompleted, MaintenancePromotion
-from schemas.vocabulary import OrderKind, Remedy, UserRole
+from schemas.vocabulary import Diagnosis, OrderKind, Remedy, UserRole
 
 Setting = float | int | str | bool
 
@@ -63,6 +63,20 @@ class Cause:
         """The one model that may be ordered for, None where a person names it."""
         about = self.evaluation or self.promotion
         return about.model if about is not None else None
+
+    @property
+    def event(self) -> str:
+        """What happened, for those who read of the run later; empty for a person's command."""
+        if self.evaluation is not None:
+            found = self.evaluation
+            why = f", {found.diagnosis}" if found.diagnosis != Diagnosis.NONE else ""
+            return f"evaluation of {found.model} version {found.version}: {found.status}{why}"
+        if self.promotion is not None:
+            said = self.promotion
+            if said.origin == "rollback":
+                return f"rollback of {said.model} to version {said.champion_after}"
+            return f"the gate's verdict on {said.model} version {said.challenger}: {said.verdict.replace('_', ' ')}"
+        return ""
 
 
 @dataclass

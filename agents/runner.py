@@ -40,6 +40,8 @@ PRESSED: Final = "button"
 AS_TEXT: Final = "it wrote a tool call as text"
 RULES_TIMEOUT_S: Final = 30.0
 SHORT: Final = 600
+OBSERVED: Final = 4000
+"""Characters of a tool's answer that are kept: enough to tell it to a person in words later."""
 Past = Sequence[tuple[str, str]]
 
 
@@ -217,7 +219,7 @@ def _steps_of(event: Any) -> list[dict[str, Any]]:
         text = without_uids(event.response.content or "")[:SHORT]
         return [{"agent": event.current_agent_name, "think": text}] if text else []
     if isinstance(event, ToolCallResult):
-        observed = without_uids(str(event.tool_output.content))[:SHORT]
+        observed = without_uids(str(event.tool_output.content))[:OBSERVED]
         act = {"act": event.tool_name, "arguments": _plain(event.tool_kwargs), "observe": observed}
         return [act | ({"error": True} if event.tool_output.is_error else {})]
     return []
@@ -225,7 +227,7 @@ def _steps_of(event: Any) -> list[dict[str, Any]]:
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     return {
-        str(name)[:60]: value if isinstance(value, (int, float, bool)) else str(value)[:200] for name, value in arguments.items()
+        str(name)[:60]: value if isinstance(value, (int, float, bool)) else str(value)[:1000] for name, value in arguments.items()
     }
 
 

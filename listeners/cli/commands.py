@@ -1,37 +1,32 @@
-"""The commands beside those that run services."""
+"""The commands beside those that run services, in the order of the help; each is imported when it is wanted."""
+
+from importlib import import_module
+from typing import Final
 
 import typer
 
-from listeners.cli import (
-    agents,
-    archive,
-    dead_letters,
-    evaluate,
-    inspect,
-    labels,
-    models,
-    orders,
-    pacs,
-    reports,
-    status,
-    studies,
-    talk,
-)
+COMMANDS: Final = ("status", "send", "reindex", "evaluate", "chat")
+GROUPS: Final = ("agents", "archive", "labels", "models", "evaluations", "reports", "orders", "pacs", "dead-letters")
+ELSEWHERE: Final = {
+    "send": "studies",
+    "reindex": "studies",
+    "chat": "talk",
+    "evaluations": "inspect",
+    "dead-letters": "dead_letters",
+}
+"""Modules that are not named as their command."""
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make them commands of `app`."""
-    app.command()(status.status)
-    app.command()(studies.send)
-    app.command()(studies.reindex)
-    app.command()(evaluate.evaluate)
-    app.command()(talk.chat)
-    app.add_typer(agents.app, name="agents")
-    app.add_typer(archive.app, name="archive")
-    app.add_typer(labels.app, name="labels")
-    app.add_typer(models.app, name="models")
-    app.add_typer(inspect.evaluations, name="evaluations")
-    app.add_typer(reports.app, name="reports")
-    app.add_typer(orders.app, name="orders")
-    app.add_typer(pacs.app, name="pacs")
-    app.add_typer(dead_letters.app, name="dead-letters")
+def add_to(app: typer.Typer, wanted: str | None = None) -> None:
+    """Make them commands of `app`: the wanted one alone, where it is one of these, so that it starts in half the time."""
+    for name in COMMANDS + GROUPS:
+        if wanted not in COMMANDS + GROUPS or name == wanted:
+            _add(app, name)
+
+
+def _add(app: typer.Typer, name: str) -> None:
+    module = import_module(f"listeners.cli.{ELSEWHERE.get(name, name)}")
+    if name in COMMANDS:
+        app.command(name)(getattr(module, name))
+    else:
+        app.add_typer(module.evaluations if name == "evaluations" else module.app, name=name)

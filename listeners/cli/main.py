@@ -37,7 +37,7 @@ app.command()(run.doctor)
 if sys.argv[1:2] not in RUNNING_ONLY:
     from listeners.cli.commands import add_to
 
-    add_to(app)
+    add_to(app, next(iter(sys.argv[1:2]), None))
 
 
 def main() -> None:

@@ -245,3 +245,12 @@ def test_the_trace_goes_on_into_the_order(hospital):
     trace = f"00-{uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-01"
     hospital.handle(record._replace(headers={**record.headers, "traceparent": trace}))
     assert all(row.headers["traceparent"][:35] == trace[:35] for row in hospital.outbox(ORDER))
+
+
+def test_a_run_says_which_event_it_was_for(hospital):
+    hospital.cases(tune=60, gate=40)
+    judged = hospital.handle(hospital.evaluation())
+    assert judged.steps[0] == {"event": "evaluation of brain_mri version 1: degraded, covariate"}
+    turned_down = hospital.handle(hospital.verdict(Verdict.REJECT))
+    assert turned_down.steps[0] == {"event": "the gate's verdict on brain_mri version 2: reject"}
+    assert hospital.say("how is brain mri?").steps[0] == {"user": "ada", "role": "admin"}

@@ -1,5 +1,6 @@
 """What the agents did, for a person."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -82,3 +83,33 @@ def test_an_unknown_run_is_named_with_those_like_it(reclaim: Reclaim) -> None:
 @pytest.mark.usefixtures("site")
 def test_without_runs_it_says_so(reclaim: Reclaim) -> None:
     assert "have not run yet" in reclaim("agents", "runs").text
+
+
+def test_what_a_person_reads_is_words_and_not_json(reclaim: Reclaim, site: Context, ran: AgentRun) -> None:
+    from agents.runner import OBSERVED
+
+    models = {"models": [{"name": "lung", "task": "nodule", "champion": 1, "serving": True, "status": "degraded"}]}
+    steps = [
+        {"event": "evaluation of lung version 1: degraded, covariate"},
+        {"act": "list_models", "arguments": {}, "observe": json.dumps(models)},
+        {"act": "handoff", "arguments": {"to_agent": "reporting"}, "observe": "Agent reporting is now handling.\nPlease go on."},
+        {"act": "order_report", "arguments": {"model": "lung"}, "observe": '{"recorded": "report lung"}'},
+        {"act": "model_status", "arguments": {"model": "lung"}, "observe": '{"model": "' + "x" * (OBSERVED - 11)},
+        {"agent": "reporting", "think": "It is degraded.\nA report is ordered."},
+    ]
+    reply = "It is degraded.\nA report is ordered.\n\nOrder ord-000000000001 is accepted."
+    row = AgentRun(**(ran.model_dump() | {"run_id": "run-words", "cause": "c2", "steps": steps, "reply": reply, "text": ""}))
+    with site.database.transaction() as tx:
+        tx.session.add(row)
+    told = reclaim("agents", "trace", "run-words").text
+    assert "evaluation of lung version 1: degraded, covariate, event c2" in told
+    assert "- lung (nodule): version 1 in service, degraded" in told
+    assert "2  hands over to reporting\n" in told
+    assert "Please go on" not in told
+    assert "recorded (report lung); the guardrails decide" in told
+    assert "xxx …" in told, "an answer that was too long says that it goes on"
+    assert told.count("A report is ordered.") == 1, "the last thought is the answer"
+    assert "          A report is ordered.\n" in told, "further lines stand under the first"
+    assert "ord-000000000001, report of lung, accepted now" in told
+    assert json.loads(reclaim("agents", "trace", "run-words", "--json").text)["steps"] == steps
+    assert "evaluation of lung version 1" in reclaim("agents", "runs").text

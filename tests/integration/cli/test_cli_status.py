@@ -2,15 +2,19 @@
 
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from sqlalchemy import text
 
 from agents.overview.reading import LOOKED_AT
+from listeners.cli.commands import COMMANDS, GROUPS, add_to
 from schemas.drift import DriftWindow
 from schemas.tables import Case, DeadLetter, Evaluation, Inbox, Job, ModelVersion, Order, Outbox, RegisteredModel, Study
 from services.runtime.service import Context
@@ -230,3 +234,19 @@ def test_only_the_newest_events_are_counted(reclaim: Reclaim, site: Context) -> 
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *GROUPS])
+def test_a_command_that_is_wanted_alone_is_the_same_command(name: str) -> None:
+    alone, every = typer.Typer(), typer.Typer()
+    add_to(alone, name)
+    add_to(every)
+    assert [each.name for each in (*alone.registered_commands, *alone.registered_groups)] == [name]
+    names = [each.name for each in (*every.registered_commands, *every.registered_groups)]
+    assert sorted(names) == sorted([*COMMANDS, *GROUPS])
+
+
+def test_the_status_loads_no_statistics() -> None:
+    start = "import sys; sys.argv = ['reclaim', 'status']; import listeners.cli.main, listeners.cli.overview"
+    code = f"{start}; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
