@@ -158,6 +158,13 @@ class Association:
             self._context_id, self._empty = request.context.context_id, 0
         return request
 
+    def missing(self, data: memoryview, position: int) -> int:
+        """How many bytes are still to come of the command at `position`, where its headers are those of an earlier C-STORE's."""
+        if not self.is_idle or self.is_closed:
+            return 0
+        usual = self._usuals.get(bytes(data[position : position + DATA_HEADER]))
+        return 0 if usual is None else max(0, position + usual.size - len(data))
+
     def _read_store(self, data: memoryview, position: int, header: bytes) -> Request | None:
         """The same by parsing; the next one like it need not be parsed."""
         found = self._reader.whole_command(data, position)

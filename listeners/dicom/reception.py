@@ -251,7 +251,8 @@ class Incoming:
         if self._answer is None:
             self._guarded(self._store)
         assert self._answer is not None
-        _log(self._answer, self._head, self.received)
+        if self._answer.status or logger.isEnabledFor(logging.DEBUG):
+            _log(self._answer, self._head, self.received)
         return self._answer
 
     def abandon(self) -> None:

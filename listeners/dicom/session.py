@@ -154,8 +154,11 @@ class Session:
         incoming, before = self._incoming, self._data_bytes
         self._filled += size
         received = room[:size]
-        taken = self._take_plain(association, received, size)
-        if taken < size:
+        taken = self._take_plain(association, received, 0)
+        if taken < size and (missing := association.missing(received, taken)):
+            received = self._await(room, size, missing)
+            taken = self._take_plain(association, received, taken)
+        if taken < len(received):
             self._carry_out(association.receive(received[taken:]))
         if not self._pieces:
             self._filled = 0
@@ -163,9 +166,16 @@ class Session:
         self._keep_pace(self._data_bytes - before if incoming is not None and incoming is self._incoming else size)
         return size
 
-    def _take_plain(self, association: Association, received: memoryview, size: int) -> int:
+    def _await(self, room: memoryview, size: int, missing: int) -> memoryview:
+        """What was received, with the rest of a command of which the sender has written the headers first, as DCMTK does."""
+        rest = room[size : size + missing]
+        count = self._connection.receive(rest, whole=True) if len(rest) == missing else 0
+        self._filled += count
+        return room[: size + count]
+
+    def _take_plain(self, association: Association, received: memoryview, position: int) -> int:
         """Take what is plainly a C-STORE command, or more of the data set under way; returns where something else begins."""
-        position = 0
+        size = len(received)
         while position < size:
             ahead = association.data_ahead
             if ahead:

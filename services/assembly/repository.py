@@ -95,6 +95,12 @@ class _Known(NamedTuple):
     purged_at: datetime | None
 
 
+_UIDS: Final[sqlalchemy.BindParameter[str]] = sqlalchemy.bindparam("uids", expanding=True)
+_KNOWN: Final = sqlalchemy.select(*(_INSTANCE.c[name] for name in _Known._fields)).where(_INSTANCE.c.sop_instance_uid.in_(_UIDS))
+_LOCKED: Final = select(Study).where(col(Study.study_uid).in_(_UIDS)).order_by(col(Study.study_uid)).with_for_update()
+"""Built once: a literal among hundreds costs more than its row."""
+
+
 def find_instance(session: Session, sop_instance_uid: str) -> Instance | None:
     """The row of an instance, if the index has it."""
     return session.get(Instance, sop_instance_uid)
@@ -159,9 +165,7 @@ def _refresh(row: Study, resent_at: datetime | None) -> None:
 
 
 def _known_instances(session: Session, uids: Sequence[str]) -> dict[str, _Known]:
-    columns = [getattr(_INSTANCE.c, name) for name in _Known._fields]
-    found = session.execute(sqlalchemy.select(*columns).where(_INSTANCE.c.sop_instance_uid.in_(uids)))
-    return {row[0]: _Known(*row) for row in found}
+    return {row[0]: _Known(*row) for row in session.execute(_KNOWN, {"uids": uids})}
 
 
 def _correct(session: Session, known: _Known, instance: NewInstance) -> None:
@@ -324,8 +328,7 @@ def _studies_of(tx: Transaction, studies: Sequence[NewStudy]) -> tuple[dict[str,
 
 
 def _locked_studies(session: Session, uids: Sequence[str]) -> dict[str, Study]:
-    query = select(Study).where(col(Study.study_uid).in_(uids)).order_by(col(Study.study_uid)).with_for_update()
-    return {row.study_uid: row for row in session.exec(query)}
+    return {row.study_uid: row for row in session.exec(_LOCKED, params={"uids": uids})}
 
 
 def _locked_study(session: Session, study_uid: str) -> Study:
