@@ -23,6 +23,8 @@ from services.runtime.errors import InvalidInput, Transient
 from services.runtime.transaction import Transaction
 
 READ_ONLY = "reclaim_read_only"
+READ_ONLY_SERVER = "25006"
+"""SQLSTATE of a server that takes no writes: a standby that is about to take over, or one that was demoted."""
 SAFETY = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000")
 SPEED = ("cache_size=-32000", "wal_autocheckpoint=8000")
 """At most 32 MB of pages a connection, of which only those used take memory; a checkpoint every 32 MB of WAL. Pseudonyms are
@@ -109,8 +111,8 @@ def is_transient(error: DBAPIError) -> bool:
         return True
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
-        return str(sqlstate)[:2] in {"08", "40", "53", "55", "57", "58"}
-    passing = ("locked", "busy", "connection", "resolve host", "full", "disk I/O error", "unable to open database")
+        return str(sqlstate)[:2] in {"08", "40", "53", "55", "57", "58"} or sqlstate == READ_ONLY_SERVER
+    passing = ("locked", "busy", "connection", "resolve host", "full", "disk I/O error", "unable to open database", "readonly")
     return isinstance(error, OperationalError) and any(word in str(error.orig) for word in passing)
 
 
@@ -119,11 +121,11 @@ def _make_engine(url: str, pool_size: int) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
+        engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": 30, "check_same_thread": False})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    return create_engine(parsed, pool_size=pool_size, pool_pre_ping=True)
+    return create_engine(parsed, hide_parameters=True, pool_size=pool_size, pool_pre_ping=True)
 
 
 def _parsed(url: str) -> URL:

@@ -4,10 +4,12 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, func, select
 
 from schemas import topics
@@ -225,3 +227,33 @@ def test_a_locked_sqlite_file_is_transient(sqlite_database: Database) -> None:
         with pytest.raises(Transient), hasty.transaction() as tx:
             tx.emit(topics.AGENT_REPLY, reply())
     hasty.close()
+
+
+def test_a_database_that_may_only_be_read_is_transient(sqlite_database: Database, tmp_path: Path) -> None:
+    """A file system that was mounted read-only after a fault, or a restored file with another owner: somebody will mend it."""
+    with sqlite_database.read() as session:
+        file = session.connection().engine.url.database
+    reader = Database(f"sqlite:///file:{file}?mode=ro&uri=true")
+    with pytest.raises(Transient, match="readonly"), reader.transaction() as tx:
+        tx.audit("somebody", "tried", "it")
+    reader.close()
+
+
+@pytest.mark.postgres
+def test_a_server_that_takes_no_writes_is_transient(postgres_server: Any) -> None:
+    """A standby during a failover."""
+    database = Database(postgres_server.url)
+    upgrade(database)
+    with pytest.raises(Transient, match="read-only"), database.transaction() as tx:
+        tx.session.execute(text("SET TRANSACTION READ ONLY"))
+        tx.audit("somebody", "tried", "it")
+        tx.session.flush()
+    database.close()
+
+
+def test_a_statement_that_fails_does_not_name_its_values(database: Database) -> None:
+    """What is logged of an unforeseen fault holds no value: a row of the archive's index has UIDs."""
+    statement = text("SELECT 1 FROM nowhere WHERE patient = :patient")
+    with pytest.raises(DBAPIError) as failed, database.read() as session:
+        session.connection().execute(statement, {"patient": "KANARIE"})
+    assert "KANARIE" not in str(failed.value)
