@@ -80,8 +80,8 @@ class Site:
             events.append(Prediction(**fields, probabilities=probabilities, predicted=CLASSES[int(row.argmax())]))
         self.feed(Join(JOIN), *events)
 
-    def label(self, labels, source="pathology", **ago):
-        fields = {"task": "tumour", "source": source, "labelled_at": self.clock.now() - timedelta(**ago)}
+    def label(self, labels, source="pathology", *, withdrawn=False, **ago):
+        fields = {"task": "tumour", "source": source, "labelled_at": self.clock.now() - timedelta(**ago), "withdrawn": withdrawn}
         self.feed(Join(JOIN), *[Label(study_key=f"{n:032x}", value=value, **fields) for n, value in labels.items()])
 
     def announced(self):
@@ -138,6 +138,40 @@ def test_a_correction_long_after_reopens_the_old_batch_and_its_evaluation(site):
     # The delay of the first label stays what it was: a correction is no late label.
     assert after != before
     assert again[-1].evidence["label_delay_median_days"] == 0
+
+
+def test_a_withdrawal_reopens_the_evaluation_which_then_does_without_the_case(site):
+    shares, truth = calibrated(site.rng, 50, 4.0)
+    site.score(0, shares)
+    site.label({n: CLASSES[truth[n]] for n in range(50)})
+    site.evaluate_announced()
+    site.clock.advance(30 * 86_400)
+    wrong = [n for n in range(50) if int(shares[n].argmax()) != truth[n]]
+    site.label(dict.fromkeys(wrong), withdrawn=True)
+    site.evaluate_announced()
+    after, before = site.evaluations()
+    assert (before.cases, after.cases, before.batch_id) == (50, 50 - len(wrong), after.batch_id)
+    rates = [{metric["name"]: metric["value"] for metric in row.metrics}["accuracy"] for row in (before, after)]
+    assert rates == [pytest.approx(1 - len(wrong) / 50), 1.0]
+    assert "cases_of_unknown_classes" not in after.evidence
+    assert (before.evidence["labelled_share"], after.evidence["labelled_share"]) == (1.0, pytest.approx(1 - len(wrong) / 50))
+
+
+def test_a_batch_of_which_every_label_was_withdrawn_is_evaluated_to_nothing(site):
+    shares, truth = calibrated(site.rng, 50, 4.0)
+    site.score(0, shares)
+    site.label({n: CLASSES[truth[n]] for n in range(50)})
+    site.evaluate_announced()
+    site.clock.advance(30 * 86_400)
+    site.label(dict.fromkeys(range(50)), withdrawn=True)
+    site.evaluate_announced()
+    after, before = site.evaluations()
+    assert (before.cases, after.cases, after.stream_cases, after.status) == (50, 0, 0, "undecided")
+    assert all(metric["value"] is None for metric in after.metrics)
+    site.label({n: CLASSES[truth[n]] for n in range(50)})
+    site.evaluate_announced()
+    again = site.evaluations()[-1]
+    assert again.metrics == before.metrics
 
 
 def test_sources_that_contradict_each_other_are_listed_with_the_one_that_counts_first(site):
