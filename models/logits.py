@@ -61,15 +61,20 @@ def study_logits(
     return StudyLogits(logits, np.repeat(np.arange(len(counts)), counts), np.asarray(tensors.labels, dtype=np.int64))
 
 
+def surprise(probabilities: Floats, labels: Integers) -> Floats:
+    """Negative log likelihood of each study in nats."""
+    return np.asarray(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, None)))
+
+
 def log_likelihood_loss(probabilities: Floats, labels: Integers) -> float:
     """Mean negative log likelihood in nats."""
-    return float(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, None)).mean())
+    return float(surprise(probabilities, labels).mean())
 
 
 def balanced_loss(probabilities: Floats, labels: Integers) -> float:
     """Negative log likelihood, mean over the classes present of the mean over their studies."""
-    surprise = -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, None))
-    return float(np.mean([surprise[labels == label].mean() for label in np.unique(labels)]))
+    each = surprise(probabilities, labels)
+    return float(np.mean([each[labels == label].mean() for label in np.unique(labels)]))
 
 
 def class_recalls(probabilities: Floats, labels: Integers) -> dict[int, float]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from models.adaptation import batch_norms, estimate_statistics, with_statistics
+from models.boundary import Held, hold
 from models.bundle import LoadedModel
 from models.calibration import Recalibration, recalibrate, rethreshold
 from models.data import TensorSet
@@ -59,6 +60,8 @@ SEARCHED: Final[Mapping[str, Mapping[str, float]]] = {
 """What is added to the ordered settings, one after the other, until no old class is seen to be forgotten."""
 DEARER: Final = 0.02
 """Mean recall of the new cases that interpolation may cost before the next penalty is tried."""
+HELD_ON: Final = 600
+"""Most old cases, held-out and rehearsed ones, on which the boundary between the classes is held after a training."""
 JUDGING: Final = 128
 """Most new and most old cases that the share of new statistics is chosen on: it is one number."""
 
@@ -220,7 +223,7 @@ class _Job:
             self.champion,
             self.data.new,
             together(new_valid, some(self.data.old_valid, max(len(new_valid), VALIDATED), seed)),
-            self.settings.training.model_copy(update=dict(changes)),
+            self.settings.training.model_copy(update={**changes, "valid_first": len(new_valid)}),
             self.strategy,
             rehearsal=self.rehearsal if len(self.rehearsal) else None,
             on_epoch=on_epoch,
@@ -230,28 +233,34 @@ class _Job:
         self.hooks.check()
         return tuned
 
+    def hold(self, module: nn.Module) -> Held:
+        """The calibration with which a candidate's boundary lies where the champion's does, on old cases without their labels."""
+        training, spec = self.settings.training, self.champion.spec
+        old, device = some(together(self.data.old_valid, self.rehearsal), HELD_ON, training.seed), choose_device(training.device)
+        before, after = (study_logits(each.to(device), old, device) for each in (self.champion.module, module))
+        return hold(before, after, spec.calibration)
+
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One training, and what shares of its weights are worth on the held-out cases."""
+    """One training: what shares of its weights are worth on the held-out cases, the best of them, and where its boundary lies."""
 
     name: str
     tuned: FineTuned
     shares: Mapping[float, Merit]
-
-    @property
-    def share(self) -> float:
-        """The share that costs least; of equal ones the largest."""
-        return min(self.shares, key=lambda share: (self.shares[share].cost, -share))
-
-    @property
-    def merit(self) -> Merit:
-        return self.shares[self.share]
+    share: float
+    module: nn.Module
+    merit: Merit
+    held: Held | None = None
 
     @property
     def enough(self) -> bool:
         """No old class is forgotten, and keeping them costs the new cases next to nothing."""
         return self.merit.keeps and self.merit.new_recall >= max(each.new_recall for each in self.shares.values()) - DEARER
+
+    def record(self) -> dict[str, Any]:
+        """The numbers of what was chosen within this attempt."""
+        return self.merit.rounded() | {"share": self.share}
 
 
 def _searched(job: _Job, record: dict[str, Any]) -> Repaired:
@@ -261,22 +270,32 @@ def _searched(job: _Job, record: dict[str, Any]) -> Repaired:
         if attempts:
             job.hooks.say(f"old classes would pay for it; training anew with {name}")
         tuned = job.train(changes, name, None if attempts else job.hooks.on_epoch)
-        attempts.append(_Attempt(name, tuned, _interpolated(job, tuned)))
+        attempts.append(_attempted(job, name, tuned))
         if attempts[-1].enough or tuned.result.best_epoch == 0:
             break
     best = min(attempts, key=lambda each: each.merit.cost)
-    champion, share, epoch = job.champion, best.share, best.tuned.result.best_epoch
-    module = between(champion.module, best.tuned.module, share) if share < 1 else best.tuned.module
-    tried = {each.name: each.merit.rounded() | {"share": each.share} for each in attempts}
-    record |= {"penalties": {"chosen": best.name, "candidates": tried}}
-    record |= {"interpolation": {"share": share, "candidates": _rounded(best.shares)}}
-    return Repaired(module, champion.spec, record, best.tuned.result.history, epoch, unchanged=epoch == 0)
+    spec, epoch = job.champion.spec, best.tuned.result.best_epoch
+    record |= {"penalties": {"chosen": best.name, "candidates": {each.name: each.record() for each in attempts}}}
+    record |= {"interpolation": {"share": best.share, "candidates": _rounded(best.shares)}}
+    if best.held is not None:
+        record |= {"boundary": best.held.record}
+        spec = spec.model_copy(update={"calibration": best.held.calibration})
+    return Repaired(best.module, spec, record, best.tuned.result.history, epoch, unchanged=epoch == 0)
 
 
-def _interpolated(job: _Job, tuned: FineTuned) -> dict[float, Merit]:
-    """The worth of each share of the new weights (WiSE-FT)."""
-    shares = INTERPOLATIONS if tuned.result.best_epoch else (1.0,)
-    return {share: job.jury.judge(between(job.champion.module, tuned.module, share)) for share in shares}
+def _attempted(job: _Job, name: str, tuned: FineTuned) -> _Attempt:
+    """Choose the share of the new weights (WiSE-FT): of equal ones the largest. Then hold the boundary, unless new cases object."""
+    champion = job.champion.module
+    if tuned.result.best_epoch == 0:
+        merit = job.jury.judge(tuned.module)
+        return _Attempt(name, tuned, {1.0: merit}, 1.0, tuned.module, merit)
+    shares = {share: job.jury.judge(between(champion, tuned.module, share)) for share in INTERPOLATIONS}
+    share = min(shares, key=lambda each: (shares[each].cost, -each))
+    module = between(champion, tuned.module, share) if share < 1 else tuned.module
+    held = job.hold(module)
+    if job.jury.objects(module, held.calibration):
+        return _Attempt(name, tuned, shares, share, module, shares[share])
+    return _Attempt(name, tuned, shares, share, module, job.jury.judge(module, held.calibration), held)
 
 
 def _rounded(tried: Mapping[Any, Merit]) -> dict[str, Any]:

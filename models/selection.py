@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.data import TensorSet
-from models.logits import Floats, Integers, balanced_loss, class_recalls, macro_recall, study_logits
+from models.logits import Floats, Integers, balanced_loss, class_recalls, macro_recall, study_logits, surprise
 from models.spec import Calibration
 
 TOLERANCE = 0.01
@@ -18,6 +18,8 @@ TOLERANCE = 0.01
 PRICE = 100.0
 """Nats that one whole recall of an old class costs that is shown to be lost beyond the tolerance: a point costs one nat, so
 that a candidate that forgets wins only where every other one forgets too."""
+DEAR = 0.02
+"""Nats that a calibration which serves the old cases may cost each new one."""
 SURE = 1.645
 """Standard errors of a one-sided bound of 95 %: with 50 cases of a class one of them is two points, and chance alone moves it."""
 
@@ -86,6 +88,16 @@ class Jury:
         cost = new_loss + old_loss + PRICE * forgotten
         worst = max((loss for loss, _ in lost), default=0.0)
         return Merit(cost, new_loss, new_recall, old_loss, macro_recall(scores, labels), worst, forgotten)
+
+    def objects(self, module: nn.Module, calibration: Calibration) -> bool:
+        """Whether new cases are shown (one-sided, 95 %) to lose more than `DEAR` nats by it against the champion's calibration."""
+        if len(self._new) < 2:
+            return False
+        module.to(self._device)
+        cases = study_logits(module, self._new, self._device)
+        present, other = (surprise(cases.probabilities(each), cases.labels) for each in (self._calibration, calibration))
+        dearer = other - present
+        return bool(dearer.mean() - SURE * dearer.std(ddof=1) / math.sqrt(len(dearer)) > DEAR)
 
     def _lost(self, scores: Floats, labels: Integers) -> list[tuple[float, float]]:
         """Each old class's loss of recall and its standard error, from the cases on which candidate and champion differ."""

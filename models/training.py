@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +31,9 @@ from models.sampling import Examples, class_weights, gather, plan_epoch, seeded
 from models.schedules import rate_factor
 from models.spec import ModelSpec
 from models.training_settings import EpochRecord, StopReason, TrainingSettings, merit
+from models.validation import validate
 
-__all__ = ["EpochRecord", "StopReason", "Ties", "TrainingResult", "TrainingSettings", "train", "validate"]
+__all__ = ["EpochRecord", "StopReason", "Ties", "TrainingResult", "TrainingSettings", "train"]
 
 _PLAN, _CHANGES, _DROPOUT = 0, 1, 2
 
@@ -306,7 +307,8 @@ def _record(run: _Run, epoch: int, train_loss: float | None, started: float) -> 
 
 
 def _validated(run: _Run, epoch: int, train_loss: float | None, started: float) -> EpochRecord:
-    loss, accuracy, recall = validate(run.module, run.spec, run.valid, run.device, batch_size=64, mixed=run.mixed)
+    first = run.settings.valid_first
+    loss, accuracy, recall = validate(run.module, run.valid, run.device, batch_size=64, mixed=run.mixed, first=first)
     return EpochRecord(
         epoch=epoch,
         train_loss=train_loss,
@@ -315,43 +317,6 @@ def _validated(run: _Run, epoch: int, train_loss: float | None, started: float) 
         macro_recall=recall,
         seconds=time.monotonic() - started,
     )
-
-
-def validate(
-    module: nn.Module,
-    spec: ModelSpec,
-    tensors: TensorSet,
-    device: torch.device,
-    *,
-    batch_size: int,
-    mixed: torch.dtype | None = None,
-) -> tuple[float, float, float]:
-    """Class-balanced negative log likelihood, accuracy and macro recall over studies; leaves the module in evaluation mode."""
-    module.eval()
-    images = [image for study in tensors.studies for image in study]
-    with torch.inference_mode(), torch.autocast(device.type, dtype=mixed or torch.bfloat16, enabled=mixed is not None):
-        parts = [
-            module(torch.stack(images[start : start + batch_size]).to(device)).float().cpu()
-            for start in range(0, len(images), batch_size)
-        ]
-    probabilities = torch.softmax(torch.cat(parts).double(), dim=1)
-    if not bool(torch.isfinite(probabilities).all()):
-        raise TrainingFailed("the network gives values that are not finite on the validation set")
-    counts = [len(study) for study in tensors.studies]
-    means = torch.stack([part.mean(dim=0) for part in torch.split(probabilities, counts)])
-    labels = torch.tensor(tensors.labels)
-    surprise = -means[torch.arange(len(labels)), labels].clamp_min(1e-12).log()
-    right = (means.argmax(dim=1) == labels).double()
-    present = [labels == index for index in range(len(spec.classes)) if bool((labels == index).any())]
-    return (
-        _mean([float(surprise[rows].mean()) for rows in present]),
-        float(right.mean()),
-        _mean([float(right[rows].mean()) for rows in present]),
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _resume(run: _Run, folder: Path | None, fingerprint: str) -> None:

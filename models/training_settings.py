@@ -29,6 +29,11 @@ class TrainingSettings(Spec):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     monitor: Literal["loss", "macro_recall"] = "loss"
     patience: int = Field(5, ge=1, description="Stop after this many epochs without a better validation")
+    valid_first: int = Field(
+        0,
+        ge=0,
+        description="The first so many validation studies count as much as all others together; 0: all alike",
+    )
     unfreezing: Literal["none", "gradual"] = Field("none", description="gradual: head first, the last block of the body joins next")
     rank: int = Field(8, ge=1, le=256, description="Rank of the added matrices where only those train")
     rehearsal_share: float = Field(0.5, ge=0, lt=1, description="Share of each batch drawn from old cases, where there are any")

@@ -11,6 +11,11 @@ from schemas.settings import Settings
 from schemas.vocabulary import Remedy
 from services.runtime.errors import InvalidInput
 
+BODY_RATE = "body_rate"
+"""Where a bundle's record of its training keeps the learning rate at which the body of the line's first version learned."""
+SHARE_OF_FIRST = 0.5
+CAREFUL = 1e-4
+"""The body's rate where nobody knows how the network was trained."""
 PLAN = "plan"
 """Where a job keeps its frozen plan among its settings; no order may set it."""
 
@@ -23,7 +28,7 @@ class RunOptions(BaseModel):
     epochs: int = Field(ge=1, le=1000)
     batch_size: int = Field(ge=2, le=4096)
     head_learning_rate: float = Field(gt=0, le=1)
-    body_learning_rate: float = Field(gt=0, le=1)
+    body_learning_rate: float | None = Field(gt=0, le=1)
     rehearsal_share: float = Field(ge=0, lt=1)
     rank: int = Field(ge=1, le=256)
     search: bool
@@ -49,13 +54,27 @@ def options_of(settings: Settings, ordered: Mapping[str, Any]) -> RunOptions:
         raise InvalidInput(f"the order's settings cannot be used ({faults})") from None
 
 
-def repair_settings(options: RunOptions, device: str, reservoir: int, devices: int = 1) -> RepairSettings:
-    """The settings of the repair; `reservoir` bounds the old cases for rehearsal, `devices` share each batch."""
+def first_body_rate(training: Mapping[str, Any]) -> float | None:
+    """The learning rate at which a line's body learned first, by a bundle's record of its training; None where it does not say."""
+    found = training.get(BODY_RATE) or training.get("settings", {}).get("body_learning_rate")
+    return float(found) if isinstance(found, int | float) and found > 0 else None
+
+
+def repair_settings(
+    options: RunOptions, device: str, reservoir: int, devices: int = 1, first_rate: float | None = None
+) -> RepairSettings:
+    """The settings of the repair; `reservoir` bounds the old cases for rehearsal, `devices` share each batch.
+
+    `first_rate` is the line's `first_body_rate`. No epoch ends a training early: with the learning rate falling to the last one
+    the best epochs come last, and one that forgets at first may not later.
+    """
+    suited = SHARE_OF_FIRST * first_rate if first_rate is not None else CAREFUL
     training = TrainingSettings(
-        **options.model_dump(exclude={"search"}),
+        **options.model_dump(exclude={"search", "body_learning_rate"}),
+        body_learning_rate=options.body_learning_rate or suited,
         device=device,
         devices=devices,
-        patience=max(3, options.epochs // 2),
+        patience=options.epochs,
         precision="float32",
     )
     return RepairSettings(training=training, search=options.search, reservoir=reservoir)

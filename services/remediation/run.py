@@ -114,7 +114,8 @@ def _repair(context: Context, claim: jobs.Claim, material: Material, keeper: job
         should_stop=keeper.must_end,
         checkpoint_dir=checkpoints(context, claim),
     )
-    ties = options.repair_settings(chosen, context.settings.inference.device, limits.max_cases, limits.devices)
+    first_rate = options.first_body_rate(material.champion.training)
+    ties = options.repair_settings(chosen, context.settings.inference.device, limits.max_cases, limits.devices, first_rate)
     return repair(claim.remedy, material.champion, _sets(claim, material, limits.max_cases, keeper), ties, hooks)
 
 
@@ -162,5 +163,7 @@ def _save(context: Context, claim: jobs.Claim, material: Material, repaired: Rep
         "choices": repaired.record,
         "history": [record.model_dump(exclude={"seconds"}) for record in repaired.history],
     }
+    if (rate := options.first_body_rate(material.champion.training)) is not None:
+        training[options.BODY_RATE] = rate
     folder = context.settings.models_dir / claim.model / name
     return save_bundle(folder, repaired.spec, repaired.module, training, now=context.clock.now())

@@ -183,8 +183,27 @@ def test_a_search_chooses_the_share_on_held_out_cases_and_trains_once_where_noth
     assert shares[str(mixed["share"])] == min(shares.values())
     assert mixed["candidates"][str(mixed["share"])]["forgotten"] == 0
     assert epochs == [0, 1, 2, 3]
-    assert made.spec == champion.spec
     assert not said
+
+
+def test_after_a_training_the_boundary_lies_where_it_lay_on_old_cases(champion, monkeypatch):
+    """Each class keeps its share of the decisions on old cases, rehearsed and held-out ones, and no label of theirs is asked."""
+    monkeypatch.setattr(selection, "DEAR", 1e3)
+    faint = replace(moved_data(**FAR), old=stripes(120, 31, contrast=0.2), old_valid=stripes(45, 32, contrast=0.2))
+    made = repair(Remedy.FULL, champion, faint, RepairSettings(training=QUICK.model_copy(update={"epochs": 3})))
+    held = made.record["boundary"]
+    assert held["cases"] == len(OLD) + len(OLD_VALID)
+    assert held["shares"]["moved"] != pytest.approx(held["shares"]["before"], abs=1e-3)
+    assert held["shares"]["held"] == pytest.approx(held["shares"]["before"], abs=1e-3)
+    assert made.spec == champion.spec.model_copy(update={"calibration": made.spec.calibration})
+    assert made.spec.calibration.offsets == pytest.approx(held["offsets"], abs=1e-3)
+
+
+def test_a_boundary_that_the_new_cases_need_elsewhere_is_left_there(champion, monkeypatch):
+    monkeypatch.setattr(selection, "DEAR", -1e3)
+    made = repair(Remedy.FULL, champion, moved_data(**FAR), RepairSettings(training=QUICK.model_copy(update={"epochs": 2})))
+    assert "boundary" not in made.record
+    assert made.spec == champion.spec
 
 
 def test_where_old_classes_would_pay_the_next_penalty_is_tried(champion, monkeypatch):

@@ -21,6 +21,7 @@ from models.sampling import class_weights, plan_epoch, seeded
 from models.scoring import accuracy, score
 from models.spec import ModelSpec, PreprocessingSpec
 from models.training import TrainingResult, TrainingSettings, train
+from models.validation import validate
 
 SPEC = ModelSpec(
     name="stripes",
@@ -183,6 +184,18 @@ def test_a_draft_of_a_killed_write_is_ignored_and_removed(tmp_path):
     (tmp_path / ".0123" / "state.json").write_text(json.dumps({"fingerprint": "half"}))
     train(network_of(SPEC), SPEC, TRAIN, VALID, one, checkpoint_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-00001"]
+
+
+def test_the_first_validation_studies_count_as_much_as_all_others_together():
+    module, cpu = network_of(SPEC), torch.device("cpu")
+    few, many = stripes(6, 21), stripes(42, 22)
+    both = TensorSet(*(getattr(few, name) + getattr(many, name) for name in ("studies", "labels", "patients", "keys")))
+    alone = [validate(module, each, cpu, batch_size=16) for each in (few, many)]
+    weighed = validate(module, both, cpu, batch_size=16, first=6)
+    assert weighed == pytest.approx(tuple((one + other) / 2 for one, other in zip(*alone, strict=True)))
+    assert validate(module, both, cpu, batch_size=16) != pytest.approx(weighed)
+    for first in (0, 48, 60):
+        assert validate(module, both, cpu, batch_size=16, first=first) == pytest.approx(validate(module, both, cpu, batch_size=16))
 
 
 def test_patience_ends_a_run_that_gets_no_better():

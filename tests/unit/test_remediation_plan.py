@@ -16,7 +16,7 @@ from schemas.settings import Settings
 from schemas.vocabulary import JobState, Remedy
 from services.remediation import data
 from services.remediation.gate import Rules
-from services.remediation.options import PLAN, options_of, repair_settings, require_executable
+from services.remediation.options import BODY_RATE, PLAN, first_body_rate, options_of, repair_settings, require_executable
 from services.remediation.plan import (
     LabelledCase,
     Plan,
@@ -171,6 +171,30 @@ def test_an_order_may_set_numbers_within_reason(tmp_path: Path) -> None:
         options_of(settings, {"epoch_count": 3})
     with pytest.raises(InvalidInput, match="epochs"):
         options_of(settings, {"epochs": 0})
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({"settings": {"body_learning_rate": 2e-3}}, 2e-3),
+        ({"settings": {"body_learning_rate": 2e-3}, BODY_RATE: 2e-4}, 2e-4),
+        ({BODY_RATE: 2e-4}, 2e-4),
+        ({"settings": {}}, None),
+        ({"settings": {"body_learning_rate": "fast"}}, None),
+        ({"trained_on": "site A"}, None),
+    ],
+)
+def test_the_rate_at_which_a_line_learned_first(training: dict, expected: float | None) -> None:
+    assert first_body_rate(training) == expected
+
+
+def test_a_body_learns_at_half_its_first_rate_unless_the_order_says_another(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    usual, ordered = options_of(settings, {}), options_of(settings, {"body_learning_rate": 3e-5})
+    rates = [repair_settings(usual, "cpu", 50, first_rate=first).training.body_learning_rate for first in (2e-3, 2e-4, None)]
+    assert rates == [1e-3, 1e-4, 1e-4]
+    assert repair_settings(ordered, "cpu", 50, first_rate=2e-3).training.body_learning_rate == 3e-5
+    assert repair_settings(usual, "cpu", 50).training.patience == usual.epochs
 
 
 @pytest.mark.parametrize("remedy", [remedy for remedy in Remedy if remedy not in EXECUTABLE] + [None])
