@@ -137,7 +137,8 @@ def _judge(context: Context, name: str, version: int, actor: str, reason: str) -
     outcome = {
         Verdict.PROMOTE: f"version {version} passed the gate and serves; `reclaim models rollback {name}` undoes it",
         Verdict.REJECT: f"version {version} did not pass the gate and is rejected; version {judged.champion} goes on serving",
-        Verdict.NEED_LABELS: f"the gate needs more labels; version {version} stays a candidate, {judged.champion} goes on serving",
+        Verdict.NEED_LABELS: f"about {judged.labels} more labels are asked for; version {version} stays a candidate until you have "
+        f"it judged again, {judged.champion} goes on serving",
     }[judged.judgement.verdict]
     console.print(f"{name}: {outcome}", soft_wrap=True)
     for sentence in judged.judgement.reasons:

@@ -22,7 +22,7 @@ from schemas.topics import PROMOTION
 from schemas.vocabulary import CaseRole, Verdict, VersionState
 from services.remediation import data, repository
 from services.remediation.comparison import Duel
-from services.remediation.conclusion import finite
+from services.remediation.conclusion import Shortage, finite, request_labels
 from services.remediation.criteria import rules_of
 from services.remediation.gate import Judgement, judge
 from services.remediation.ids import natural_id
@@ -42,10 +42,14 @@ ORIGIN = "owner"
 
 @dataclass(frozen=True)
 class Admission:
-    """A judged candidate: the version that served when it was judged, and what the gate said."""
+    """A judged candidate: the version that served when it was judged, and what the gate said.
+
+    `labels` is how many more labels were asked for, where they were too few for a verdict.
+    """
 
     champion: int
     judgement: Judgement
+    labels: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ def admit(
     earlier, run_id = _spend(context, asked, pair)
     tell(f"scoring {len(pair.gate)} studies of the gate and {len(pair.old)} of the old test set with both versions")
     judged = _judged(context, pair, asked, earlier)
-    _conclude(context, asked, pair, judged, run_id)
-    return Admission(pair.plan.champion, judged.judgement)
+    labels = _conclude(context, asked, pair, judged, run_id)
+    return Admission(pair.plan.champion, judged.judgement, labels)
 
 
 def _pair(context: Context, session: Session, asked: _Asked, limits: RemediationSettings) -> _Pair:
@@ -209,8 +213,12 @@ def _judged(context: Context, pair: _Pair, asked: _Asked, earlier: int) -> _Judg
     return _Judged(cited(judgement, asked.cited), gate.challenger)
 
 
-def _conclude(context: Context, asked: _Asked, pair: _Pair, judged: _Judged, run_id: str) -> None:
-    """Verdict, version, baseline, event and audit in one transaction. InvalidInput when something changed meanwhile."""
+def _conclude(context: Context, asked: _Asked, pair: _Pair, judged: _Judged, run_id: str) -> int:
+    """Verdict, version, baseline, events and audit in one transaction. InvalidInput when something changed meanwhile.
+
+    Returns how many more labels it has asked for.
+    """
+    labels = 0
     verdict, subject = judged.judgement.verdict, f"{asked.model}:{asked.number}"
     evidence = {
         "reasons": list(judged.judgement.reasons),
@@ -231,7 +239,12 @@ def _conclude(context: Context, asked: _Asked, pair: _Pair, judged: _Judged, run
             _promote(tx, asked, row, judged.cases, run_id)
         elif verdict == Verdict.REJECT:
             registry.reject(tx, asked.model, asked.number, actor=asked.actor, reason=asked.reason, run=run_id)
+        else:
+            labels = labels_for(judged.judgement.needed_cases - len(pair.plan.gate), context.settings.join.gate_share)
+            why = f"Version {asked.number} of {asked.model} waits for its judgement: {judged.judgement.reasons[-1]}"
+            request_labels(tx, run_id, Shortage(asked.model, pair.plan.champion, labels, why), actor=asked.actor)
         tx.emit(PROMOTION, _event(asked, pair.plan.champion, judged.judgement), event_id=run_id)
+    return labels
 
 
 def _promote(tx: Transaction, asked: _Asked, row: ModelVersion, cases: Sequence[ScoredCase], run_id: str) -> None:

@@ -1,6 +1,7 @@
 """The end of a run: verdict, version, order, job, events and audit in one transaction, or none of them."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from schemas.events import MaintenanceOrder, MaintenancePromotion
@@ -50,7 +51,8 @@ def conclude(context: Context, claim: jobs.Claim, material: Material, outcome: O
         if verdict == Verdict.NEED_LABELS:
             share = context.settings.join.gate_share
             missing = outcome.judgement.needed_cases - len(material.plan.gate)
-            request_labels(tx, claim, labels_for(missing, share), outcome.judgement.reasons[-1], material.plan.champion)
+            asked = Shortage(claim.model, material.plan.champion, labels_for(missing, share), outcome.judgement.reasons[-1])
+            request_labels(tx, claim.job_id, asked, cause=claim.traceparent)
         words = WORDS[verdict].format(number=number, champion=material.plan.champion)
         result = evidence | {"verdict": verdict, "challenger": number, "champion_before": material.plan.champion}
         jobs.succeed(tx, claim, result, words)
@@ -68,42 +70,40 @@ def conclude_too_few(context: Context, claim: jobs.Claim, few: TooFew) -> None:
     cases = max(labels_for(few.missing["tune"], shares.tune_share), labels_for(few.missing["gate"], shares.gate_share))
     with context.database.transaction() as tx:
         champion = repository.lock_model(tx.session, claim.model).champion
-        request_labels(tx, claim, cases, few.reason, champion)
+        request_labels(tx, claim.job_id, Shortage(claim.model, champion, cases, few.reason), cause=claim.traceparent)
         numbers = {"tune_cases": few.tune, "gate_cases": few.gate, "labels_needed": cases, "labels_of_no_class": few.foreign}
         result = {"verdict": Verdict.NEED_LABELS, "reasons": [few.reason], "numbers": numbers}
         jobs.succeed(tx, claim, result, f"{few.reason} About {cases} more labels were asked for.")
 
 
-def request_labels(tx: Transaction, claim: jobs.Claim, cases: int, reason: str, version: int | None) -> None:
-    """Order labels, once per run."""
-    now, order_id = tx.clock.now(), natural_id("labels", claim.job_id)
+@dataclass(frozen=True)
+class Shortage:
+    """How many more labelled cases a judgement of a model takes, beside the version that serves, and why."""
+
+    model: str
+    champion: int | None
+    cases: int
+    reason: str
+
+
+def request_labels(tx: Transaction, run_id: str, lack: Shortage, *, actor: str = jobs.ACTOR, cause: str = "") -> str:
+    """Order labels, once per run; returns the order's id."""
+    now, order_id = tx.clock.now(), natural_id("labels", run_id)
+    shared: dict[str, Any] = {"order_id": order_id, "kind": OrderKind.LABEL_REQUEST, "model": lack.model, "version": lack.champion}
+    shared |= {"settings": {"cases": lack.cases}, "actor": actor}
     row = Order(
-        order_id=order_id,
+        **shared,
         idempotency_key=f"labels:{order_id}",
-        kind=OrderKind.LABEL_REQUEST,
         state=OrderState.ACCEPTED,
-        model=claim.model,
-        version=version,
-        settings={"cases": cases},
-        reason=reason[:1000],
-        actor=jobs.ACTOR,
+        reason=lack.reason[:1000],
         created_at=now,
         updated_at=now,
     )
-    if not tx.insert_new(Order, [row], returning="order_id"):
-        return
-    event = MaintenanceOrder(
-        order_id=order_id,
-        kind=OrderKind.LABEL_REQUEST,
-        model=claim.model,
-        version=version,
-        settings={"cases": cases},
-        reason=reason,
-        actor=jobs.ACTOR,
-        ordered_at=now,
-    )
-    tx.emit(ORDER, event, event_id=order_id, cause=claim.traceparent or None)
-    tx.audit(jobs.ACTOR, "labels.requested", claim.model, order=order_id, cases=cases, reason=reason)
+    if tx.insert_new(Order, [row], returning="order_id"):
+        event = MaintenanceOrder(**shared, reason=lack.reason, ordered_at=now)
+        tx.emit(ORDER, event, event_id=order_id, cause=cause or None)
+        tx.audit(actor, "labels.requested", lack.model, order=order_id, cases=lack.cases, reason=lack.reason)
+    return order_id
 
 
 def _evidence(claim: jobs.Claim, material: Material, outcome: Outcome) -> dict[str, Any]:

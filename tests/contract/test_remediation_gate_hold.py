@@ -12,8 +12,9 @@ from models.bundle import network_of, save_bundle
 from models.errors import BrokenBundle
 from models.scoring import ScoredCase
 from models.spec import ModelSpec, SelectionRule
-from schemas.tables import Audit, BaselineCase, Case, Job, ModelVersion, Outbox, TrainingPatient
-from schemas.vocabulary import CaseRole, CaseState, Verdict, VersionState
+from schemas.tables import Audit, BaselineCase, Case, Job, ModelVersion, Order, Outbox, TrainingPatient
+from schemas.topics import ORDER, PROMOTION
+from schemas.vocabulary import CaseRole, CaseState, OrderKind, OrderState, Verdict, VersionState
 from services.remediation import admission, data, repository
 from services.remediation.gate import Judgement
 from services.remediation.plan import LabelledCase, Plan
@@ -25,6 +26,8 @@ from services.runtime.service import Context
 
 AT = datetime(2026, 3, 2, tzinfo=UTC)
 CLASSES = ["a", "b"]
+OWNERS = ("adapt_statistics]", "adapt_statistics]\n    owner_versions: true")
+"""What makes the example's plan cover a version that a person brings."""
 PLAN = Path(__file__).parents[2] / "docs" / "examples" / "change-plan.yaml"
 
 
@@ -48,12 +51,12 @@ def asked(context: Context) -> admission._Asked:
     return admission._Asked("chest", 2, "user:owner", "trained on both scanners", plan_of(context.settings, "chest"))
 
 
-def conclude(context: Context, verdict: Verdict, wanted: admission._Asked | None = None) -> None:
+def conclude(context: Context, verdict: Verdict, wanted: admission._Asked | None = None) -> int:
     gate = (LabelledCase("study", "gate-patient", "a", AT),)
     pair = admission._Pair(Plan(1, (), gate, None), (None, None), SelectionRule(), (), ())  # type: ignore[arg-type]
     scored = [ScoredCase("study", "gate-patient", "a", "a", {"a": 0.9, "b": 0.1})]
-    judged = admission._Judged(Judgement(verdict, ("Better.",), {"mcnemar_p": 0.01}), scored)
-    admission._conclude(context, wanted or asked(context), pair, judged, "run")
+    judged = admission._Judged(Judgement(verdict, ("Better.",), {"mcnemar_p": 0.01}, 60), scored)
+    return admission._conclude(context, wanted or asked(context), pair, judged, "run")
 
 
 def everything(context: Context) -> Mapping[str, Any]:
@@ -91,12 +94,28 @@ def test_or_it_has_not_happened(chest: Context, monkeypatch: pytest.MonkeyPatch,
     assert everything(chest) == before
 
 
+def test_for_want_of_labels_they_are_ordered_with_their_number(chest: Context) -> None:
+    """One gate case is there and 60 are needed; every fourth labelled study is one of the gate."""
+    assert conclude(chest, Verdict.NEED_LABELS) == 59 * 4
+    with chest.database.read() as session:
+        (row,) = session.exec(select(Order))
+        sent = {each.topic: each for each in session.exec(select(Outbox))}
+        states = [each.state for each in registry.versions(session, "chest")]
+    assert (row.kind, row.state, row.settings, row.version) == (OrderKind.LABEL_REQUEST, OrderState.ACCEPTED, {"cases": 236}, 1)
+    assert row.reason == "Version 2 of chest waits for its judgement: Better."
+    assert sent[ORDER.name].event_id == row.order_id
+    assert PROMOTION.name in sent
+    assert VersionState.CANDIDATE in states, "it can be judged again"
+
+
 @pytest.mark.parametrize("change", ["put in force", "amended", "taken away"])
 def test_a_verdict_is_void_when_another_change_control_plan_came_into_force_meanwhile(chest: Context, change: str) -> None:
     file = chest.settings.state_dir / "plans" / "chest.yaml"
     file.parent.mkdir()
     text = PLAN.read_text().replace("model: brain-mri", "model: chest")
-    text = text.replace("remedies: [harmonise, adapt_statistics]", "remedies: [harmonise, adapt_statistics]\n    owner_versions: true")
+    text = text.replace(
+        "remedies: [harmonise, adapt_statistics]", "remedies: [harmonise, adapt_statistics]\n    owner_versions: true"
+    )
     if change != "put in force":
         file.write_text(text)
     wanted, before = asked(chest), everything(chest)
@@ -170,7 +189,9 @@ def test_retiring_is_no_way_around_the_change_control_plan(chest: Context) -> No
     with pytest.raises(InvalidInput, match="is no modification of the change control plan"):
         require_leave_to_begin(chest, "chest")
     file.write_text(
-        file.read_text().replace("remedies: [harmonise, adapt_statistics]", "remedies: [harmonise, adapt_statistics]\n    owner_versions: true")
+        file.read_text().replace(
+            "remedies: [harmonise, adapt_statistics]", "remedies: [harmonise, adapt_statistics]\n    owner_versions: true"
+        )
     )
     require_leave_to_begin(chest, "chest")
     require_leave_to_begin(chest, "new")

@@ -6,11 +6,14 @@ import pytest
 from sqlmodel import select
 
 from schemas.agent_runs import AgentRun
+from schemas.events import MaintenancePromotion
 from schemas.report_settings import ReportSettings
 from schemas.settings import PolicySettings
 from schemas.tables import BaselineCase, Inbox, TrainingPatient
+from schemas.topics import PROMOTION
 from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, Verdict
 from services.remediation import repository as remediation
+from services.remediation.conclusion import Shortage, request_labels
 from services.remediation.plan import Plan, choose, labels_for, start_of_decline
 
 FALL = {
@@ -304,3 +307,26 @@ def test_a_model_that_never_declined_has_no_story_but_a_status(hospital):
     hospital.handle(hospital.evaluation(Status.HEALTHY, Diagnosis.NONE))
     reply = hospital.say("what happened to brain?").reply
     assert reply.startswith("No decline of brain_mri has been found so far.\nVersion 1 serves now. It is healthy")
+
+
+def test_labels_that_a_judgement_at_the_terminal_has_asked_for_are_not_asked_for_again(hospital):
+    """Also where all rungs are used up: the request stands in the verdict's own transaction, with its own number."""
+    hospital.cases(tune=60, gate=40, waiting=30)
+    hospital.handle(hospital.evaluation())
+    with hospital.database.transaction() as tx:
+        lack = Shortage("brain_mri", 1, 236, "Version 2 of brain_mri waits for its judgement.")
+        asked = request_labels(tx, "admission-1", lack, actor="user:ada")
+    data = MaintenancePromotion(
+        model="brain_mri",
+        challenger=2,
+        champion_before=1,
+        champion_after=1,
+        verdict=Verdict.NEED_LABELS,
+        reasons=("Too few.",),
+        actor="user:ada",
+        origin="owner",
+    )
+    run = hospital.handle(hospital.record(PROMOTION, "admission-1", data))
+    assert run.order_ids == []
+    assert asked in run.reply
+    assert [row.settings for row in hospital.orders() if row.kind == OrderKind.LABEL_REQUEST] == [{"cases": 236}]
