@@ -129,7 +129,7 @@ def _order(order: "Work", now: datetime) -> str:
     if order.state == "awaiting_approval":
         return f'{escape(text)}; {_yellow("waits for approval")}: reclaim chat "approve {order.order_id}"'
     far = f", epoch {order.epoch} of {order.epochs}" if order.epoch is not None and order.epochs is not None else ""
-    told = f" ({order.message})" if order.message else ""
+    told = f" ({order.message})" if order.message and not order.message.startswith("epoch ") else ""
     return escape(f"{text}; {(order.job or order.state).replace('_', ' ')}{far}{told}")
 
 

@@ -26,8 +26,6 @@ from services.runtime.service import Context
 
 AT = datetime(2026, 3, 2, tzinfo=UTC)
 CLASSES = ["a", "b"]
-OWNERS = ("adapt_statistics]", "adapt_statistics]\n    owner_versions: true")
-"""What makes the example's plan cover a version that a person brings."""
 PLAN = Path(__file__).parents[2] / "docs" / "examples" / "change-plan.yaml"
 
 
