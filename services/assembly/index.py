@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from models.patient_ids import same_id
 from schemas.announcements import SetAside
 from schemas.tables import Instance
 from services.assembly.conflict_repository import insert_set_aside
@@ -129,6 +130,7 @@ class ArchiveIndex:
             last_instance_at=file.received_at,
             stated_instances=max(each.facts.stated_instances for each in files),
             traceparent=last.traceparent or current_traceparent(),
+            patients=len({same_id(each.facts.patient_id) for each in files if each.facts.patient_id}),
         )
 
     def _instance_row(self, file: StoredFile) -> NewInstance:

@@ -4,6 +4,7 @@ Lock order is study, then instance, everywhere; the ticker skips studies that a 
 a study's list of series is read under the same lock that its instances are counted under.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,14 +16,17 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, func, select
 
 from schemas.announcements import StepStudy
-from schemas.tables import Instance, Study
+from schemas.tables import Audit, Instance, Study
 from schemas.vocabulary import StudyState
 from services.assembly.studies import Progress, on_instances
 from services.runtime.result_uids import is_result_uid
 from services.runtime.transaction import Transaction
 
+logger = logging.getLogger(__name__)
 RESENT_AFTER: Final = timedelta(hours=1)
 """A file that comes again so long after its first receipt counts as new for retention."""
+PATIENTS_DIFFER: Final = "study.patients_differ"
+"""Action in the audit record."""
 ASSEMBLY_BELL: Final = "assembly"
 """Rung when a study may be complete."""
 
@@ -70,7 +74,10 @@ class NewInstance(NamedTuple):
 
 
 class NewStudy(NamedTuple):
-    """What a study starts with, and what every batch of instances brings up to date."""
+    """What a study starts with, and what every batch of instances brings up to date.
+
+    `patients`: how many different patient IDs the batch's instances name; one that names none says nothing.
+    """
 
     study_uid: str
     study_key: str
@@ -82,6 +89,7 @@ class NewStudy(NamedTuple):
     calling_ae: str = ""
     stated_instances: int = 0
     traceparent: str = ""
+    patients: int = 0
 
 
 class _Known(NamedTuple):
@@ -193,6 +201,8 @@ def _move_on(tx: Transaction, row: Study, study: NewStudy, added: Sequence[NewIn
         if is_new:  # by auto-routing: a study that has nothing else yet has nothing to announce
             row.state = StudyState.COMPLETE
         return
+    if study.patients > 1 or (study.patients and row.patient_key != study.patient_key):
+        _tell_of_patients(tx, row)
     is_first = row.instances == 0
     was = StudyState(row.state)
     _apply(row, on_instances(progress_of(row), [instance.received_at for instance in counted]))
@@ -200,6 +210,17 @@ def _move_on(tx: Transaction, row: Study, study: NewStudy, added: Sequence[NewIn
     row.accession_key = row.accession_key or study.accession_key
     row.calling_ae = study.calling_ae or row.calling_ae
     row.traceparent = study.traceparent or row.traceparent
+
+
+def _tell_of_patients(tx: Transaction, row: Study) -> None:
+    """Once a study: what is scored and sent back as one patient's may be another's."""
+    told = select(Audit.id).where(Audit.subject == row.study_key, Audit.action == PATIENTS_DIFFER).limit(1)
+    if tx.session.exec(told).first() is None:
+        tx.audit("dicom", PATIENTS_DIFFER, row.study_key)
+        logger.warning(
+            "ASM-316 study %s has objects with different patient IDs; it counts for the first one: compare them, ask the sender",
+            row.study_key,
+        )
 
 
 def _insert(session: Session, instances: Sequence[NewInstance]) -> None:
@@ -320,11 +341,15 @@ def _studies_of(tx: Transaction, studies: Sequence[NewStudy]) -> tuple[dict[str,
     """Rows of studies, locked in the order of their UIDs, and the UIDs of those that are new."""
     uids = [study.study_uid for study in studies]
     rows = _locked_studies(tx.session, uids)
-    missing = [Study(**study._asdict()) for study in studies if study.study_uid not in rows]
+    missing = [_row_of(study) for study in studies if study.study_uid not in rows]
     if not missing:
         return rows, set()
     new = set(tx.insert_new(Study, missing, returning="study_uid"))
     return _locked_studies(tx.session, uids), new
+
+
+def _row_of(study: NewStudy) -> Study:
+    return Study(**{name: value for name, value in study._asdict().items() if name in Study.model_fields})
 
 
 def _locked_studies(session: Session, uids: Sequence[str]) -> dict[str, Study]:
