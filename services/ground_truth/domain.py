@@ -104,8 +104,10 @@ def check_words(prediction: Prediction) -> None:
 
 def check_numbers(prediction: Prediction) -> None:
     """Raise InvalidInput for times without a UTC equivalent and for numbers that are too large for their columns."""
-    _check_time("acquired_at", prediction.acquired_at)
-    _check_time("scored_at", prediction.scored_at)
+    acquired_at, scored_at = prediction.acquired_at, prediction.scored_at
+    if not (MINYEAR < acquired_at.year < MAXYEAR and MINYEAR < scored_at.year < MAXYEAR):
+        _check_time("acquired_at", acquired_at)
+        _check_time("scored_at", scored_at)
     if prediction.version > MAX_INTEGER or prediction.revision > MAX_INTEGER:
         raise InvalidInput("version or revision is not a 32-bit integer")
 

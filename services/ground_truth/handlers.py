@@ -63,10 +63,11 @@ class Join(BatchConsumer[None]):
         truths = joined.placed(closed)
         repository.store_cases(tx.session, new.scores, [truths.pop(case[:3], WAITING) for case in new.cases], now)
         repository.set_truths(tx.session, sorted(truths.items()), now)
-        record(tx, joined.changes, good.events)
-        reopen(tx, joined.reopened, good.events)
+        causes = good.causes if joined.changes or joined.reopened or closed else {}
+        record(tx, joined.changes, causes)
+        reopen(tx, joined.reopened, causes)
         for full in closed:
-            close(tx, full, "size", good.events)
+            close(tx, full, "size", causes)
 
     def _valid(self, tx: Transaction, batch: Polled) -> "Good":
         """Without those that nobody can use: they go to the dead letters."""
@@ -75,12 +76,10 @@ class Join(BatchConsumer[None]):
         good = Good([], [], [])
         for event in batch:
             try:
-                check(event.data)
+                good.add(event, check)
             except InvalidInput as error:
                 tx.reject(self.name, event.record, type(error).__name__, error.reason)
                 logger.warning("rejected %s %s: %s", event.topic.name, event.event_id, error.reason)
-            else:
-                good.add(event)
         return good
 
     def _scored(self, tx: Transaction, good: "Good") -> tuple[Sequence[KnownCase], "New"]:
@@ -102,8 +101,9 @@ class Join(BatchConsumer[None]):
         return {patient: known.get(patient) or role_of(patient, *shares) for patient in patients}
 
 
-Events = Sequence[Received[Any]]
-"""In the order of arrival, scores and labels."""
+Causes = Mapping[str, tuple[int, Received[Any]]]
+"""Study to the last event of this transaction that belongs to it, and that event's place among all."""
+_STATES: Final = {str(state): state for state in CaseState}
 WAITING: Final[repository.Truth] = (CaseState.WAITING, None, None)
 
 
@@ -114,13 +114,21 @@ class Good(NamedTuple):
     predictions: list[Prediction]
     labels: list[Label]
 
-    def add(self, event: Received[Any]) -> None:
-        """One more."""
+    def add(self, event: Received[Any], check: "Checks") -> None:
+        """One more; InvalidInput, and nothing done, when nobody can use it."""
+        data = event.data
+        if isinstance(data, Prediction):
+            check.prediction(data)
+            self.predictions.append(data)
+        elif isinstance(data, Label):
+            check.label(data)
+            self.labels.append(data)
         self.events.append(event)
-        if isinstance(event.data, Prediction):
-            self.predictions.append(event.data)
-        elif isinstance(event.data, Label):
-            self.labels.append(event.data)
+
+    @property
+    def causes(self) -> Causes:
+        """The last event of each study."""
+        return {event.data.study_key: (place, event) for place, event in enumerate(self.events)}
 
     @property
     def studies(self) -> set[str]:
@@ -146,17 +154,15 @@ class Checks:
         self._classes, self._now = classes, now
         self._known: set[tuple[object, ...]] = set()
 
-    def __call__(self, data: Event) -> None:
-        """Raise InvalidInput for an event that nobody can use."""
-        if isinstance(data, Prediction):
-            self._prediction(data)
-        elif isinstance(data, Label):
-            words = (data.task, data.value, data.source, data.withdrawn)
-            if words not in self._known or time_fault(data.labelled_at, self._now):
-                check_label(data, self._classes.get(data.task, ()), self._now)
-                self._known.add(words)
+    def label(self, data: Label) -> None:
+        """Raise InvalidInput for a label that nobody can use."""
+        words = (data.task, data.value, data.source, data.withdrawn)
+        if words not in self._known or time_fault(data.labelled_at, self._now):
+            check_label(data, self._classes.get(data.task, ()), self._now)
+            self._known.add(words)
 
-    def _prediction(self, data: Prediction) -> None:
+    def prediction(self, data: Prediction) -> None:
+        """Raise InvalidInput for a score that nobody can use."""
         check_numbers(data)
         names, facets = data.probabilities, data.facets
         words = (data.model, data.task, data.predicted, len(names), *names, len(facets), *facets, *facets.values(), *data.findings)
@@ -222,25 +228,25 @@ def settle_all(cases: Iterable[KnownCase], truths: Mapping[tuple[str, str], str 
     """Settle cases by the truths of their studies and tasks; a truth is None where all labels were withdrawn."""
     joined = Joined()
     for case in cases:
-        if (case.study_key, case.task) not in truths:
+        study, model, version, task, stored, role, serving, known, batch_id, acquired_at = case
+        if (study, task) not in truths:
             continue
-        truth = truths[case.study_key, case.task]
-        state = CaseState(case.state)
-        event = truth_event(case.truth, truth)
+        truth, state = truths[study, task], _STATES[stored]
+        event = truth_event(known, truth)
         if event:
             state, effects = step(state, event)
             if truth is None:
-                joined.withdrawn[case.study_key, case.model, case.version] = state
+                joined.withdrawn[study, model, version] = state
             else:
-                joined.truths[case.study_key, case.model, case.version] = (state, truth)
-            if case.truth is not None:
-                joined.changes.setdefault((case.model, case.version), []).append(Change(case, truth))
-            if Effect.REOPEN in effects and case.batch_id:
-                joined.reopened.setdefault(case.batch_id, set()).add(case.study_key)
-        if state is CaseState.JOINED and case.role == CaseRole.TRIGGER and case.serving:
-            fresh = joined.fresh.setdefault((case.model, case.version), [])
-            if case.state == CaseState.WAITING:
-                fresh.append((case.acquired_at, case.study_key))
+                joined.truths[study, model, version] = (state, truth)
+            if known is not None:
+                joined.changes.setdefault((model, version), []).append(Change(case, truth))
+            if Effect.REOPEN in effects and batch_id:
+                joined.reopened.setdefault(batch_id, set()).add(study)
+        if state is CaseState.JOINED and serving and role == CaseRole.TRIGGER:
+            fresh = joined.fresh.setdefault((model, version), [])
+            if stored == CaseState.WAITING:
+                fresh.append((acquired_at, study))
     return joined
 
 
@@ -291,18 +297,16 @@ def divide(
     return batches
 
 
-def record(tx: Transaction, changes: Mapping[Version, Sequence[Change]], causes: Events) -> None:
+def record(tx: Transaction, changes: Mapping[Version, Sequence[Change]], causes: Causes) -> None:
     """Audit what the truths of joined cases were and are now, so that no correction and no withdrawal loses history."""
-    if not changes:
-        return
-    last = {event.data.study_key: event.event_id for event in causes}
     for (model, version), found in sorted(changes.items()):
         for start in range(0, len(found), AUDITED_AT_ONCE):
-            said = [change.said(last.get(change.case.study_key, "")) for change in found[start : start + AUDITED_AT_ONCE]]
+            part = found[start : start + AUDITED_AT_ONCE]
+            said = [change.said(cause.event_id if (cause := _last([change.case.study_key], causes)) else "") for change in part]
             tx.audit(CONSUMER, "truth.changed", f"{model}:{version}", cases=said)
 
 
-def reopen(tx: Transaction, reopened: Mapping[str, set[str]], causes: Events) -> None:
+def reopen(tx: Transaction, reopened: Mapping[str, set[str]], causes: Causes) -> None:
     """Announce each batch with corrected cases once more, once per transaction."""
     for batch in repository.batches(tx.session, reopened) if reopened else ():
         cause = _last(reopened[batch.batch_id], causes)
@@ -316,10 +320,10 @@ def close_overdue(tx: Transaction, size: int, max_age_s: float) -> None:
         repository.lock_version(tx.session, version)
         waiting = [study for _, study in repository.open_cases(tx.session, version, size)]
         if waiting:
-            close(tx, Full(version, repository.next_number(tx.session, version), (), waiting), "age", ())
+            close(tx, Full(version, repository.next_number(tx.session, version), (), waiting), "age", {})
 
 
-def close(tx: Transaction, full: Full, closed_by: str, causes: Events) -> None:
+def close(tx: Transaction, full: Full, closed_by: str, causes: Causes) -> None:
     """Store the batch with the cases that waited for it, and announce it. Fresh cases have it from `set_truths`."""
     studies = [*full.fresh, *full.waiting]
     batch = Batch(
@@ -342,7 +346,7 @@ def _announce(tx: Transaction, batch: Batch, *, corrected: bool, event_id: str, 
     tx.emit(BATCH_READY, BatchReady(**fields, corrected=corrected), event_id=event_id, cause=cause)
 
 
-def _last(studies: Iterable[str], causes: Events) -> Received[Event] | None:
+def _last(studies: Iterable[str], causes: Causes) -> Received[Event] | None:
     """The last event of this transaction that belongs to one of the studies: its trace goes on."""
-    wanted = set(studies)
-    return next((event for event in reversed(causes) if event.data.study_key in wanted), None)
+    found = [causes[study] for study in studies if study in causes]
+    return max(found)[1] if found else None

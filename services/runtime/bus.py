@@ -27,7 +27,7 @@ from services.runtime.errors import Transient
 from services.runtime.guard import OffsetGuard
 from services.runtime.health import EX_DATAERR, EX_SOFTWARE, Health
 from services.runtime.limits import DeadLetterLimit
-from services.runtime.messages import Record
+from services.runtime.messages import Headers, Record, text_of
 
 logger = logging.getLogger(__name__)
 MAX_BATCH_BYTES = 1_048_576
@@ -190,12 +190,7 @@ def to_record(raw: "ConsumerRecord[Any, Any]") -> Record:
 
     That is bytes which are not UTF-8, and the NUL character, which PostgreSQL refuses.
     """
-    key = str(raw.key or b"", "utf-8", "replace")[:255]
-    headers = {name: str(value or b"", "utf-8", "replace") for name, value in raw.headers}
-    if "\0" in "".join((key, *headers, *headers.values())):
-        key = key.replace("\0", "\ufffd")
-        headers = {name.replace("\0", "\ufffd"): value.replace("\0", "\ufffd") for name, value in headers.items()}
-    return Record(raw.topic, raw.partition, raw.offset, key, headers, raw.value or b"")
+    return Record(raw.topic, raw.partition, raw.offset, text_of(raw.key)[:255], Headers(raw.headers), raw.value or b"")
 
 
 async def _without_gaps(guard: OffsetGuard, consumer: Any, records: tuple[Any, ...]) -> tuple[Any, ...]:

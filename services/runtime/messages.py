@@ -3,9 +3,9 @@
 Source: CloudEvents 1.0.2, Kafka protocol binding §3.2. `traceparent` follows W3C Trace Context.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -16,7 +16,44 @@ from services.runtime.errors import InvalidInput
 
 SOURCE = "/reclaim"
 MAX_ID = 64
+REPLACEMENT: Final = "\ufffd"
 E_co = TypeVar("E_co", bound=Event, covariant=True)
+
+
+def text_of(value: bytes | None) -> str:
+    """Any bytes as a text that a database takes: without NUL, which PostgreSQL refuses, and without what is not UTF-8."""
+    text = str(value or b"", "utf-8", "replace")
+    return text.replace("\0", REPLACEMENT) if "\0" in text else text
+
+
+class Headers(Mapping[str, str]):
+    """Headers as the bus has them, made to texts (`text_of`) when they are asked for: of most messages only two ever are."""
+
+    __slots__ = ("_raw", "_texts")
+
+    def __init__(self, raw: Iterable[tuple[str, bytes | None]]) -> None:
+        self._raw = dict(raw)
+        self._texts: dict[str, str] | None = None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict; does not make texts of the others."""
+        if REPLACEMENT in name:
+            return self._all().get(name, default)
+        return text_of(self._raw[name]) if name in self._raw and "\0" not in name else default
+
+    def _all(self) -> dict[str, str]:
+        if self._texts is None:
+            self._texts = {name.replace("\0", REPLACEMENT): text_of(value) for name, value in self._raw.items()}
+        return self._texts
+
+    def __getitem__(self, name: str) -> str:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
 
 
 class Record(NamedTuple):

@@ -267,6 +267,21 @@ def test_any_bytes_become_a_record(key: bytes | None, value: bytes | None, heade
     assert record.event_id
 
 
+NAMES = st.sampled_from(["ce_id", "traceparent", "a", "a\0", "a\ufffd", ""]) | st.text(max_size=3)
+
+
+@given(st.lists(st.tuples(NAMES, st.none() | st.binary() | st.sampled_from([b"x\0", b"\xff", b"y"]))), NAMES)
+def test_headers_say_one_by_one_what_they_say_all_together(raw: list[tuple[str, bytes | None]], absent: str) -> None:
+    wanted = {name.replace("\0", "\ufffd"): (value or b"").decode(errors="replace").replace("\0", "\ufffd") for name, value in raw}
+    assert {name: to_record(Raw(b"", b"", raw)).headers.get(name) for name in wanted} == wanted
+    headers = to_record(Raw(b"", b"", raw)).headers
+    assert headers.get(absent, "none") == wanted.get(absent, "none")
+    assert dict(headers) == wanted == {**headers}
+    assert headers == wanted
+    assert [headers[name] for name in wanted] == list(wanted.values())
+    assert len(headers) == len(wanted)
+
+
 def test_groups_of_an_embedded_broker_end_with_its_life() -> None:
     assert group_id("a", KafkaSettings(bootstrap="h:1")) == "reclaim.a"
     assert group_id("a", KafkaSettings(bootstrap="h:1", embedded=True, incarnation="0123456789abcdef")) == "reclaim.a.0123456789ab"
