@@ -172,7 +172,7 @@ class EvaluationCompleted(Event):
     status: Status
     diagnosis: Diagnosis
     cases: int
-    stream_cases: int = Field(description="Labelled cases of this version since its clock started")
+    stream_cases: int = Field(description="Cases of all batches of this version, also those whose label was withdrawn since")
     metrics: tuple[MetricValue, ...]
     evidence: dict[str, float | str | None] = Field(
         default_factory=dict, description="Detector statistics, thresholds, the class and the estimated start"

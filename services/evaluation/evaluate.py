@@ -54,6 +54,8 @@ class Material:
     wait_days: float = 90.0
     now: datetime | None = None
     """When the stream is looked at; None: when its last case was acquired."""
+    withdrawn: int = 0
+    """Cases of the batches that are not in the stream, because their label was withdrawn."""
     pictures: Pictures | None = None
     scored: Sequence[ScoredCase] = ()
     """Predictions of the version in all roles, labelled or not, from which the labels themselves are judged."""
@@ -101,7 +103,7 @@ def evaluate(material: Material) -> Outcome:
         status=assessment.status if assessment else Status.UNDECIDED,
         diagnosis=cause.kind,
         cases=sum(case.batch == material.batch for case in material.stream),
-        stream_cases=len(material.stream),
+        stream_cases=len(material.stream) + material.withdrawn,
         metrics=_values(metrics, before),
         evidence=said | _labels(material, assessment),
         reclaim_rule=rule.declined,

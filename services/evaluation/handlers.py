@@ -104,6 +104,7 @@ class Evaluate(BatchConsumer[Prepared]):
             pending=repository.pending(session, *version),
             wait_days=self.settings.label_wait_days,
             now=repository.last_closed(session, found),
+            withdrawn=repository.withdrawn(session, *version),
             pictures=pictures(session, *version, stream),
             scored=scored_cases(session, *version),
             subgroup_risk=self.settings.subgroup_false_alarms_per_year,

@@ -25,7 +25,7 @@ from services.evaluation.subgroups import with_site
 from services.runtime import registry
 
 _NEWEST_FIRST = (col(Evaluation.stream_cases).desc(), col(Evaluation.evaluated_at).desc(), col(Evaluation.evaluation_id))
-"""Of one version the evaluation of the longest stream is the newest, whenever it was made."""
+"""Of one version the evaluation of the longest stream is the newest, whenever it was made; a withdrawal makes none shorter."""
 
 
 def latest(session: Session, model: str, version: int | None = None) -> Evaluation | None:
@@ -99,6 +99,12 @@ def pending(session: Session, model: str, version: int) -> list[Pending]:
         .order_by(col(Case.acquired_at), col(Case.study_key))
     )
     return [Pending(*row) for row in session.exec(query)]
+
+
+def withdrawn(session: Session, model: str, version: int) -> int:
+    """Cases in the version's batches that have no truth any more."""
+    query = select(func.count()).where(Case.model == model, Case.version == version, Case.state == CaseState.WITHDRAWN)
+    return int(session.exec(query.where(col(Case.batch_id).is_not(None))).one())
 
 
 def last_closed(session: Session, batch: Batch) -> datetime:

@@ -14,6 +14,7 @@ from schemas.settings import EvaluationSettings, JoinSettings
 from schemas.tables import BaselineCase, Batch, Evaluation, ModelVersion, Outbox
 from services.evaluation import calibration
 from services.evaluation.app import build
+from services.evaluation.repository import latest
 from services.evaluation.truth_repository import conflicts, scored_cases
 from services.ground_truth.handlers import Join
 from services.runtime import registry
@@ -149,8 +150,11 @@ def test_a_withdrawal_reopens_the_evaluation_which_then_does_without_the_case(si
     wrong = [n for n in range(50) if int(shares[n].argmax()) != truth[n]]
     site.label(dict.fromkeys(wrong), withdrawn=True)
     site.evaluate_announced()
-    after, before = site.evaluations()
+    before, after = site.evaluations()
     assert (before.cases, after.cases, before.batch_id) == (50, 50 - len(wrong), after.batch_id)
+    assert (before.stream_cases, after.stream_cases) == (50, 50)
+    with site.database.read() as session:
+        assert latest(session, "tumour").evaluation_id == after.evaluation_id
     rates = [{metric["name"]: metric["value"] for metric in row.metrics}["accuracy"] for row in (before, after)]
     assert rates == [pytest.approx(1 - len(wrong) / 50), 1.0]
     assert "cases_of_unknown_classes" not in after.evidence
@@ -165,9 +169,10 @@ def test_a_batch_of_which_every_label_was_withdrawn_is_evaluated_to_nothing(site
     site.clock.advance(30 * 86_400)
     site.label(dict.fromkeys(range(50)), withdrawn=True)
     site.evaluate_announced()
-    after, before = site.evaluations()
-    assert (before.cases, after.cases, after.stream_cases, after.status) == (50, 0, 0, "undecided")
+    before, after = site.evaluations()
+    assert (before.cases, after.cases, after.stream_cases, after.status) == (50, 0, 50, "undecided")
     assert all(metric["value"] is None for metric in after.metrics)
+    site.clock.advance(60)
     site.label({n: CLASSES[truth[n]] for n in range(50)})
     site.evaluate_announced()
     again = site.evaluations()[-1]
