@@ -12,9 +12,11 @@ import re
 import shutil
 import urllib.request
 import uuid
+from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 import torch
@@ -176,7 +178,7 @@ def _from_hub(weights: HubWeights, cache: Path) -> Path:
 
 def _fetched(url: str, sha256: str, cache: Path) -> Path:
     """The file at an address, whose hash begins with `sha256`."""
-    name = Path(url).name
+    name = Path(urlsplit(url).path).name
     target = cache / f"{sha256[:16]}-{name}"
     if target.is_file() and digest(target).startswith(sha256):
         return target
@@ -190,11 +192,18 @@ def _fetched(url: str, sha256: str, cache: Path) -> Path:
         if not digest(draft).startswith(sha256):
             raise BrokenBundle(f"what came from the address of {name} is not what was named: its SHA-256 differs")
         draft.rename(target)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise BrokenBundle(
-            f"the start weights {name} could not be fetched ({type(error).__name__}): is there a way from this machine to "
+            f"the start weights {name} could not be fetched ({_why(error)}): is there a way from this machine to "
             f"{urlsplit(url).hostname}? Otherwise fetch them elsewhere and name the file"
         ) from error
     finally:
         draft.unlink(missing_ok=True)
     return target
+
+
+def _why(error: OSError | HTTPException) -> str:
+    if isinstance(error, HTTPError):
+        return f"the server answers {error.code} {error.reason}"
+    reason = error.reason if isinstance(error, URLError) else error
+    return f"{type(reason).__name__}: {reason}"[:200] if isinstance(reason, Exception) else str(reason)[:200]

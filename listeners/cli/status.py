@@ -110,9 +110,9 @@ def _model(model: "ModelState", now: datetime) -> Iterator[str]:
 
 def _status(model: "ModelState") -> str:
     if not model.status or model.since is None or model.evaluated_at is None:
-        return "not judged yet"
+        return "not evaluated yet"
     cause = f" ({model.diagnosis})" if model.diagnosis not in {"none", ""} else ""
-    judged = f"judged {model.evaluated_at:%F} on {model.judged_cases} cases"
+    judged = f"evaluated {model.evaluated_at:%F} on {model.judged_cases} cases"
     return f"[{STYLES[model.status]}]{model.status}[/]{cause} since {model.since:%F}, {judged}"
 
 

@@ -147,7 +147,7 @@ def test_one_screen_says_how_everything_stands(reclaim: Reclaim, hospital: Conte
         "not running: start it with `reclaim up`",
         "nobody listens on this machine",
         "3 received, the last 30 minutes ago; 2 in the last 24 hours, 1 not complete yet",
-        f"version 2 serves, degraded (covariate) since {days[0]}, judged {days[1]} on 300 cases",
+        f"version 2 serves, degraded (covariate) since {days[0]}, evaluated {days[1]} on 300 cases",
         "1 of 100 labelled cases for the next evaluation, 99 missing",
         "1 scored study waits for a label",
         "last study scored 60 minutes ago",
