@@ -7,6 +7,7 @@ from services.assembly.completion import complete_studies
 from services.assembly.reporter import Reporter
 from services.assembly.repository import ASSEMBLY_BELL
 from services.assembly.rules import Rules
+from services.assembly.steady_clock import is_steady
 from services.runtime.service import Context, Service, Ticker, Worker
 from services.runtime.transaction import Transaction
 
@@ -25,7 +26,8 @@ def build(context: Context) -> Service:
     settings = context.settings
 
     def end_retention(tx: Transaction) -> None:
-        retention.run(tx, settings.archive_dir, settings.retention)
+        if is_steady(tx):
+            retention.run(tx, settings.archive_dir, settings.retention)
 
     retained = Ticker("assembly.retention", RETENTION_INTERVAL_S, end_retention)
     return Service("assembly", tickers=(ticker, retained), workers=(Worker("assembly.commitment", Reporter(context).run),))
