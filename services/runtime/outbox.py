@@ -46,11 +46,12 @@ def mark_sent(tx: Transaction, ids: Sequence[int], broker: str) -> None:
 def unsend_lost(tx: Transaction, broker: str, since: datetime) -> int:
     """Have everything sent again that went to another broker and is still of use; returns how many events.
 
-    That is what one of our readers has not dealt with, and all that only strangers read: they start anew on a new broker too.
+    That is what one of our readers has not dealt with, however old, and what only strangers read from `since` on: they start
+    anew on a new broker too.
     """
     elsewhere = and_(col(Outbox.sent_at).is_not(None), not_(col(Outbox.sent_to).in_([broker, broker + AGAIN])))
-    of_use = or_(_unread_by_ours(), _for_strangers())
-    statement = update(Outbox).where(elsewhere, col(Outbox.created_at) >= since, of_use).values(sent_at=None, sent_to="")
+    of_use = or_(_unread_by_ours(), and_(_for_strangers(), col(Outbox.created_at) >= since))
+    statement = update(Outbox).where(elsewhere, of_use).values(sent_at=None, sent_to="")
     return len(tx.session.execute(statement.returning(col(Outbox.id))).all())
 
 

@@ -142,12 +142,17 @@ def test_a_new_broker_gets_what_its_readers_still_need(database: Database, clock
     assert [row.topic for row in again] == [LABEL.name, LABEL.dead_letter], "strangers' topics are sent again as well"
 
 
-def test_an_old_event_is_not_sent_to_a_new_broker(database: Database, clock: object) -> None:
-    _emit(database)
-    _send_all(database, "one")
+def test_after_a_long_pause_what_is_unread_is_sent_and_strangers_get_no_old_news(database: Database, clock: object) -> None:
+    """A machine that was off for longer than the outbox keeps read events: its memory of a broker is gone, the labels are not."""
+    (unread,) = _emit(database)
+    with database.transaction() as tx:
+        tx.reject("inference", Record(LABEL.name, 0, 0, "k", {"ce_id": "other"}, b""), "InvalidInput", "for strangers")
+    assert len(_send_all(database, "one")) == 2
     clock.advance(1000)
     with database.transaction() as tx:
-        assert outbox.unsend_lost(tx, "two", clock.now() - timedelta(seconds=10)) == 0
+        assert outbox.unsend_lost(tx, "two", clock.now() - timedelta(seconds=10)) == 1
+    with database.read() as session:
+        assert [row.event_id for row in outbox.unsent(session, 10)] == [unread]
 
 
 def test_an_event_that_is_not_read_is_sent_once_more_and_no_more(database: Database, clock: object) -> None:
