@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models.errors import TrainingFailed
+from models.errors import UnusableCheckpoint
 
 _WEIGHTS, _BEST, _OPTIMIZER, _STATE = "weights.safetensors", "best.safetensors", "optimizer.safetensors", "state.json"
 _AVERAGE = "average.safetensors"
@@ -73,7 +73,7 @@ def save_checkpoint(folder: Path, epoch: int, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
-    """The newest checkpoint, None when there is none. Raises TrainingFailed for one of another run or a damaged one."""
+    """The newest checkpoint, None when there is none. Raises UnusableCheckpoint for one of another run or a damaged one."""
     found = sorted(folder.glob("epoch-*"))
     if not found:
         return None
@@ -81,9 +81,9 @@ def load_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
         state = json.loads((found[-1] / _STATE).read_text(encoding="utf-8"))
         weights, best, optimizer, average = (load_file(found[-1] / name) for name in (_WEIGHTS, _BEST, _OPTIMIZER, _AVERAGE))
     except Exception as error:
-        raise TrainingFailed(f"the checkpoint {found[-1].name} is damaged ({type(error).__name__})") from error
+        raise UnusableCheckpoint(f"the checkpoint {found[-1].name} is damaged ({type(error).__name__})") from error
     if state.get("fingerprint") != fingerprint:
-        raise TrainingFailed(f"the checkpoint {found[-1].name} belongs to another run: its data or settings differ")
+        raise UnusableCheckpoint(f"the checkpoint {found[-1].name} belongs to another run: its data or settings differ")
     return Checkpoint(weights, best, optimizer, state, average)
 
 

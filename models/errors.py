@@ -35,3 +35,7 @@ class UnknownNetwork(ModelError):  # noqa: N818 - named for what is wrong, not f
 
 class TrainingFailed(ModelError):  # noqa: N818 - named for what is wrong, not for the mechanism
     """Training cannot go on, e.g. the loss is not finite or a class has no case."""
+
+
+class UnusableCheckpoint(TrainingFailed):
+    """The checkpoint found is damaged or of another run: other data, other settings, or another version of this software."""

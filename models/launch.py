@@ -24,7 +24,7 @@ from models import training
 from models.checkpoint import snapshot
 from models.data import TensorSet
 from models.distributed import check_batch, world
-from models.errors import TrainingFailed
+from models.errors import TrainingFailed, UnusableCheckpoint
 from models.predictor import choose_device
 from models.spec import ModelSpec
 from models.training import Ties, TrainingResult
@@ -172,7 +172,9 @@ def _records(folder: Path) -> list[EpochRecord]:
 
 def _outcome(folder: Path, module: nn.Module, running: subprocess.Popen[bytes]) -> TrainingResult:
     if (folder / FAULT).is_file():
-        raise TrainingFailed(json.loads((folder / FAULT).read_text(encoding="utf-8"))["reason"])
+        fault = json.loads((folder / FAULT).read_text(encoding="utf-8"))
+        kind = UnusableCheckpoint if fault.get("kind") == UnusableCheckpoint.__name__ else TrainingFailed
+        raise kind(fault["reason"])
     if running.returncode != 0 or not (folder / RESULT).is_file():
         last = (folder / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise TrainingFailed(f"a training process ended with {running.returncode} and without an outcome: {''.join(last)[:200]}")

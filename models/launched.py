@@ -47,7 +47,7 @@ def main(folder: Path) -> int:
             )
         except ModelError as error:
             if rank == 0:
-                (folder / FAULT).write_text(json.dumps({"reason": error.reason}), encoding="utf-8")
+                (folder / FAULT).write_text(json.dumps({"reason": error.reason, "kind": type(error).__name__}), encoding="utf-8")
             return 1
         if rank == 0:
             save_file(snapshot(module), folder / WEIGHTS)

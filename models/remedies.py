@@ -4,6 +4,7 @@ No bus and no database: the remediation service and the benchmarks call the same
 itself (a share, a weight, an interpolation) is made on held-out new and old cases by `models.selection`, and is recorded.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from models.boundary import Held, hold
 from models.bundle import LoadedModel
 from models.calibration import Recalibration, recalibrate, rethreshold
 from models.data import TensorSet
-from models.errors import TrainingFailed
+from models.errors import TrainingFailed, UnusableCheckpoint
 from models.finetuning import FineTuned, finetune
 from models.freezing import Strategy
 from models.interpolation import between
@@ -217,9 +218,27 @@ class _Job:
     jury: Jury
 
     def train(self, changes: Mapping[str, float], name: str, on_epoch: Callable[[EpochRecord], None] | None = None) -> FineTuned:
-        """One training with penalties; each has its own checkpoints, so that a resumed run finds those that are done."""
-        folder, new_valid, seed = self.hooks.checkpoint_dir, self.data.new_valid, self.settings.training.seed
-        tuned = finetune(
+        """One training with penalties; each has its own checkpoints, so that a resumed run finds those that are done.
+
+        Checkpoints that cannot be used, such as those of an earlier version of this software, are put away.
+        """
+        folder = self.hooks.checkpoint_dir / name.replace(" ", "-") if self.hooks.checkpoint_dir is not None else None
+        try:
+            tuned = self._tuned(changes, folder, on_epoch)
+        except UnusableCheckpoint as reason:
+            if folder is None:
+                raise
+            self.hooks.say(f"{reason.reason}; the training begins anew")
+            shutil.rmtree(folder)
+            tuned = self._tuned(changes, folder, on_epoch)
+        self.hooks.check()
+        return tuned
+
+    def _tuned(
+        self, changes: Mapping[str, float], folder: Path | None, on_epoch: Callable[[EpochRecord], None] | None
+    ) -> FineTuned:
+        new_valid, seed = self.data.new_valid, self.settings.training.seed
+        return finetune(
             self.champion,
             self.data.new,
             together(new_valid, some(self.data.old_valid, max(len(new_valid), VALIDATED), seed)),
@@ -227,11 +246,9 @@ class _Job:
             self.strategy,
             rehearsal=self.rehearsal if len(self.rehearsal) else None,
             on_epoch=on_epoch,
-            checkpoint_dir=folder / name.replace(" ", "-") if folder is not None else None,
+            checkpoint_dir=folder,
             should_stop=self.hooks.should_stop,
         )
-        self.hooks.check()
-        return tuned
 
     def hold(self, module: nn.Module) -> Held:
         """The calibration with which a candidate's boundary lies where the champion's does, on old cases without their labels."""

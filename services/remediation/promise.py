@@ -41,6 +41,21 @@ def unpromising(
     return Judgement(Verdict.REJECT, (reason,), numbers)
 
 
+def recovery(gate: Sequence[PairedCase], usual: Mapping[str, float], classes: Sequence[str]) -> tuple[str, dict[str, float | None]]:
+    """How much of the lost mean recall a repair gives back on the gate's cases, in words and numbers; nothing where none was lost.
+
+    `usual` are the recalls of the classes before the decline, on held-out old cases.
+    """
+    known = [usual[name] for name in classes if name in usual and any(case.truth == name for case in gate)]
+    before, after = (_macro_recall(gate, classes, side) for side in ("champion", "challenger"))
+    if not known or (whole := sum(known) / len(known)) <= before:
+        return "", {}
+    share = (after - before) / (whole - before)
+    lost = f"{whole:.1%} on held-out old cases, {before:.1%} on the gate's"
+    words = f"Of the mean recall that was lost ({lost}) it gives back {share:.0%}: {after:.1%}."
+    return words, {"recovered": round(share, 4), "macro_recall:usual": round(whole, 6)}
+
+
 def _right(case: PairedCase, side: str) -> bool:
     scores: Mapping[str, float] = getattr(case, side)
     return max(scores, key=lambda name: scores[name]) == case.truth

@@ -4,7 +4,7 @@ The only effects before the verdict are checkpoints, a bundle nobody knows and p
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from services.remediation.criteria import rules_of
 from services.remediation.gate import Endpoint, Judgement, Rules, judge
 from services.remediation.ids import natural_id
 from services.remediation.material import Material
-from services.remediation.promise import SCREENED, unpromising
+from services.remediation.promise import SCREENED, recovery, unpromising
 from services.runtime.change_plans import citation
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
@@ -57,8 +57,10 @@ def execute(context: Context, claim: jobs.Claim, material: Material, keeper: job
         return Outcome(bundle, cited(refused, plan), (), repaired, judged=False)
     gate = duel.score(material.gate, material.rule)
     baseline = duel.score(data.split_of(material.old, TEST), None)
-    judgement = judge(gate.paired, baseline.paired, material.champion.spec.classes, rules, duel.latency_ratio(gate))
-    return Outcome(bundle, cited(judgement, plan), gate.challenger, repaired)
+    classes = material.champion.spec.classes
+    judgement = judge(gate.paired, baseline.paired, classes, rules, duel.latency_ratio(gate))
+    told = recounted(judgement, *recovery(gate.paired, repaired.record.get(REFERENCE, {}), classes))
+    return Outcome(bundle, cited(told, plan), gate.challenger, repaired)
 
 
 def _screened(claim: jobs.Claim, material: Material, duel: Duel, repaired: Repaired, rules: Rules) -> Judgement | None:
@@ -79,6 +81,13 @@ def covering(material: Material, remedy: Remedy) -> str:
 def cited(judgement: Judgement, plan: str) -> Judgement:
     """The verdict with the change control plan that covers the change among its reasons, where the model has one."""
     return replace(judgement, reasons=(f"Covered by the {plan}.", *judgement.reasons)) if plan else judgement
+
+
+def recounted(judgement: Judgement, words: str, numbers: Mapping[str, float | None]) -> Judgement:
+    """The verdict with how much came back of what was lost; it decides nothing."""
+    if not words:
+        return judgement
+    return replace(judgement, reasons=(words, *judgement.reasons), numbers={**judgement.numbers, **numbers})
 
 
 def _rules(context: Context, material: Material, remedy: Remedy) -> Rules:

@@ -41,7 +41,8 @@ def by_remedy(remedy: Remedy, *, search: bool) -> Callable[[LoadedModel, images.
 
     def way(champion: LoadedModel, sets: images.Protocol, tune: images.Pool, effort: Effort) -> LoadedModel:
         made = repair(remedy, champion, ways.material(sets, tune, effort.seed), effort.repairing(search=search))
-        return replace(champion, module=made.module.cpu(), spec=made.spec, training={"choices": made.record})
+        training = {"choices": made.record, "changed": not made.unchanged}
+        return replace(champion, module=made.module.cpu(), spec=made.spec, training=training)
 
     return way
 
@@ -53,6 +54,7 @@ def by_recipe(champion: LoadedModel, _: images.Protocol, tune: images.Pool, effo
 
 WAYS = {
     "peer recipe": by_recipe,
+    "harmonise": by_remedy(Remedy.HARMONISE, search=True),
     "partial, searched": by_remedy(Remedy.PARTIAL, search=True),
     "full, rehearsal alone": by_remedy(Remedy.FULL, search=False),
     "full, searched": by_remedy(Remedy.FULL, search=True),
@@ -68,7 +70,7 @@ def followed(name: str, champion: LoadedModel, sets: images.Protocol, effort: Ef
         started = time.perf_counter()
         before = versions[-1]
         versions.append(WAYS[name](before, sets, drifted(sets.finetune.take(tunes[number - 1]), number), effort))
-        seconds = time.perf_counter() - started
+        seconds, changed = time.perf_counter() - started, versions[-1].training.get("changed", True)
         lost = [ways.forgotten(versions[each], versions[-1], tests[each]) for each in range(number)]
         rows.append(
             {
@@ -81,6 +83,7 @@ def followed(name: str, champion: LoadedModel, sets: images.Protocol, effort: Ef
                 ),
                 "first distribution": ways.points(ways.recall(versions[-1], tests[0])),
                 "its classes lost ± SE": ", ".join(f"{loss.points:.1f} ± {loss.error:.1f}" for loss in lost[0]),
+                "changed": changed,
                 "seconds": round(seconds, 1),
                 "lost first": max(loss.points for loss in lost[0]),
             }
@@ -91,7 +94,7 @@ def followed(name: str, champion: LoadedModel, sets: images.Protocol, effort: Ef
 def targets_of(rows: list[dict[str, Any]], rounds: int) -> list[Target]:
     """The bars on ours, searched: one point after one round, two after five, in any class of the first distribution."""
     found = []
-    for name in ("partial, searched", "full, searched"):
+    for name in ("harmonise", "partial, searched", "full, searched"):
         own = {row["round"]: row["lost first"] for row in rows if row["way"] == name}
         found.append(at_most(f"{name}: old class lost after one round (points)", round(own[1], 2), 1.0))
         found.append(at_most(f"{name}: old class lost after {rounds} rounds (points)", round(own[rounds], 2), 2.0))

@@ -257,6 +257,22 @@ def test_a_killed_repair_goes_on_exactly(champion, tmp_path: Path, remedy):
     assert again.record == whole.record
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_checkpoints_that_cannot_be_used_are_put_away_and_the_training_begins_anew(champion, tmp_path: Path, damaged):
+    """Such as those that an earlier version of the software wrote, whose settings were others."""
+    settings = RepairSettings(training=QUICK.model_copy(update={"epochs": 1}), search=False)
+    data, said = moved_data(32, **FAR), list[str]()
+    other = settings.model_copy(update={"training": settings.training.model_copy(update={"weight_decay": 0.01})})
+    repair(Remedy.HEAD_ONLY, champion, data, settings if damaged else other, Hooks(checkpoint_dir=tmp_path))
+    if damaged:
+        next(tmp_path.glob("*/epoch-*/weights.safetensors")).write_bytes(b"half")
+    made = repair(Remedy.HEAD_ONLY, champion, data, settings, Hooks(checkpoint_dir=tmp_path, say=said.append))
+    fresh = repair(Remedy.HEAD_ONLY, champion, data, settings)
+    assert not moved(tensors_of(fresh.module), made.module)
+    assert len(said) == 1
+    assert said[0].endswith("; the training begins anew")
+
+
 def test_gradual_unfreezing_opens_block_by_block(champion):
     """With one more epoch one more block has moved, from the end of the body to its start, statistics included."""
     data, before = moved_data(32, **FAR), tensors_of(champion.module)

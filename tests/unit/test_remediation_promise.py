@@ -3,7 +3,7 @@
 import pytest
 
 from schemas.vocabulary import Verdict
-from services.remediation.promise import unpromising
+from services.remediation.promise import recovery, unpromising
 from tests.gate_cases import CLASSES, RULES, cases
 
 USUAL = dict.fromkeys(CLASSES, 0.95)
@@ -41,3 +41,21 @@ def test_a_repair_that_breaks_as_much_as_it_mends_is_not_judged():
 def test_classes_without_cases_and_without_known_recalls_do_not_matter():
     some = [case for case in fallen(60) if case.truth != CLASSES[2]]
     assert unpromising(some, {}, 200, CLASSES, RULES) is None
+
+
+def test_a_repair_tells_how_much_of_the_lost_recall_comes_back():
+    before = sum(each.truth == name and index < 100 for index, each in enumerate(fallen(0)) for name in CLASSES) / 300
+    words, numbers = recovery(fallen(93), USUAL, CLASSES)
+    assert numbers["macro_recall:usual"] == 0.95
+    assert numbers["recovered"] == pytest.approx((93 / 300) / (0.95 - before), abs=0.02)
+    assert f"gives back {numbers['recovered']:.0%}" in words
+
+
+@pytest.mark.parametrize("usual", [{}, dict.fromkeys(CLASSES, 0.2)])
+def test_where_nothing_is_known_to_be_lost_nothing_is_told(usual):
+    assert recovery(fallen(60), usual, CLASSES) == ("", {})
+
+
+def test_a_repair_that_makes_it_worse_gives_back_less_than_nothing():
+    worse = fallen(0, broken=30)
+    assert (recovery(worse, USUAL, CLASSES)[1]["recovered"] or 0) < 0

@@ -2,12 +2,14 @@
 
 import time
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from remedy_bench import peer
 from remedy_bench.images import Pool, Protocol
 from remedy_bench.meter import Meter
+from torch import nn
 
 from agents.ladder import next_rung
 from models.bundle import BundleInfo, LoadedModel, network_of
@@ -20,6 +22,9 @@ from schemas.settings import RemediationSettings
 from schemas.vocabulary import Diagnosis, Remedy, Verdict
 from services.remediation.gate import Judgement, PairedCase, Rules, judge
 from services.remediation.promise import SCREENED, unpromising
+
+_ANSWERS: WeakKeyDictionary[nn.Module, dict[int, tuple[Pool, StudyLogits]]] = WeakKeyDictionary()
+"""What networks, which nobody changes once they are made, said of pools; the pool is kept so that its number stays its own."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +191,11 @@ def scores(model: LoadedModel, pool: Pool) -> StudyLogits:
 
 
 def probabilities(model: LoadedModel, pool: Pool) -> np.ndarray:
-    """Calibrated probabilities as serving computes them."""
-    return scores(model, pool).probabilities(model.spec.calibration)
+    """Calibrated probabilities as serving computes them; a network answers a pool once."""
+    answers = _ANSWERS.setdefault(model.module, {})
+    if id(pool) not in answers:
+        answers[id(pool)] = pool, scores(model, pool)
+    return answers[id(pool)][1].probabilities(model.spec.calibration)
 
 
 def recall(model: LoadedModel, pool: Pool) -> tuple[float, float, float]:
