@@ -45,7 +45,7 @@ def read(session: Session, settings: Settings, now: datetime) -> Overview:
         work=tuple(_work(session, row) for row in repository.orders(session, states=repository.ACTIVE, limit=MOST)),
         letters=_letters(session),
         outgoing=_outgoing(session),
-        consumers=tuple(_consumers(session)),
+        consumers=tuple(consumers(session)),
     )
 
 
@@ -162,7 +162,7 @@ def _outgoing(session: Session) -> Outgoing:
     return Outgoing(waiting=count, oldest=oldest)
 
 
-def _consumers(session: Session) -> list[Consumer]:
+def consumers(session: Session) -> list[Consumer]:
     """Every reader of a topic, in the order in which events come past them."""
     readers = dict.fromkeys(reader for topic in TOPICS for reader in topic.readers)
     return [_consumer(session, name, [topic for topic in TOPICS if name in topic.readers]) for name in readers]

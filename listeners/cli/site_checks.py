@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy import text
 from sqlmodel import Session, col, func, select
 
+from agents.overview.reading import consumers
 from listeners.cli.findings import Finding
 from listeners.cli.measures import age, ago
 from schemas.settings import Settings
@@ -26,6 +27,8 @@ from services.runtime.presence import HOW_TO_START, is_at_work
 OURS: Final = ("archive", "models", "reports", "run", "runs", "traces", "chat_history", "pseudonym.key", "reclaim.sqlite*")
 """What we make in the state folder."""
 LATE_S: Final = 60.0
+SILENT_S: Final = 900.0
+"""A consumer at work deals with something in less: a batch of studies takes minutes at most."""
 CLOCK_TOLERANCE_S: Final = 5.0
 MOST_CASES: Final = 2_000
 RESTORE_KEY: Final = "stop the service and restore STATE_DIR/pseudonym.key or RECLAIM_PSEUDONYM_KEY; see docs/runbook.md"
@@ -87,6 +90,8 @@ def service(settings: Settings) -> Iterator[Finding]:
         yield _backlog(session, now, at_work=at_work)
         letters = dead_letters.waiting(session)
         yield _clock(session, now)
+    if at_work:
+        yield from _silent_consumers(database, now)
     advice = "`reclaim dead-letters list`, mend the cause, then `replay` them, or `discard` with a reason" if letters else ""
     yield Finding("dead letters", f"{letters} waiting", advice)
 
@@ -102,6 +107,20 @@ def _backlog(session: Session, now: datetime, *, at_work: bool) -> Finding:
         return Finding("outbox", found, f"they go out when the service runs: {HOW_TO_START}")
     late = waited > LATE_S
     return Finding("outbox", found, "the broker does not take them: see the log of the bus process" if late else "", bad=late)
+
+
+def _silent_consumers(database: Database, now: datetime) -> Iterator[Finding]:
+    """Consumers that have dealt with nothing for long although something waits: their process is down, or hangs."""
+    with database.read() as session:
+        found = consumers(session)
+    for each in found:
+        since = max(filter(None, (each.oldest_waiting, each.last_active_at)), default=now)
+        if each.oldest_waiting is not None and (now - since).total_seconds() > SILENT_S:
+            events = f"{each.waiting} event{'s' if each.waiting > 1 else ''}"
+            text = f"{each.name} has not read {events}, the oldest for {age((now - each.oldest_waiting).total_seconds())}"
+            yield Finding(
+                "consumers", text, "`reclaim status` says which process is down; its last lines in the log say why", bad=True
+            )
 
 
 def _clock(session: Session, now: datetime) -> Finding:

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from listeners.cli import site_checks
 from listeners.cli.findings import Finding
+from schemas.events import AgentReply
 from schemas.settings import Settings
 from schemas.tables import Audit, BaselineCase, Case, DeadLetter, ModelVersion, Outbox, Study
+from schemas.topics import AGENT_REPLY
 from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import StudyState
-from services.runtime import registry
+from services.runtime import outbox, registry
 from services.runtime.run_state import RunState, lock, write_state
 from services.runtime.service import Context
 
@@ -113,6 +116,27 @@ def test_events_that_do_not_go_out_are_a_fault(site: Context) -> None:
         tx.session.add(Outbox(event_id="e", topic="t", key="k", headers={}, body=b"", created_at=old))
     found = one(site_checks.service(site.settings), "outbox")
     assert (found.bad, found.found) == (True, "1 event waits for the bus, the oldest for 10 minutes")
+
+
+@pytest.mark.usefixtures("running")
+def test_a_consumer_that_reads_nothing_is_a_fault(site: Context) -> None:
+    """Its process is left down, or hangs: everything is on the bus, and nothing comes of it."""
+    said = AgentReply(command_id="c", thread="console:t", text="done")
+    with site.database.transaction() as tx:
+        tx.emit(AGENT_REPLY, said, event_id="e1")
+        outbox.mark_sent(tx, [row.id for row in outbox.unsent(tx.session, 9)], "broker")
+    readers = AGENT_REPLY.readers
+    assert readers
+    assert [each for each in site_checks.service(site.settings) if each.subject == "consumers"] == []
+    with site.database.transaction() as tx:
+        tx.session.execute(update(Outbox).values(created_at=tx.clock.now() - timedelta(hours=2)))
+    found = one(site_checks.service(site.settings), "consumers")
+    assert found.bad
+    assert found.found == f"{readers[0]} has not read 1 event, the oldest for 2 hours"
+    with site.database.transaction() as tx:
+        for reader in readers:
+            tx.claim(reader, ["e1"])
+    assert [each for each in site_checks.service(site.settings) if each.subject == "consumers"] == []
 
 
 def test_waiting_dead_letters_and_a_stopped_service_are_told(site: Context) -> None:
