@@ -196,9 +196,7 @@ class RemediationSettings(Group):
     epochs: int = Field(8, ge=1)
     batch_size: int = Field(16, ge=1)
     head_learning_rate: float = Field(1e-3, gt=0)
-    body_learning_rate: float | None = Field(
-        None, gt=0, description="None: half the rate that the body first learned at, 1e-4 where that is not known"
-    )
+    body_learning_rate: float | None = Field(None, gt=0, description="None: half of its first rate, 1e-4 where that is not known")
     rehearsal_share: float = Field(0.5, ge=0, lt=1, description="Share of each training batch drawn from old cases")
     rank: int = Field(8, ge=1, le=256, description="Rank of the matrices that the remedy parameter_efficient adds")
     search: bool = Field(

@@ -115,6 +115,7 @@ def measured(
     for made in repairs(plan, champion, sets, tune, gate, diagnosis):
         after, lost = ways.recall(made.model, gate), ways.forgotten(champion, made.model, old)
         worst = max(lost, key=lambda loss: loss.points)
+        judgement = None if made.name == "ladder" else ways.judged(champion, made.model, gate, sets.test, 0)
         rows.append(
             where
             | {
@@ -129,8 +130,8 @@ def measured(
                 "old classes lost ± SE": ", ".join(f"{loss.points:.1f} ± {loss.error:.1f}" for loss in lost),
                 "GFLOP": round(made.operations / 1e9, 1),
                 "seconds": round(made.seconds, 1),
-                "gate": "-" if made.name == "ladder" else str(ways.judged(champion, made.model, gate, sets.test, 0).verdict),
-                "note": made.note,
+                "gate": "-" if judgement is None else str(judgement.verdict),
+                "note": "; ".join(filter(None, [made.note, ways.objections(judgement) if judgement is not None else ""])),
                 "declined": declined,
                 "_lost": lost,
             }

@@ -1,5 +1,6 @@
 """The ways of repair that the tables compare, each from the same champion on the same cases, with what it costs."""
 
+import re
 import time
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
@@ -147,6 +148,20 @@ def judged(champion: LoadedModel, challenger: LoadedModel, gate: Pool, old: Pool
     """The gate's verdict."""
     sides = [paired(champion, challenger, pool) for pool in (gate, old)]
     return judge(sides[0], sides[1], champion.spec.classes, Rules(draws=300, looks=looks))
+
+
+def objections(judgement: Judgement) -> str:
+    """Why the gate turns a challenger down, in few words: losses as seen and their upper bounds, in points."""
+    if judgement.verdict == Verdict.PROMOTE:
+        return ""
+    losses = (
+        re.match(r"On the (\w+) it may lose too much, (?:class )?(.+): (-?[\d.]+)% recall, up to ([\d.]+)%", each)
+        for each in judgement.reasons
+    )
+    words = [f"{found[1]}, {found[2]} lost {found[3]}, up to {found[4]}" for found in losses if found]
+    words += ["calibration" for each in judgement.reasons if each.startswith("Its probabilities are less trustworthy")]
+    words += ["gain not shown" for each in judgement.reasons if each.startswith("Not shown to be better")]
+    return "; ".join(words)
 
 
 def paired(champion: LoadedModel, challenger: LoadedModel, pool: Pool) -> list[PairedCase]:
