@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import IO, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -46,7 +47,7 @@ class Terminal(io.TextIOBase):
         return sys.stdout.isatty()
 
 
-console = Console(file=Terminal(), highlight=False, soft_wrap=True)
+console = Console(file=cast("IO[str]", Terminal()), highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
