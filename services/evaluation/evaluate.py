@@ -18,7 +18,7 @@ from services.evaluation.metrics import MetricSet, confusion, measure
 from services.evaluation.pictures import Pictures
 from services.evaluation.reclaim_rule import LIMIT, RuleVerdict, apply_rule
 from services.evaluation.scored import ScoredCase
-from services.evaluation.stream import StreamCase, count, one_per_patient
+from services.evaluation.stream import StreamCase, count, first_acquired, one_per_patient
 from services.evaluation.subgroups import judge
 from services.evaluation.summary import Seen, summarise
 from services.evaluation.verdict import Assessment, Fall
@@ -91,7 +91,7 @@ def evaluate(material: Material) -> Outcome:
     metrics = measure(measured, draws=material.draws, seed=material.seed)
     before = measure(baseline, draws=1, seed=material.seed)
     rule = apply_rule(baseline.confusion(), measured.confusion(), material.classes)
-    independent = one_per_patient(evidence, {row.patient_key for row in material.baseline})
+    independent = first_acquired(evidence, {row.patient_key for row in material.baseline})
     judged = _judge(material, independent) if baseline.count else None
     assessment = judged.assessment if judged else None
     cause = _explain(material, independent, judged, rule)

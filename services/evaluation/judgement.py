@@ -48,13 +48,13 @@ def judge_stream(question: Question, independent: Sequence[StreamCase], pending:
     """
     known_classes = [case for case in independent if case.truth in question.classes]
     ordered = order(known_classes, pending, question.size, question.now, question.wait_days)
-    labelled = {case.patient_key for case in known_classes}
+    labelled = {(case.patient_key, case.acquired_at) for case in known_classes}
     verdict, stream, basis = _assess(question, ordered.settled), ordered.settled, COMPLETE_WEEKS
     if verdict.alarm is None and ordered.late:
         assumed = _assess(question, ordered.assumed)
         if assumed.alarm is not None:
             verdict, stream, basis = replace(assumed, variation=verdict.variation), ordered.assumed, PENDING_AS_RIGHT
-    return Judged(verdict, tuple(case for case in stream if case.patient_key in labelled), ordered, basis)
+    return Judged(verdict, tuple(case for case in stream if (case.patient_key, case.acquired_at) in labelled), ordered, basis)
 
 
 def _assess(question: Question, stream: Sequence[StreamCase]) -> Assessment:

@@ -57,11 +57,15 @@ class Ordered:
 def order(cases: Sequence[StreamCase], pending: Sequence[Pending], size: int, now: datetime, wait_days: float) -> Ordered:
     """Order independent `cases` (one of each patient) by acquisition and cut them into blocks of `size`.
 
-    A patient with a labelled case counts as labelled, however many further predictions wait.
+    A patient whose first prediction waits counts as waiting also where a later one has its label: whichever of a patient's
+    predictions is labelled first may be so because it was wrong.
     """
-    known = {case.patient_key for case in cases}
     oldest = now - timedelta(days=wait_days)
-    waiting = {row.patient_key: row for row in reversed(pending) if row.patient_key not in known and row.acquired_at > oldest}
+    latest_first = sorted(pending, key=lambda row: row.acquired_at, reverse=True)
+    first = {row.patient_key: row for row in latest_first if row.acquired_at > oldest}
+    cases = [case for case in cases if (row := first.get(case.patient_key)) is None or case.acquired_at <= row.acquired_at]
+    known = {case.patient_key for case in cases}
+    waiting = {patient: row for patient, row in first.items() if patient not in known}
     weeks = np.array([*map(_week_of, cases), *map(_week_of, waiting.values())], np.int64)
     labelled = np.arange(len(weeks)) < len(cases)
     done = complete(weeks, labelled)

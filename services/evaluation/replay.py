@@ -14,7 +14,7 @@ from services.evaluation.dispersion import UNKNOWN, Variation
 from services.evaluation.judgement import Question, judge_stream
 from services.evaluation.lateness import Pending
 from services.evaluation.reclaim_rule import LIMIT, apply_rule
-from services.evaluation.stream import StreamCase, count, one_per_patient
+from services.evaluation.stream import StreamCase, count, first_acquired, one_per_patient
 from services.evaluation.verdict import Assessment
 
 
@@ -110,7 +110,7 @@ def counts_of(record: Record) -> Counts:
 
 def independent_of(record: Record) -> list[StreamCase]:
     """One case per patient, none of a patient of the test set."""
-    return one_per_patient(record.stream, {row.patient_key for row in record.baseline})
+    return first_acquired(record.stream, {row.patient_key for row in record.baseline})
 
 
 def _paired(record: Record, thresholds: Thresholds) -> list[tuple[float, float, bool, str]]:

@@ -37,6 +37,16 @@ def one_per_patient(rows: Iterable[Row], excluded: Collection[str] = ()) -> list
     return found
 
 
+def first_acquired(cases: Sequence[StreamCase], excluded: Collection[str] = ()) -> list[StreamCase]:
+    """The case of each patient that was acquired first, without the excluded patients, in the given order.
+
+    Not the one that was labelled first: where errors get their label sooner, that would be the wrong one of a patient's cases.
+    """
+    by_acquisition = sorted(cases, key=lambda case: (case.acquired_at, case.study_key))
+    chosen = {id(case) for case in one_per_patient(by_acquisition, excluded)}
+    return [case for case in cases if id(case) in chosen]
+
+
 def count(baseline: Sequence[LabelledRow], stream: Sequence[StreamCase], classes: Sequence[str], batches: int) -> Counts:
     """Counts of one stream (R = 1) of `batches` batches. Cases of classes that the model does not know are left out."""
     base = _table([(0, row) for row in baseline], classes, 1)
