@@ -10,23 +10,24 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.adaptation import Statistics, batch_norms
 from models.errors import BrokenBundle
 from models.look import FORM, LOOK, look_of
-from models.spec import Calibration, GreyLevels, Harmonisation, ImageKind, PreprocessingSpec
+from models.spec import Calibration, GreyLevels, Harmonisation, PreprocessingSpec
 
 ATTRIBUTE: Final = "harmonisation"
 """The submodule of a harmonised network that holds what it knows of the kinds."""
+_LEVELS: Final = 4096
 
 
 class Harmoniser(nn.Module):
     """What a network does by the kind of each image. It is no layer of its own: its methods are hooks of the network.
 
-    State: BatchNorm statistics by layer, `mean_L` and `variance_L` [kinds, channels], L counting the network's BatchNorm layers
-    in the order of their names' appearance. All else is the specification's.
+    State: by BatchNorm layer L, counted in the order of their names, `scale_L` and `shift_L` [kinds + 1, channels] that bring
+    the layer's inputs of a kind to the mean and variance of the known images, which the layer then normalises; the last row
+    is theirs and changes nothing. All else is the specification's.
     """
 
     def __init__(self, spec: Harmonisation, preprocessing: PreprocessingSpec, layers: Mapping[str, _BatchNorm]) -> None:
@@ -35,82 +36,83 @@ class Harmoniser(nn.Module):
             raise BrokenBundle(f"the kinds of images are told by looks of form {spec.form}, not {FORM}")
         self.spec, self._mean, self._std = spec, preprocessing.mean, preprocessing.std
         self.kinds: torch.Tensor | None = None
-        self.register_buffer("directions", _rows([kind.direction for kind in spec.kinds]), persistent=False)
-        self.register_buffer("intercepts", _rows([kind.intercept for kind in spec.kinds]), persistent=False)
+        tables = [_table(kind.grey_levels) for kind in spec.kinds]
+        self._own_levels, self._own_logits = (
+            any(kind.grey_levels is not None for kind in spec.kinds),
+            any(kind.calibration != Calibration() for kind in spec.kinds),
+        )
+        constants = {
+            "directions": torch.tensor([kind.direction for kind in spec.kinds], dtype=torch.float64),
+            "intercepts": torch.tensor([kind.intercept for kind in spec.kinds], dtype=torch.float64),
+            "tables": torch.stack(tables) if self._own_levels else torch.zeros(0),
+        }
+        for name, constant in constants.items():
+            self.register_buffer(name, constant, persistent=False)
         if any(kind.statistics for kind in spec.kinds):
             for place, layer in enumerate(layers.values()):
-                assert layer.running_mean is not None
-                assert layer.running_var is not None
-                shape = (len(spec.kinds), 1)
-                self.register_buffer(f"mean_{place}", layer.running_mean.detach().repeat(shape).clone())
-                self.register_buffer(f"variance_{place}", layer.running_var.detach().repeat(shape).clone())
+                shape = (len(spec.kinds) + 1, layer.num_features)
+                self.register_buffer(f"scale_{place}", torch.ones(shape))
+                self.register_buffer(f"shift_{place}", torch.zeros(shape))
 
     def kinds_of(self, images: torch.Tensor) -> torch.Tensor:
         """The kind of each image [n, C, (D,) H, W] as the network takes it: its place in the specification, -1 for the known."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            looks = look_of(images.float() * self._std + self._mean)
-            scores = looks @ self.get_buffer("directions").to(looks).T + self.get_buffer("intercepts").to(looks)
-            best, places = scores.max(dim=1)
+            looks = look_of(images[:, :1].float() * self._std + self._mean)
+            best, places = (looks @ self.get_buffer("directions").T + self.get_buffer("intercepts")).max(dim=1)
             return torch.where(best > 0, places, -1)
 
     def take(self, _network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Before the network: tell the images, and change the grey levels of those of new kinds."""
         images: torch.Tensor = inputs[0]
-        self.kinds = self.kinds_of(images)
-        if not bool((self.kinds >= 0).any()):
-            self.kinds = None
+        kinds = self.kinds_of(images)
+        self.kinds = kinds if bool((kinds >= 0).any()) else None
+        if self.kinds is None or not self._own_levels:
             return None
+        rows = (self.kinds >= 0).nonzero()[:, 0]
+        if len(rows) == len(images):
+            return (self.standardised(images, self.kinds), *inputs[1:])
         changed = images.clone()
-        for kind, rows in self._rows_of_kinds():
-            if kind.grey_levels is not None:
-                changed[rows] = self.standardised(images[rows], kind.grey_levels)
+        changed[rows] = self.standardised(images[rows], self.kinds[rows])
         return (changed, *inputs[1:])
 
-    def standardised(self, images: torch.Tensor, levels: GreyLevels) -> torch.Tensor:
-        """Images as the network takes them, with other grey levels."""
-        shades = mapped(images.float() * self._std + self._mean, levels)
+    def standardised(self, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        """Images as the network takes them with the grey levels of their kinds [n], to a four-thousandth of a shade."""
+        places = ((images.float() * self._std + self._mean).clamp(0, 1) * (_LEVELS - 1) + 0.5).int()
+        places += (kinds * _LEVELS).int().view(-1, *(1 for _ in images.shape[1:]))
+        shades = self.get_buffer("tables").flatten()[places]
         return ((shades - self._mean) / self._std).to(images.dtype)
 
     def give(self, _network: nn.Module, _inputs: tuple[Any, ...], logits: torch.Tensor) -> torch.Tensor | None:
         """After the network: correct the logits of images of new kinds."""
-        if self.kinds is None:
+        kinds, self.kinds = self.kinds, None
+        if kinds is None or not self._own_logits:
             return None
         corrected = logits.clone()
-        for kind, rows in self._rows_of_kinds():
-            corrected[rows] = _calibrated(logits[rows], kind.calibration)
-        self.kinds = None
+        for number, kind in enumerate(self.spec.kinds):
+            rows = (kinds == number).nonzero()[:, 0]
+            if len(rows):
+                corrected[rows] = _calibrated(logits[rows], kind.calibration)
         return corrected
 
-    def normalise(self, place: int, layer: _BatchNorm, given: torch.Tensor, known: torch.Tensor) -> torch.Tensor | None:
-        """After a BatchNorm layer that rests: normalise images of new kinds by their own statistics."""
+    def shifted(self, place: int, layer: _BatchNorm, given: torch.Tensor) -> torch.Tensor | None:
+        """Before a BatchNorm layer that rests: bring images of new kinds to the statistics of the known ones."""
         if self.kinds is None or layer.training:
             return None
-        own = known.clone()
-        means, variances = self.get_buffer(f"mean_{place}"), self.get_buffer(f"variance_{place}")
-        for number, (kind, rows) in self._numbered():
-            if kind.statistics:
-                statistics = means[number], variances[number]
-                own[rows] = functional.batch_norm(given[rows], *statistics, layer.weight, layer.bias, False, 0.0, layer.eps).to(own)
-        return own
-
-    def _rows_of_kinds(self) -> list[tuple[ImageKind, torch.Tensor]]:
-        return [pair for _, pair in self._numbered()]
-
-    def _numbered(self) -> list[tuple[int, tuple[ImageKind, torch.Tensor]]]:
-        assert self.kinds is not None
-        found = [(number, (kind, (self.kinds == number).nonzero()[:, 0])) for number, kind in enumerate(self.spec.kinds)]
-        return [(number, (kind, rows)) for number, (kind, rows) in found if len(rows)]
+        # An index of -1 takes the last row: known images are multiplied by one, which changes no bit of them.
+        shape = (*given.shape[:2], *(1 for _ in given.shape[2:]))
+        scale, shift = (self.get_buffer(f"{name}_{place}")[self.kinds].to(given.dtype).view(shape) for name in ("scale", "shift"))
+        return torch.addcmul(shift, given, scale)
 
 
-class _Normalise:
+class _Shift:
     """A BatchNorm layer's hook; an object, so that a copy of the network has hooks of its own."""
 
     def __init__(self, harmoniser: Harmoniser, place: int) -> None:
         self._harmoniser, self._place = harmoniser, place
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> torch.Tensor | None:
         assert isinstance(layer, _BatchNorm)
-        return self._harmoniser.normalise(self._place, layer, inputs[0], output)
+        return self._harmoniser.shifted(self._place, layer, inputs[0])
 
 
 def harmonise(module: nn.Module, spec: Harmonisation, preprocessing: PreprocessingSpec) -> Harmoniser:
@@ -122,7 +124,7 @@ def harmonise(module: nn.Module, spec: Harmonisation, preprocessing: Preprocessi
     module.register_forward_hook(harmoniser.give)
     if any(kind.statistics for kind in spec.kinds):
         for place, layer in enumerate(layers.values()):
-            layer.register_forward_hook(_Normalise(harmoniser, place))
+            layer.register_forward_pre_hook(_Shift(harmoniser, place))
     return harmoniser
 
 
@@ -132,11 +134,16 @@ def harmoniser_of(module: nn.Module) -> Harmoniser | None:
     return found if isinstance(found, Harmoniser) else None
 
 
-def set_statistics(harmoniser: Harmoniser, kind: int, statistics: Statistics) -> None:
-    """Keep BatchNorm statistics as those of one kind."""
-    for place, (mean, variance) in enumerate(statistics.layers.values()):
-        for name, value in ((f"mean_{place}", mean), (f"variance_{place}", variance)):
-            buffer = harmoniser.get_buffer(name)
+def set_statistics(harmoniser: Harmoniser, kind: int, statistics: Statistics, layers: Mapping[str, _BatchNorm]) -> None:
+    """Keep BatchNorm statistics as those of one kind of images; `layers` are the network's own, with those of the known images."""
+    for place, (name, layer) in enumerate(layers.items()):
+        mean, variance = (each.double() for each in statistics.layers[name])
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        known, spread = layer.running_mean.double().cpu(), layer.running_var.double().cpu()
+        scale = ((spread + layer.eps) / (variance + layer.eps)).sqrt()
+        for what, value in (("scale", scale), ("shift", known - mean * scale)):
+            buffer = harmoniser.get_buffer(f"{what}_{place}")
             buffer[kind] = value.to(buffer)
 
 
@@ -159,5 +166,7 @@ def _calibrated(logits: torch.Tensor, calibration: Calibration) -> torch.Tensor:
     return changed
 
 
-def _rows(values: Any) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+def _table(levels: GreyLevels | None) -> torch.Tensor:
+    """What each of `_LEVELS` shades from 0 to 1 becomes: looking it up takes an eighth of the time of finding its line."""
+    given = torch.linspace(0, 1, _LEVELS, dtype=torch.float64)
+    return (given if levels is None else mapped(given, levels)).float()

@@ -166,11 +166,11 @@ class _Rung:
         harmoniser = harmoniser_of(network)
         assert harmoniser is not None
         if kind.statistics:
-            images = list(members)
+            plain, images, number = _plain(self.champion.spec, self.champion.module), list(members), len(harmoniser.spec.kinds) - 1
             if kind.grey_levels is not None:
-                images = list(harmoniser.standardised(torch.stack(images), kind.grey_levels))
-            statistics = estimate_statistics(_plain(self.champion.spec, self.champion.module), images, self.device)
-            set_statistics(harmoniser, len(harmoniser.spec.kinds) - 1, statistics)
+                images = list(harmoniser.standardised(torch.stack(images), torch.full((len(images),), number)))
+            statistics = estimate_statistics(plain, images, self.device)
+            set_statistics(harmoniser, number, statistics, batch_norms(network))
         return network.to(self.device)
 
     def _best(
@@ -272,7 +272,7 @@ def _network(spec: ModelSpec, source: nn.Module) -> nn.Module:
     for name, own in harmoniser.state_dict().items():
         given = former.state_dict().get(name) if former is not None else None
         if given is not None:
-            own[: len(given)] = given.to(own)
+            own[: len(given) - 1] = given[:-1].to(own)
     return network.eval()
 
 
