@@ -1,5 +1,6 @@
 """Commands about the archive: what it holds, its index, the end of its images' retention."""
 
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The archive: what it holds, its index, how long images stay.", no_args_is_help=True)
 ACTOR = "user:cli"
+BREATH_S = 0.2
+"""Pause between two steps: without one a running service, whose SQLite database it is too, would not come to write for as long."""
 WRONG_KEY = "restore STATE_DIR/pseudonym.key or RECLAIM_PSEUDONYM_KEY; docs/runbook.md says what else to do"
 
 
@@ -120,6 +123,7 @@ def _purge(context: Context, outlook: "Forecast") -> int:
                 return done
             done += step.studies
             progress.update(task, completed=done)
+            time.sleep(BREATH_S)
 
 
 def _forecast(context: Context, days: float | None) -> "Forecast | None":

@@ -1,6 +1,9 @@
 """Commands about messages that could not be processed."""
 
 import json
+import time
+from collections import Counter
+from collections.abc import Sequence
 from getpass import getuser
 from typing import Annotated
 
@@ -12,9 +15,14 @@ from listeners.cli.context import console, open_context, remark_on_service, show
 from schemas.tables import DeadLetter
 from services.runtime import dead_letters
 from services.runtime.errors import InvalidInput
+from services.runtime.presence import is_at_work
+from services.runtime.service import Context
 
 app = typer.Typer(help="Messages that could not be processed, with their reasons.", no_args_is_help=True)
 SHOWN_BYTES = 4_000
+MOST = 10_000
+"""Letters that `--all` takes at once."""
+PAUSE_S = 0.25
 Ids = Annotated[list[int], typer.Argument(help="Ids, as `list` prints them")]
 
 
@@ -27,18 +35,20 @@ def list_letters(
 
     Example: reclaim dead-letters list
     """
-    table = Table("id", "topic", "consumer", "reason", "at", "since")
+    table = Table("id", "topic", "consumer", "at", "state", "reason")
     with open_context().database.read() as session:
         for row in dead_letters.list_letters(session, include_replayed=everything, limit=limit):
-            cells = (str(row.id), row.topic, row.consumer, row.reason, f"{row.created_at:%F %R}", _state(row))
+            cells = (str(row.id), row.topic, row.consumer, f"{row.created_at:%F %R}", _state(row), row.reason)
             table.add_row(*map(escape, cells))
-    show(table, "No dead letter waits.")
+    show(table, "No dead letter waits.", prose=1)
 
 
 def _state(row: DeadLetter) -> str:
     if row.discarded_at:
         return f"discarded {row.discarded_at:%F %R}"
-    return f"replayed {row.replayed_at:%F %R}" if row.replayed_at else "waits"
+    if row.replayed_at:
+        return f"replayed {row.replayed_at:%F %R}"
+    return f"waits, failed {row.replays + 1} times" if row.replays else "waits"
 
 
 @app.command("show")
@@ -50,7 +60,7 @@ def show_letter(identity: Annotated[int, typer.Argument(metavar="ID", help="Id, 
     with open_context().database.read() as session:
         row = dead_letters.letter(session, identity)
     facts = {
-        "state": f"{_state(row)}, replayed {row.replays} times",
+        "state": _state(row),
         "reason": f"{row.reason} ({row.error})",
         "consumer": row.consumer,
         "topic": f"{row.topic}, partition {row.partition}, offset {row.offset}",
@@ -74,18 +84,39 @@ def _body(body: bytes) -> str:
 def replay(
     ids: Annotated[list[int] | None, typer.Argument(help="Ids, as `list` prints them")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All waiting ones")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for what comes of them, where the service runs")] = 10.0,
 ) -> None:
-    """Put messages back on their topics, after the cause is mended.
+    """Put messages back on their topics, after the cause is mended, and say what came of them. Exit code 1: one failed again.
 
     Example: reclaim dead-letters replay 12 13; reclaim dead-letters replay --all
     """
     if bool(ids) == everything:
         raise InvalidInput("name the ids to replay, or say --all")
     context = open_context()
-    count = dead_letters.replay(context.database, ids=ids or None, actor=f"user:{getuser()}")
+    with context.database.read() as session:
+        named = sorted(set(ids or ())) or sorted(row.id or 0 for row in dead_letters.list_letters(session, limit=MOST))
+    count = dead_letters.replay(context.database, ids=named, actor=f"user:{getuser()}")
     console.print(f"{_messages(count)} put back")
-    if count:
-        remark_on_service(context, "They wait until it runs")
+    if not count:
+        return
+    remark_on_service(context, "They wait until it runs")
+    if is_at_work(context.database):
+        raise typer.Exit(int(_failed_again(context, named, wait)))
+
+
+def _failed_again(context: Context, ids: Sequence[int], seconds: float) -> bool:
+    """Wait for the consumers and tell what came of each letter; whether one failed again."""
+    end, found = time.monotonic() + seconds, Counter[str]()
+    while True:
+        with context.database.read() as session:
+            found = Counter(dead_letters.outcome(session, identity) for identity in ids)
+        if "on its way" not in found or time.monotonic() >= end:
+            break
+        time.sleep(PAUSE_S)
+    console.print(", ".join(f"{count} {what}" for what, count in found.most_common()), soft_wrap=True)
+    if "failed again" in found:
+        console.print("`reclaim dead-letters list` says why")
+    return "failed again" in found
 
 
 @app.command()

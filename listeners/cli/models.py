@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from listeners.cli import model_training, plans
 from listeners.cli.context import ask_leave, console, open_context, show
 from listeners.cli.new_version import accept_asked, tell
-from schemas.vocabulary import VersionState
+from schemas.vocabulary import Status, VersionState
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
@@ -180,11 +180,13 @@ def retire(
 def rollback(
     name: Name,
     to: Annotated[int | None, typer.Option(min=1, help="Version that has served before; left out: the last champion")] = None,
+    reason: Reason = "",
 ) -> None:
     """Bring the last champion back, or any version that has served, at once.
 
-    Example: reclaim models rollback lung; reclaim models rollback lung --to 2
+    Example: reclaim models rollback lung; reclaim models rollback lung --to 2 --reason "the new one misses nodules"
     """
+    from agents.repository import latest
     from schemas.events import MaintenancePromotion
     from schemas.topics import PROMOTION
     from schemas.vocabulary import Verdict
@@ -192,20 +194,24 @@ def rollback(
     context, actor = open_context(), f"user:{getuser()}"
     with context.database.transaction() as tx:
         registry.lock_model(tx.session, name)
-        taken_out, serves = registry.roll_back(tx, name, to, actor=actor)
+        taken_out, serves = registry.roll_back(tx, name, to, actor=actor, reason=reason)
+        judged = latest(tx.session, name, serves)
         event = MaintenancePromotion(
             model=name,
             challenger=serves,
             champion_before=taken_out or 0,
             champion_after=serves,
             verdict=Verdict.PROMOTE,
-            reasons=("Rolled back at the command line.",),
+            reasons=("Rolled back at the command line.", *([reason] if reason else [])),
             actor=actor,
             origin="rollback",
         )
         tx.emit(PROMOTION, event)
     gone = f", version {taken_out} is archived (`--to {taken_out}` brings it back)" if taken_out else ""
     console.print(f"{name}: version {serves} serves again{gone}", soft_wrap=True)
+    if judged is not None and judged.status == Status.DEGRADED:
+        seen = f"Its last evaluation, of {judged.evaluated_at:%F}, found it degraded."
+        console.print(f"[yellow]{seen}[/] {escape(judged.summary)}", soft_wrap=True)
 
 
 @app.command()

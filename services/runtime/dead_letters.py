@@ -67,6 +67,18 @@ def _those_that_wait(session: Session) -> str:
     return f"; waiting are {', '.join(str(row.id) for row in rows)}" if rows else "; none waits"
 
 
+def outcome(session: Session, identity: int) -> str:
+    """What came of a letter that was entered again: `failed again`, `dealt with`, or `on its way`; its state otherwise."""
+    row = letter(session, identity)
+    if row.discarded_at is not None:
+        return "discarded"
+    if row.replayed_at is None:
+        return "failed again" if row.replays else "waits"
+    names = [row.event_id, f"replay-{row.id}-{row.replays}"]
+    handled = select(Inbox.event_id).where(Inbox.consumer == row.consumer, col(Inbox.event_id).in_(names))
+    return "dealt with" if session.exec(handled).first() else "on its way"
+
+
 def replay(database: Database, *, ids: Sequence[int] | None = None, consumer: str | None = None, actor: str) -> int:
     """Enter letters again, all waiting ones when no ids are given; returns how many. One transaction for all of them.
 

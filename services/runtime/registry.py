@@ -227,7 +227,7 @@ def reject(tx: Transaction, name: str, number: int, *, actor: str, **evidence: A
     tx.audit(actor, "version.rejected", f"{name}:{number}", **evidence)
 
 
-def roll_back(tx: Transaction, name: str, number: int | None = None, *, actor: str) -> tuple[int | None, int]:
+def roll_back(tx: Transaction, name: str, number: int | None = None, *, actor: str, reason: str = "") -> tuple[int | None, int]:
     """Bring a version back that has served: the last one, or `number`.
 
     Returns (version taken out, None where none served; version that serves again). InvalidInput says which may come back.
@@ -245,7 +245,8 @@ def roll_back(tx: Transaction, name: str, number: int | None = None, *, actor: s
     target.state = VersionState.CHAMPION
     _hand_over(tx, owner, target)
     taken_out = current.version if current is not None else None
-    tx.audit(actor, "version.rolled_back", f"{name}:{target.version}", taken_out=taken_out)
+    why = {"reason": reason} if reason else {}
+    tx.audit(actor, "version.rolled_back", f"{name}:{target.version}", taken_out=taken_out, **why)
     return taken_out, target.version
 
 

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import threading
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pydicom
@@ -13,6 +15,7 @@ from sqlmodel import select
 from listeners.dicom.file_meta import encode_file_meta
 from schemas.tables import Audit, Instance, Study
 from schemas.vocabulary import StudyState
+from services.assembly import retention
 from services.runtime.archive import instance_path
 from services.runtime.service import Context
 
@@ -98,6 +101,14 @@ def old_site(reclaim, site) -> Context:
     store(site, 1, 3)
     store(site, 2, 1)
     reclaim("archive", "reindex")
+    make_old(site)
+    with site.database.transaction() as tx:
+        tx.session.get(Study, "1.2.3.2").committed_at = tx.clock.now()
+    return site
+
+
+def make_old(site: Context) -> None:
+    """Everything came 100 days ago and was scored then."""
     then = (site.clock.now() - timedelta(days=100)).timestamp()
     for path in site.settings.archive_dir.rglob("*.dcm"):
         os.utime(path, (then, then))
@@ -106,8 +117,6 @@ def old_site(reclaim, site) -> Context:
             study.state, study.revision = StudyState.COMPLETE, 1
             study.last_instance_at = tx.clock.now() - timedelta(days=100)
             tx.claim("inference", [f"{study.study_key}:1"])
-        tx.session.get(Study, "1.2.3.2").committed_at = tx.clock.now()
-    return site
 
 
 def test_a_status_for_an_administrator(reclaim, old_site):
@@ -132,3 +141,34 @@ def test_images_are_deleted_by_age_after_a_look_and_a_question(reclaim, old_site
         (entry,) = session.exec(select(Audit).where(Audit.action == "study.purged"))
     assert entry.actor == "user:cli"
     assert "0 images of 0 studies" in reclaim("archive", "purge", "--dry-run").text
+
+
+def test_a_running_service_comes_to_write_while_much_is_deleted(reclaim, site, monkeypatch):
+    """Without a pause between the steps another process may wait for the database longer than its leases hold."""
+    for number in range(6):
+        store(site, number, 1)
+    reclaim("archive", "reindex")
+    make_old(site)
+    monkeypatch.setattr(retention, "STUDIES_AT_ONCE", 1)
+    steps, between, take_out = [], [], retention.take_out
+
+    def watched(*given, **named):
+        steps.append(len(between))
+        return take_out(*given, **named)
+
+    def write():
+        while not over.is_set():
+            with site.database.transaction() as tx:
+                tx.audit("test", "test.wrote", "lease")
+            between.append(1)
+
+    monkeypatch.setattr(retention, "take_out", watched)
+    over = threading.Event()
+    thread = threading.Thread(target=write)
+    thread.start()
+    said = reclaim("archive", "purge", "--yes", "--older-than", "90")
+    over.set()
+    thread.join()
+    assert "6 studies taken out" in said.text
+    came = sum(later > earlier for earlier, later in pairwise(steps))
+    assert came >= 4, f"the other one came to write between {came} of 6 steps"

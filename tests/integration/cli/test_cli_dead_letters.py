@@ -1,12 +1,14 @@
 """Dead letters at the command line: seen, replayed, discarded with a reason."""
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sqlmodel import select
 
-from schemas.tables import Audit, DeadLetter
+from schemas.tables import Audit, DeadLetter, Inbox
 from services.runtime.service import Context
 
 Reclaim = Callable[..., Any]
@@ -70,6 +72,27 @@ def test_replay_without_a_service_says_so_at_once(reclaim: Reclaim, letters: lis
 
 
 @pytest.mark.usefixtures("running")
-def test_replay_with_a_service_says_nothing_more(reclaim: Reclaim, letters: list[int]) -> None:
-    assert letters
-    assert "not running" not in reclaim("dead-letters", "replay", "--all").text
+def test_replay_with_a_service_says_what_came_of_each(reclaim: Reclaim, site: Context, letters: list[int]) -> None:
+    """A consumer deals with the first, rejects the second, and has not come to the third."""
+
+    def consume() -> None:
+        wanted = time.monotonic() + 20
+        while time.monotonic() < wanted:
+            with site.database.transaction() as tx:
+                first, second, _ = tx.session.exec(select(DeadLetter).order_by(DeadLetter.id)).all()
+                if first.replayed_at is None:
+                    continue
+                tx.session.add(Inbox(consumer=first.consumer, event_id=f"replay-{first.id}-1", handled_at=tx.clock.now()))
+                second.replayed_at = None
+                tx.session.add(second)
+            return
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    said = reclaim("dead-letters", "replay", "--all", "--wait", "2")
+    thread.join()
+    assert said.code == 1
+    assert "not running" not in said.text
+    for words in ("3 messages put back", "1 dealt with", "1 failed again", "1 on its way", "`reclaim dead-letters list` says why"):
+        assert words in said.text
+    assert "waits, failed 2 times" in reclaim("dead-letters", "list").text

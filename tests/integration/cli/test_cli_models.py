@@ -1,5 +1,6 @@
 """A model's life at the command line: a wrong first version, the next one, a candidate, the way back."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from sqlmodel import select
 
 from listeners.dicom.synthesize import StudyFacts, write_image
-from schemas.tables import Audit, BaselineCase, ModelVersion
+from schemas.tables import Audit, BaselineCase, Evaluation, ModelVersion, Outbox
 from schemas.vocabulary import VersionState
 from services.runtime import registry
 from services.runtime.service import Context
@@ -103,6 +104,23 @@ def test_a_rollback_may_name_its_version_and_be_undone(reclaim: Reclaim, site: C
     assert reclaim("models", "rollback", "shade", "--to", "1").code == 0
     assert "versions that may come back: 2" in reclaim("models", "rollback", "shade", "--to", "3").text
     assert states(site)[0] == VersionState.CHAMPION
+
+
+def test_a_rollback_keeps_its_reason_and_says_how_the_old_version_did(reclaim: Reclaim, site: Context) -> None:
+    served(site, "archived")
+    old = {"model": "shade", "version": 2, "status": "degraded", "diagnosis": "covariate", "summary": "It misses [half]."}
+    counts = {"cases": 9, "stream_cases": 9, "metrics": [], "evidence": {}, "reclaim_rule": False}
+    with site.database.transaction() as tx:
+        tx.session.add(Evaluation(evaluation_id="e", batch_id="b", evaluated_at=tx.clock.now(), **old, **counts))
+    said = reclaim("models", "rollback", "shade", "--to", "2", "--reason", "slower reading").text
+    assert "version 2 serves again" in said
+    assert "found it degraded. It misses [half]." in said
+    with site.database.read() as session:
+        audited = session.exec(select(Audit).where(Audit.action == "version.rolled_back")).one()
+        event = session.exec(select(Outbox).where(Outbox.topic == "maintenance.promotion.v1")).one()
+    assert audited.detail["reason"] == "slower reading"
+    assert json.loads(event.body)["reasons"][1] == "slower reading"
+    assert "degraded" not in reclaim("models", "rollback", "shade", "--to", "1").text
 
 
 @pytest.mark.parametrize(
