@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.assembly import headers, structure
 from services.assembly import outlines as module
-from services.assembly import structure
 from services.assembly.headers import Memory, MissingElement, UnreadableHeader, read_facts
 from services.assembly.outlines import MOST_MISSES, MOST_OUTLINES, Common, Outlines
 from services.assembly.sources import BrokenStructureError, FileSource
@@ -198,6 +198,19 @@ def test_facts_are_the_same_with_and_without_memory(several):
             start = data.index(struct.pack("<HH", spoilt >> 16, spoilt & 0xFFFF)) + 8
             data = data[:start] + b"x" + data[start + 1 :]  # noqa: PLW2901 - no UID any more
         assert facts(data, memory) == facts(data, None)
+
+
+def test_series_in_turn_are_each_known_and_not_too_many(monkeypatch):
+    memory = Memory()
+    several = [an_object(instance=b"1.2.%d" % (100 + turn), series=b"1.2.%d" % (500 + turn % 5)) for turn in range(30)]
+    for data in several[:10]:
+        facts(data, memory)
+    monkeypatch.setattr(headers, "facts_of", lambda _: pytest.fail("the series is known"))
+    assert [facts(data, memory).series_uid for data in several[10:]] == [f"1.2.{500 + turn % 5}" for turn in range(10, 30)]
+    monkeypatch.undo()
+    for turn in range(60):
+        assert facts(an_object(series=b"1.2.%d" % (600 + turn)), memory).series_uid == f"1.2.{600 + turn}"
+        assert len(memory._facts) <= headers.MOST_SERIES
 
 
 def facts(data, memory):

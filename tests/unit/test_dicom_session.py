@@ -172,6 +172,33 @@ def test_an_object_without_end_is_cut_off_whichever_way_it_comes(environment, mo
         assert stored == {}
 
 
+def test_a_command_that_comes_in_two_pieces_is_taken_at_sight(environment, monkeypatch):
+    """DCMTK writes the headers of a PDU and its content one after the other: the second may come a moment later."""
+    objects = [sending(f"1.2.3.{number}", dataset(f"1.2.3.{number}", b"x" * 100), []) for number in (1, 2)]
+    first = len(association_request()), len(objects[0])
+    seen = []
+    receive = Association.receive
+    monkeypatch.setattr(Association, "receive", lambda self, data: seen.append(bytes(data)) or receive(self, data))
+    sizes = [ENDLESS, 12, *reversed(first)]  # popped from the end
+    connection = Scripted(association_request() + b"".join(objects) + RELEASE_RQ, sizes)
+    Session(connection, "127.0.0.1", environment, lambda _: None, 6000).run()
+    assert seen == [association_request(), RELEASE_RQ]
+    assert len(list(environment.reception.files.root.rglob("*.dcm"))) == 2
+
+
+def test_a_command_of_which_only_the_headers_come_ends_with_the_connection(environment):
+    stream = association_request() + sending("1.2.3.1", dataset("1.2.3.1", b"x" * 100), []) + p_data(1, 3, command(STORE))[:30]
+    for sizes in (
+        [],
+        [len(association_request())],
+        [12, len(stream) - len(association_request()) - 30, len(association_request())],
+    ):
+        connection = Scripted(stream, sizes)
+        Session(connection, "127.0.0.1", environment, lambda _: None, 6000).run()
+        assert connection.sent.count(b"1.2.3.1") == 1
+        assert environment.reception.writer._queue.pop().facts.sop_instance_uid == "1.2.3.1"
+
+
 def machine():
     association = Association(lambda _: Acceptance(b"<accepted>", CONTEXTS, 4096), 0)
     list(association.receive(memoryview(association_request())))
