@@ -291,11 +291,15 @@ def _label_counts(session: Session, cause: Cause, version: int) -> LabelCounts:
     )
 
 
-def covered(session: Session, model: str) -> datetime | None:
-    """To where the newest routine report of a model goes, whether it is written yet or only ordered."""
+def covered(session: Session, model: str, now: datetime) -> datetime | None:
+    """To where the newest routine report of a model goes, whether it is written yet or only ordered.
+
+    One that is dated later than now was ordered by a clock that ran ahead and was put right.
+    """
     query = (
         select(Order.settings)
         .where(Order.model == model, Order.kind == OrderKind.REPORT, col(Order.idempotency_key).startswith("routine|"))
+        .where(col(Order.created_at) <= now)
         .order_by(col(Order.created_at).desc())
         .limit(1)
     )

@@ -46,7 +46,7 @@ def order_due(settings: ReportSettings) -> Callable[[Transaction], None]:
 
 
 def _order(tx: Transaction, model: RegisteredModel, slot: Slot) -> None:
-    period = period_of(slot, model.created_at, repository.covered(tx.session, model.name))
+    period = period_of(slot, model.created_at, repository.covered(tx.session, model.name, tx.clock.now()))
     if period is None or period.since is None:
         return
     row = _row(tx, model, slot, period)

@@ -246,3 +246,18 @@ def test_settings_name_a_day(tmp_path):
     assert Settings(state_dir=tmp_path).reports == ReportSettings(weekly=True, weekday="monday", hour=6)
     with pytest.raises(ValueError, match="weekday"):
         ReportSettings(weekday="someday")
+
+
+def test_a_clock_that_ran_ahead_and_was_put_right_stops_no_weekly_report(serving, clock):
+    """One look with a wrong clock orders a report of 2029; the weeks until then are due all the same."""
+    clock.at += timedelta(days=1000)
+    tick(serving)
+    assert len(weeks(serving)) == 1
+    clock.at -= timedelta(days=1000)
+    tick(serving)
+    assert len(weeks(serving)) == 1
+    clock.set(MONDAY)
+    tick(serving)
+    clock.set(MONDAY + timedelta(days=7))
+    tick(serving)
+    assert sorted(weeks(serving))[:2] == ["2026-W11", "2026-W12"]
