@@ -87,4 +87,6 @@ def case_row(n, row, label, at):
 
 
 def ground_truth(n, label, source, at):
-    return GroundTruth(study_key=f"{n:032x}", task="tumour", source=source, value=label, labelled_at=at, received_at=at)
+    return GroundTruth(
+        study_key=f"{n:032x}", task="tumour", source=source, value=label, labelled_at=at, received_at=at + timedelta(hours=3)
+    )

@@ -16,6 +16,7 @@ from services.evaluation.label_review import Review, review
 from services.evaluation.labelling import TEST_LEVEL, Labelling
 from services.evaluation.next_batch import next_batch
 from services.evaluation.suspects import Conflict, Noise
+from services.evaluation.truth_repository import Punctuality
 from services.evaluation.verification import Verification
 
 Model = Annotated[str, typer.Argument(help="Model, as `reclaim models list` prints it")]
@@ -75,11 +76,12 @@ def quality(model: Model, version: Version = None, as_json: Json = False) -> Non
     name, number, found = examined.model, examined.version, examined.labelling
     if as_json:
         whole = {field.name: getattr(found, field.name) for field in fields(found) if field.name != "noise"}
-        _print_json({"model": name, "version": number, **whole})
+        _print_json({"model": name, "version": number, **whole, "punctuality": examined.punctuality})
         return
     console.print(f"{escape(name)} version {number}")
     _print_missing(name, number)
     _print_delays(found)
+    _print_punctuality(examined.punctuality)
     _print_verification(found.verification)
 
 
@@ -159,6 +161,17 @@ def _print_missing(name: str, number: int) -> None:
         found = next_batch(session, context.settings.join, name, number)
     if found is not None:
         console.print(escape(found.say()), soft_wrap=True)
+
+
+def _print_punctuality(found: dict[str, Punctuality]) -> None:
+    for source, each in found.items():
+        took = f"come {_hours(each.shortest_hours)} or more after the time that they state, half within {_hours(each.median_hours)}"
+        ahead = f"; {each.ahead} of {each.labels} stated a time in the future: its clock runs ahead" if each.ahead else ""
+        console.print(escape(f"  {source}: labels {took}{ahead}"), soft_wrap=True)
+
+
+def _hours(hours: float) -> str:
+    return f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"
 
 
 def _days(found: Quantile) -> str:

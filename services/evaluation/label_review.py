@@ -10,7 +10,7 @@ from schemas.vocabulary import Status
 from services.evaluation import repository
 from services.evaluation.labelling import Labelling, examine
 from services.evaluation.suspects import Conflict
-from services.evaluation.truth_repository import conflicts, scored_cases
+from services.evaluation.truth_repository import Punctuality, conflicts, punctuality, scored_cases
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 
@@ -27,6 +27,7 @@ class Review:
     classes: tuple[str, ...]
     labelling: Labelling
     conflicts: list[Conflict]
+    punctuality: dict[str, Punctuality]
     status: Status | None
 
     @property
@@ -54,5 +55,6 @@ def review(session: Session, settings: EvaluationSettings, model: str, version: 
         classes=classes,
         labelling=examine(cases, classes, baseline, now, settings.label_wait_days, settings.seed),
         conflicts=conflicts(session, owner.name, number),
+        punctuality=punctuality(session, owner.name, number),
         status=Status(newest.status) if newest is not None else None,
     )

@@ -1,6 +1,7 @@
 """SQL of the questions about labels: scored cases with their labels, and sources that contradict each other."""
 
-from typing import Any, Final
+from statistics import median
+from typing import Any, Final, NamedTuple
 
 from sqlmodel import Session, and_, col, func, select
 
@@ -35,6 +36,34 @@ def _sources(session: Session, model: str, version: int) -> dict[str, str]:
         .order_by(col(GroundTruth.labelled_at), col(GroundTruth.source))
     )
     return dict(session.execute(query).tuples().all())
+
+
+class Punctuality(NamedTuple):
+    """How long after the stated times a source's labels come. The shortest bounds how far its clock can run ahead unseen."""
+
+    labels: int
+    shortest_hours: float
+    median_hours: float
+    ahead: int
+    """Labels from the future, which count as given at their receipt: its clock, or this one, is wrong."""
+
+
+def punctuality(session: Session, model: str, version: int, limit: int = NEWEST) -> dict[str, Punctuality]:
+    """By source, of the newest labels of the version's studies."""
+    query = (
+        select(GroundTruth.source, GroundTruth.labelled_at, GroundTruth.received_at)
+        .join(Case, and_(col(Case.study_key) == col(GroundTruth.study_key), col(Case.task) == col(GroundTruth.task)))
+        .where(Case.model == model, Case.version == version)
+        .order_by(col(GroundTruth.received_at).desc())
+        .limit(limit)
+    )
+    waits: dict[str, list[float]] = {}
+    for source, labelled_at, received_at in session.exec(query):
+        waits.setdefault(source, []).append((received_at - labelled_at).total_seconds() / 3600)
+    return {
+        source: Punctuality(len(each), min(each), median(each), sum(wait <= 0 for wait in each))
+        for source, each in sorted(waits.items())
+    }
 
 
 def conflicts(session: Session, model: str, version: int, limit: int = 1000) -> list[Conflict]:

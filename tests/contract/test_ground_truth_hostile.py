@@ -10,6 +10,7 @@ from schemas import topics
 from schemas.events import Label, Prediction
 from schemas.settings import JoinSettings
 from schemas.tables import Case, DeadLetter, GroundTruth, Outbox
+from services.evaluation.truth_repository import Punctuality, punctuality
 from services.ground_truth.handlers import Join
 from services.runtime.bus import to_record
 from services.runtime.consumer import process
@@ -63,6 +64,14 @@ def test_of_labels_from_the_future_in_one_poll_the_later_counts(database, clock)
     assert truth(database) == "glioma"
     with database.read() as session:
         assert session.exec(select(GroundTruth)).one().labelled_at == clock.now()
+
+
+def test_a_clock_that_runs_ahead_is_seen_by_the_time_from_statement_to_receipt(database, clock):
+    said = [label("glioma", clock.now() - timedelta(hours=3)), label("none", clock.now() + timedelta(hours=2), "ahead")]
+    feed(database, *[message(data, str(number)) for number, data in enumerate([score(), *said])])
+    with database.read() as session:
+        found = punctuality(session, "tumour", 1)
+    assert found == {"ahead": Punctuality(1, 0.0, 0.0, 1), "csv": Punctuality(1, 3.0, 3.0, 0)}
 
 
 def test_every_correction_is_announced_whatever_key_its_message_has(database, clock):

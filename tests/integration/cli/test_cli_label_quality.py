@@ -47,6 +47,8 @@ def test_quality_tells_delay_selection_and_weighted_rates(wrong, reclaim):
     assert "chosen by confidence decile" in said.text
     assert "p < 0.001 after Bonferroni's correction for 3 comparisons" in said.text
     assert "p 0.000" not in said.text
+    assert "pathology: labels come 3 hours or more after the time that they state, half within 3 hours" in said.text
+    assert "its clock runs ahead" not in said.text
     assert "Site" not in said.text, "of a facet with one value there is nothing to tell"
     assert "The first evaluation takes 100 labelled cases; " in said.text
     assert "confidence decile 10: " in said.text
