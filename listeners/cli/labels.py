@@ -32,7 +32,9 @@ def import_file(
 
     A row with status withdrawn (or D, W, X) takes back what its source said of the study.
 
-    Example: reclaim labels import labels.csv, whose first lines are: study,task,label / 1.2.840.1,pneumonia,normal
+    The file's first lines may be: study,task,label / 1.2.840.1,pneumonia,normal
+
+    Example: reclaim labels import labels.csv
     """
     from listeners.labels.csv_import import import_csv
 

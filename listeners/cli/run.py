@@ -70,7 +70,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of images and training")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running at the end, until Ctrl-C")] = False,
 ) -> None:
-    """Watch a classifier decay and recover on studies pushed over DICOM (two to six minutes).
+    """Watch a classifier decay and recover on studies pushed over DICOM (three to seven minutes).
 
     Example: reclaim demo --data FOLDER
     """
