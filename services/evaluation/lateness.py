@@ -92,7 +92,8 @@ def complete(weeks: Integers, labelled: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def blocks(cases: Sequence[StreamCase], size: int) -> list[StreamCase]:
     """The cases in order of acquisition, numbered by block of `size` cases from 1; the last block may be smaller.
 
-    Equal blocks keep the thresholds right whatever the sizes of the batches that the labels came in.
+    Equal blocks keep the thresholds right whatever the sizes of the batches that the labels came in. Of cases acquired at the same
+    time (a day's, where a scanner sends no StudyTime) the pseudonyms decide: they know nothing of truth and prediction.
     """
     ordered = sorted(cases, key=lambda case: (case.acquired_at, case.patient_key))
     return [case._replace(batch=1 + place // size) for place, case in enumerate(ordered)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.evaluation.detector import Thresholds
 from services.evaluation.judgement import Question, judge_stream
-from services.evaluation.lateness import Pending, order
+from services.evaluation.lateness import Pending, blocks, order
 from services.evaluation.stream import StreamCase, first_acquired
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
@@ -42,6 +42,14 @@ def test_the_choice_does_not_depend_on_the_order_of_labels(cases):
     chosen = first_acquired(cases)
     assert {each.study_key for each in chosen} == {f"p{n}:{n}" for n in range(4)}
     assert chosen == [each for each in cases if each in chosen]
+
+
+@given(st.permutations(range(12)), st.lists(st.sampled_from("ab"), min_size=12, max_size=12))
+def test_cases_of_one_time_are_ordered_whatever_they_show_and_whenever_they_came(places, truths):
+    cases = [case(f"{n:02}", 1, truth=truth) for n, truth in enumerate(truths)]
+    found = blocks([cases[place] for place in places], 5)
+    assert [each.patient_key for each in found] == [each.patient_key for each in cases]
+    assert [each.batch for each in found] == [1] * 5 + [2] * 5 + [3] * 2
 
 
 def test_a_patient_whose_first_prediction_waits_is_waited_for():
