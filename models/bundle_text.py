@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from models.spec import ModelSpec
+from models.spec import Calibration, ModelSpec
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
@@ -38,16 +38,27 @@ def inference_config(spec: ModelSpec) -> dict[str, Any]:
         "imports": ["$import torch"],
         "bundle_root": ".",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "network_def": {
-            "_target_": "models.networks.build_network",
-            "name": spec.network,
-            "classes": len(spec.classes),
-            "channels": spec.preprocessing.channels,
-            "spatial_dims": spec.preprocessing.spatial_dims,
-            **spec.options,
+        "network_def": {"_target_": "models.networks.build_network", **_network(spec)}
+        if spec.harmonisation is None
+        else {
+            "_target_": "models.harmonisation.build_harmonised",
+            "harmonisation": spec.harmonisation.model_dump(mode="json"),
+            "mean": spec.preprocessing.mean,
+            "std": spec.preprocessing.std,
+            **_network(spec),
         },
         "preprocessing": spec.preprocessing.model_dump(mode="json"),
         "classes": list(spec.classes),
+    }
+
+
+def _network(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "name": spec.network,
+        "classes": len(spec.classes),
+        "channels": spec.preprocessing.channels,
+        "spatial_dims": spec.preprocessing.spatial_dims,
+        **spec.options,
     }
 
 
@@ -57,9 +68,28 @@ def card(spec: ModelSpec, training: Mapping[str, Any]) -> str:
         f"# {spec.name}\n\n{spec.description or 'Image classifier.'}\n\n"
         f"- Task: {spec.task}\n- Classes: {', '.join(spec.classes)}\n- Network: {spec.network}\n"
         f"- Intended use: {spec.intended_use}\n\n"
-        f"## Preprocessing\n\n```json\n{spec.preprocessing.model_dump_json(indent=2)}\n```\n\n"
+        f"{_kinds(spec)}## Preprocessing\n\n```json\n{spec.preprocessing.model_dump_json(indent=2)}\n```\n\n"
         f"## Training\n\n```json\n{json.dumps(dict(training), indent=2, sort_keys=True)}\n```\n"
     )
+
+
+def _kinds(spec: ModelSpec) -> str:
+    if spec.harmonisation is None:
+        return ""
+    ways = [
+        " and ".join(
+            word
+            for word, has in (
+                ("other grey levels", kind.grey_levels is not None),
+                ("other feature statistics", kind.statistics),
+                ("a correction of the logits", kind.calibration != Calibration()),
+            )
+            if has
+        )
+        for kind in spec.harmonisation.kinds
+    ]
+    listed = "".join(f"- Kind {number}: {way}\n" for number, way in enumerate(ways, start=1))
+    return f"## Images of another look\n\nTold by the image alone, and read in a way of their own:\n\n{listed}\n"
 
 
 def _input_format(spec: ModelSpec) -> dict[str, Any]:

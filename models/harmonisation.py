@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models.adaptation import Statistics, batch_norms
 from models.errors import BrokenBundle
 from models.look import FORM, LOOK, look_of
+from models.networks import build_network
 from models.spec import Calibration, GreyLevels, Harmonisation, PreprocessingSpec
 
 ATTRIBUTE: Final = "harmonisation"
@@ -126,6 +127,15 @@ def harmonise(module: nn.Module, spec: Harmonisation, preprocessing: Preprocessi
         for place, layer in enumerate(layers.values()):
             layer.register_forward_pre_hook(_Shift(harmoniser, place))
     return harmoniser
+
+
+def build_harmonised(
+    name: str, classes: int, harmonisation: Mapping[str, Any], mean: float, std: float, **rest: float | str | bool
+) -> nn.Module:
+    """A network by name (`models.networks.build_network`) that tells kinds of images: the form in which MONAI builds it."""
+    network = build_network(name, classes, **rest)  # type: ignore[arg-type]
+    harmonise(network, Harmonisation.model_validate(harmonisation), PreprocessingSpec(mean=mean, std=std))
+    return network
 
 
 def harmoniser_of(module: nn.Module) -> Harmoniser | None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from models.augmentation import AugmentationSettings
 from models.bundle import LoadedModel, load_bundle, network_of, save_bundle
@@ -141,6 +143,17 @@ def test_a_bundle_keeps_all_of_it(repaired, tmp_path):
     assert loaded.spec == repaired.spec
     mixed = cases(20, 25, 3.0)
     assert np.array_equal(said(loaded, mixed), said(repaired, mixed))
+
+
+def test_monai_builds_it_too(repaired, tmp_path):
+    folder = save_bundle(tmp_path / "2", repaired.spec, repaired.module).folder
+    parser = ConfigParser()
+    parser.read_config(str(folder / "configs/inference.json"))
+    parser.parse()
+    built = parser.get_parsed_content("network_def")
+    built.load_state_dict(load_file(folder / "models/model.safetensors"))
+    assert np.array_equal(said(replace(repaired, module=built.eval()), cases(9, 25, 3.0)), said(repaired, cases(9, 25, 3.0)))
+    assert "Kind 1: " in (folder / "docs/README.md").read_text()
 
 
 def test_a_copy_has_hooks_of_its_own(repaired):
