@@ -23,7 +23,8 @@ WIDTH: Final = 0.25
 """Width of the smooth step in nats: cases near the boundary share in the count, so that single cases do not place it."""
 FARTHEST: Final = 3.0
 """Largest offset in nats; more is asked for only where a class is hardly ever decided for."""
-_PULL: Final = 1e-6
+PULL: Final = 0.25
+"""Cases that one nat of an offset costs: a class that old cases hardly show is not pushed away for a fraction of one of them."""
 _LEAST: Final = 1e-5
 
 
@@ -51,7 +52,7 @@ def hold(before: StudyLogits, after: StudyLogits, base: Calibration) -> Held:
     weights = _weights(before)
     wanted = shares(_calibrated(before, base), weights)
     given = _calibrated(after, base)
-    offsets = _offsets(given, weights, wanted)
+    offsets = _offsets(given, weights, wanted, PULL / len(before))
     record = {
         "cases": len(before),
         "offsets": [round(float(value), 4) for value in offsets],
@@ -70,13 +71,13 @@ def shares(calibrated: Floats, weights: Floats) -> Floats:
     return np.asarray(weights @ _smooth(calibrated))
 
 
-def _offsets(given: Floats, weights: Floats, wanted: Floats) -> Floats:
+def _offsets(given: Floats, weights: Floats, wanted: Floats, price: float) -> Floats:
     def cost(offsets: Floats) -> tuple[float, Floats]:
         moved = given + offsets
         most = moved.max(axis=1)
         free = most + WIDTH * np.log(np.exp((moved - most[:, None]) / WIDTH).sum(axis=1))
-        pull = _PULL / 2 * float(offsets @ offsets)
-        return float(weights @ free) - float(wanted @ offsets) + pull, shares(moved, weights) - wanted + _PULL * offsets
+        pull = price / 2 * float(offsets @ offsets)
+        return float(weights @ free) - float(wanted @ offsets) + pull, shares(moved, weights) - wanted + price * offsets
 
     classes = len(wanted)
     found = minimize(cost, np.zeros(classes), jac=True, method="L-BFGS-B", bounds=[(-FARTHEST, FARTHEST)] * classes, tol=1e-12)

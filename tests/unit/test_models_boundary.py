@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import boundary
-from models.boundary import FARTHEST, hold
+from models.boundary import FARTHEST, PULL, hold
 from models.logits import StudyLogits, class_recalls
 from models.spec import Calibration
 
 NONE = Calibration()
-MOVE = np.array([0.0, 1.2])
+MOVE, LAST = np.array([0.0, 1.2]), np.array([0.0, 0.0, 1.0])
 
 
 def cases(count: int, classes: int, seed: int, *, images: int = 1, sharp: float = 2.0) -> StudyLogits:
@@ -35,10 +35,10 @@ def test_a_boundary_that_was_only_moved_comes_back_whole(classes, seed, moves):
     before = cases(150, classes, seed)
     offsets = np.asarray(moves[:classes])
     held = hold(before, replace(before, logits=before.logits + offsets), NONE)
-    np.testing.assert_allclose(held.record["offsets"], offsets.mean() - offsets, atol=2e-3)
+    np.testing.assert_allclose(held.record["offsets"], offsets.mean() - offsets, atol=0.1)
     moved = replace(before, logits=before.logits + offsets)
     margins = np.sort(before.logits, axis=1)
-    clear = margins[:, -1] - margins[:, -2] > 0.01
+    clear = margins[:, -1] - margins[:, -2] > 0.2
     assert (decisions(moved, held.calibration) == decisions(before, NONE))[clear].all()
 
 
@@ -47,7 +47,7 @@ def test_each_class_keeps_its_share_of_the_decisions(classes, seed, images):
     before, other = cases(120, classes, seed, images=images), cases(120, classes, seed + 1000, images=images, sharp=1.0)
     base = Calibration(temperature=1.3, offsets=tuple(0.2 * label for label in range(classes)))
     record = hold(before, other, base).record
-    np.testing.assert_allclose(record["shares"]["held"], record["shares"]["before"], atol=2e-4)
+    np.testing.assert_allclose(record["shares"]["held"], record["shares"]["before"], atol=2 * PULL / len(before))
     assert sum(record["offsets"]) == pytest.approx(0, abs=1e-3)
 
 
@@ -100,6 +100,15 @@ def test_a_class_that_is_never_decided_for_does_not_run_away():
     silent = replace(before, logits=before.logits - [0.0, 0.0, 60.0])
     assert hold(silent, before, NONE).moved <= 2 * FARTHEST
     assert hold(before, silent, NONE).moved <= 2 * FARTHEST
+
+
+def test_a_class_that_old_cases_hardly_show_is_not_pushed_away_for_a_fraction_of_one():
+    """Such as a class that the model came to know later: its offset stays small, so that it goes on being read."""
+    before = cases(600, 3, 6)
+    silent = replace(before, logits=before.logits - 10 * LAST)
+    bolder = replace(before, logits=before.logits - 9 * LAST)
+    assert abs(hold(silent, bolder, NONE).record["offsets"][2]) < 0.2
+    assert hold(before, replace(before, logits=before.logits + LAST), NONE).record["offsets"][2] < -0.6
 
 
 def test_other_studies_are_refused():

@@ -194,7 +194,7 @@ def test_after_a_training_the_boundary_lies_where_it_lay_on_old_cases(champion, 
     held = made.record["boundary"]
     assert held["cases"] == len(OLD) + len(OLD_VALID)
     assert held["shares"]["moved"] != pytest.approx(held["shares"]["before"], abs=1e-3)
-    assert held["shares"]["held"] == pytest.approx(held["shares"]["before"], abs=1e-3)
+    assert held["shares"]["held"] == pytest.approx(held["shares"]["before"], abs=5e-3)
     assert made.spec == champion.spec.model_copy(update={"calibration": made.spec.calibration})
     assert made.spec.calibration.offsets == pytest.approx(held["offsets"], abs=1e-3)
 
