@@ -76,12 +76,19 @@ def quality(model: Model, version: Version = None, as_json: Json = False) -> Non
     name, number, found = examined.model, examined.version, examined.labelling
     if as_json:
         whole = {field.name: getattr(found, field.name) for field in fields(found) if field.name != "noise"}
-        _print_json({"model": name, "version": number, **whole, "punctuality": examined.punctuality})
+        _print_json(
+            {"model": name, "version": number, **whole, "punctuality": examined.punctuality, "unmatched": examined.unmatched}
+        )
         return
     console.print(f"{escape(name)} version {number}")
     _print_missing(name, number)
     _print_delays(found)
     _print_punctuality(examined.punctuality)
+    if examined.unmatched:
+        text = (
+            f"{examined.unmatched} labels belong to no study that {name} has scored: not come yet, or wrongly named. They are kept."
+        )
+        console.print(escape(text), soft_wrap=True)
     _print_verification(found.verification)
 
 

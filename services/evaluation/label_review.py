@@ -10,7 +10,7 @@ from schemas.vocabulary import Status
 from services.evaluation import repository
 from services.evaluation.labelling import Labelling, examine
 from services.evaluation.suspects import Conflict
-from services.evaluation.truth_repository import Punctuality, conflicts, punctuality, scored_cases
+from services.evaluation.truth_repository import Punctuality, conflicts, punctuality, scored_cases, unmatched
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 
@@ -28,6 +28,7 @@ class Review:
     labelling: Labelling
     conflicts: list[Conflict]
     punctuality: dict[str, Punctuality]
+    unmatched: int
     status: Status | None
 
     @property
@@ -56,5 +57,6 @@ def review(session: Session, settings: EvaluationSettings, model: str, version: 
         labelling=examine(cases, classes, baseline, now, settings.label_wait_days, settings.seed),
         conflicts=conflicts(session, owner.name, number),
         punctuality=punctuality(session, owner.name, number),
+        unmatched=unmatched(session, owner.name, owner.task),
         status=Status(newest.status) if newest is not None else None,
     )

@@ -3,6 +3,7 @@
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+from sqlalchemy import exists
 from sqlmodel import Session, and_, col, func, select
 
 from schemas.tables import Case, GroundTruth
@@ -64,6 +65,13 @@ def punctuality(session: Session, model: str, version: int, limit: int = NEWEST)
         source: Punctuality(len(each), min(each), median(each), sum(wait <= 0 for wait in each))
         for source, each in sorted(waits.items())
     }
+
+
+def unmatched(session: Session, model: str, task: str) -> int:
+    """Labels of a model's task that belong to no study that any of its versions has scored: not come yet, or wrongly named."""
+    scored = exists().where(col(Case.study_key) == col(GroundTruth.study_key), col(Case.model) == model)
+    query = select(func.count()).where(GroundTruth.task == task, col(GroundTruth.value).is_not(None), ~scored)
+    return int(session.exec(query).one())
 
 
 def conflicts(session: Session, model: str, version: int, limit: int = 1000) -> list[Conflict]:

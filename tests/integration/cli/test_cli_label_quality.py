@@ -7,7 +7,7 @@ import pytest
 
 from listeners.cli.label_quality import p_text
 from services.runtime import registry
-from tests.truth_world import CLASSES, mislabelled
+from tests.truth_world import CLASSES, START, ground_truth, mislabelled
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_contradicting_sources_are_listed(wrong, reclaim):
     assert "csv:old" in said.text
 
 
-def test_quality_tells_delay_selection_and_weighted_rates(wrong, reclaim):
+def test_quality_tells_delay_selection_and_weighted_rates(wrong, site, reclaim):
     said = reclaim("labels", "quality", "tumour", "--version", "1")
     assert said.code == 0
     assert "chosen by confidence decile" in said.text
@@ -49,6 +49,12 @@ def test_quality_tells_delay_selection_and_weighted_rates(wrong, reclaim):
     assert "p 0.000" not in said.text
     assert "pathology: labels come 3 hours or more after the time that they state, half within 3 hours" in said.text
     assert "its clock runs ahead" not in said.text
+    assert "belong to no study" not in said.text
+    with site.database.transaction() as tx:
+        tx.session.add(ground_truth(9_999, "glioma", "pathology", START))
+        tx.session.add(ground_truth(9_998, None, "pathology", START))
+    again = reclaim("labels", "quality", "tumour", "--version", "1")
+    assert "1 labels belong to no study that tumour has scored" in again.text
     assert "Site" not in said.text, "of a facet with one value there is nothing to tell"
     assert "The first evaluation takes 100 labelled cases; " in said.text
     assert "confidence decile 10: " in said.text
