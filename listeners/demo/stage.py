@@ -154,6 +154,6 @@ def caught_up(session: Session, model: str, version: int) -> bool:
 
 
 def job_progress(session: Session, order_id: str) -> object:
-    """Changes whenever the job of an order gets on."""
+    """Changes whenever the job of an order gets on, and while its worker renews its lease: not every training tells its epochs."""
     job = job_of(session, order_id)
-    return job and (job.attempt, job.state, str(job.progress))
+    return job and (job.attempt, job.state, str(job.progress), job.lease_until)
