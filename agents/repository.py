@@ -20,6 +20,8 @@ from services.runtime.words import small
 ACTIVE = (OrderState.AWAITING_APPROVAL, OrderState.ACCEPTED, OrderState.RUNNING)
 _STREAM = (col(Evaluation.stream_cases), col(Evaluation.evaluated_at), col(Evaluation.evaluation_id))
 """Order of a version's evaluations: by the stream that they judge, however late they were made."""
+CLOCKS_APART = timedelta(minutes=1)
+"""Clocks of two hosts that are further apart are not in order."""
 STARTED = (OrderState.ACCEPTED, OrderState.RUNNING, OrderState.DONE, OrderState.FAILED)
 
 
@@ -267,10 +269,10 @@ def facts(
         gate_cases=gate,
         gate_cases_needed=gate_cases_needed(session, model, row.champion),
         active_remedy=open_order(session, model, OrderKind.REMEDY, but=but),
-        remedies_last_day=_remedies_since(session, model, now - timedelta(days=1)),
+        remedies_last_day=_remedies_between(session, model, now - timedelta(days=1), now + CLOCKS_APART),
         open_label_request=label_request_since(session, model, row.champion, label_request_after),
         told_that_used_up=told_that_used_up(session, model, rejected) if _used_up(tune, rejected, _diagnosis(newest)) else None,
-        **_last_remedy(session, model, {each.order_id for each in rejected}),
+        **_last_remedy(session, model, {each.order_id for each in rejected}, now),
     )
 
 
@@ -296,21 +298,23 @@ def reported(session: Session, model: str) -> Situation | None:
     return _reported(session, model)[0]
 
 
-def _last_remedy(session: Session, model: str, rejected: Collection[str]) -> dict[str, Any]:
-    """The fields of Facts on the last remedy that was carried out; `rejected` are the orders that the gate turned down."""
+def _last_remedy(session: Session, model: str, rejected: Collection[str], now: datetime) -> dict[str, Any]:
+    """The fields of Facts on the last remedy that was carried out; `rejected` are the orders that the gate turned down.
+
+    When it was is not known where a clock that ran ahead, and was put right since, has dated it.
+    """
     query = select(Order).where(Order.model == model, Order.kind == OrderKind.REMEDY, col(Order.state).in_(STARTED))
     last = session.exec(query.order_by(col(Order.created_at).desc()).limit(1)).first()
     if last is None:
         return {}
     remedy = Remedy(last.remedy) if last.remedy else None
-    return {"last_remedy": remedy, "last_remedy_at": last.created_at, "last_remedy_rejected": last.order_id in rejected}
+    at = last.created_at if last.created_at <= now + CLOCKS_APART else None
+    return {"last_remedy": remedy, "last_remedy_at": at, "last_remedy_rejected": last.order_id in rejected}
 
 
-def _remedies_since(session: Session, model: str, since: datetime) -> int:
-    query = select(func.count()).where(
-        Order.model == model, Order.kind == OrderKind.REMEDY, col(Order.state).in_(STARTED), col(Order.created_at) >= since
-    )
-    return int(session.exec(query).one())
+def _remedies_between(session: Session, model: str, since: datetime, until: datetime) -> int:
+    query = select(func.count()).where(Order.model == model, Order.kind == OrderKind.REMEDY, col(Order.state).in_(STARTED))
+    return int(session.exec(query.where(col(Order.created_at).between(since, until))).one())
 
 
 def label_request_since(session: Session, model: str, version: int, since: datetime) -> str | None:

@@ -9,18 +9,19 @@ from datetime import timedelta
 
 import pytest
 
+from agents import repository as agents
 from listeners.chat import repository as chat
 from schemas.chat import ChatMessage, ChatThread
 from schemas.chat_settings import ChatSettings
 from schemas.results import ResultJob
 from schemas.settings import ResultsSettings
-from schemas.tables import Job, Order
+from schemas.tables import Job, ModelVersion, Order
 from schemas.vocabulary import JobState, MessageState, OrderKind, OrderState, Remedy, ResultState
 from services.assembly import announcement_repository as commitments
 from services.assembly.commitments import Request
 from services.remediation import jobs as repairs
 from services.results import jobs as results
-from services.runtime import lease
+from services.runtime import lease, registry
 
 AHEAD = timedelta(days=400)
 KILLED = "host:1:killed"
@@ -116,3 +117,16 @@ def test_a_commitment_report_is_delivered(database, clock):
     with database.transaction() as tx:
         assert [each.transaction_uid for each in commitments.claim_reports(tx, timedelta(minutes=10), 5)] == ["1.2.3"]
         assert commitments.claim_reports(tx, timedelta(minutes=10), 5) == []
+
+
+def test_the_next_repair_has_neither_to_cool_down_nor_to_wait_for_the_budget(database, clock):
+    with database.transaction() as tx:
+        registry.register_model(tx, "m", "t", ["a", "b"], {})
+        row = ModelVersion(model="m", version=1, bundle="b", sha256="0", created_at=clock.now())
+        registry.add_version(tx, row, [], actor="test")
+    now, ahead = clock.now(), clock.now() + AHEAD
+    order = {"kind": OrderKind.REMEDY, "state": OrderState.DONE, "model": "m", "reason": "r", "actor": "a", "remedy": Remedy.FULL}
+    rows(database, Order(order_id="o1", idempotency_key="o1", created_at=ahead, updated_at=ahead, **order))
+    with database.read() as session:
+        found = agents.facts(session, "m", now, label_request_after=now - timedelta(days=7))
+    assert (found.last_remedy, found.last_remedy_at, found.remedies_last_day) == (Remedy.FULL, None, 0)
