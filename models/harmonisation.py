@@ -101,8 +101,8 @@ class Harmoniser(nn.Module):
             return None
         # An index of -1 takes the last row: known images are multiplied by one, which changes no bit of them.
         shape = (*given.shape[:2], *(1 for _ in given.shape[2:]))
-        scale, shift = (self.get_buffer(f"{name}_{place}")[self.kinds].to(given.dtype).view(shape) for name in ("scale", "shift"))
-        return torch.addcmul(shift, given, scale)
+        scale, shift = (self.get_buffer(f"{name}_{place}")[self.kinds].view(shape) for name in ("scale", "shift"))
+        return torch.addcmul(shift, given.to(scale.dtype), scale).to(given.dtype)
 
 
 class _Shift:

@@ -140,7 +140,7 @@ class ImageKind(Spec):
     calibration: Calibration = Field(default_factory=Calibration)
 
 
-MOST_KINDS = 4
+MOST_KINDS = 8
 
 
 class Harmonisation(Spec):

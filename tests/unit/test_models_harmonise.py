@@ -23,6 +23,7 @@ from models.heads import with_classes
 from models.kind_calibration import fitted
 from models.logits import StudyLogits, class_recalls, macro_recall, study_logits
 from models.look import FORM, LOOK, look_of
+from models.predictor import Predictor
 from models.remedies import RepairData, RepairSettings, repair
 from models.separation import separate
 from models.spec import Calibration, GreyLevels, Harmonisation, ImageKind, ModelSpec, PreprocessingSpec
@@ -245,6 +246,32 @@ def test_without_batch_statistics_grey_levels_are_left(champion, monkeypatch):
     assert made.record["harmonisation"]["chosen"] == "grey levels"
     after = replace(champion, module=made.module, spec=made.spec)
     assert recall(after, cases(150, 21, 3.0)) > recall(champion, cases(150, 21)) - 0.06
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_volumes_are_told_and_read_too(precision):
+    spec = ModelSpec(
+        name="v", task="v", classes=("a", "b"), options={"width": 8}, preprocessing=PreprocessingSpec(size=(8, 24, 24))
+    )
+    random = torch.Generator().manual_seed(0)
+    plain = network_of(spec).eval()
+    bright = ImageKind(direction=(*(0.0,) * 6, 1.0, *(0.0,) * 9), intercept=-0.7, statistics=True)
+    told = spec.model_copy(update={"harmonisation": Harmonisation(form=FORM, kinds=(bright,))})
+    network = network_of(told).eval()
+    network.load_state_dict(plain.state_dict(), strict=False)
+    harmoniser = harmoniser_of(network)
+    volumes = torch.rand(6, 1, 1, 8, 24, 24, generator=random) * 0.5
+    volumes[3:] += 0.5
+    studies = list((volumes - 0.5) / 0.25)
+    first, second = (Predictor(LoadedModel(spec, each, CPU, None), "cpu", precision) for each in (plain, network))
+    assert harmoniser.kinds_of(torch.cat(studies)).tolist() == [-1, -1, -1, 0, 0, 0]
+    assert second.predict(studies) == first.predict(studies), "statistics like the known ones change nothing"
+    for name, buffer in harmoniser.named_buffers():
+        if name.startswith("shift_"):
+            buffer[0] += 1.0
+    before, after = first.predict(studies), second.predict(studies)
+    assert after[:3] == before[:3]
+    assert all(one != other for one, other in zip(after[3:], before[3:], strict=True))
 
 
 def test_a_look_of_another_form_is_refused():
