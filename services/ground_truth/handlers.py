@@ -44,6 +44,7 @@ class Join(BatchConsumer[None]):
     name = CONSUMER
     topics = (PREDICTION, LABEL)
     max_records = 4000
+    polls_ahead = 7
 
     def __init__(self, settings: JoinSettings) -> None:
         self.settings = settings
@@ -61,13 +62,15 @@ class Join(BatchConsumer[None]):
         repository.clear_truths(tx.session, joined.withdrawn)  # before open cases are counted: these are open no more
         closed = [batch for version in joined.versions for batch in plan(tx, version, joined, self.settings.batch_size)]
         truths = joined.placed(closed)
-        repository.store_cases(tx.session, new.scores, [truths.pop(case[:3], WAITING) for case in new.cases], now)
-        repository.set_truths(tx.session, sorted(truths.items()), now)
         causes = good.causes if joined.changes or joined.reopened or closed else {}
         record(tx, joined.changes, causes)
         reopen(tx, joined.reopened, causes)
         for full in closed:
             close(tx, full, "size", causes)
+        entered = [truths.pop(case[:3], WAITING) for case in new.cases]
+        tx.writing()  # from here on there are a dozen long statements and the commit
+        repository.store_cases(tx.session, new.scores, entered, now)
+        repository.set_truths(tx.session, sorted(truths.items()), now)
 
     def _valid(self, tx: Transaction, batch: Polled) -> "Good":
         """Without those that nobody can use: they go to the dead letters."""
@@ -220,7 +223,8 @@ class Joined:
         state, _ = step(CaseState.JOINED, CaseEvent.CLOSED)
         for full in closed:
             for key, batch_id in full.entries():
-                truths[key] = (state, truths[key][1], batch_id)
+                if key in truths:
+                    truths[key] = (state, truths[key][1], batch_id)
         return truths
 
 
@@ -266,9 +270,9 @@ class Full:
         return uuid.uuid5(uuid.NAMESPACE_URL, f"reclaim:batch:{model}:{version}:{self.number}").hex
 
     def entries(self) -> Iterator[tuple[CaseKey, str]]:
-        """The fresh cases with the batch's id."""
+        """All its cases with the batch's id."""
         batch_id = self.batch_id
-        return (((study, *self.version), batch_id) for study in self.fresh)
+        return (((study, *self.version), batch_id) for study in chain(self.fresh, self.waiting))
 
 
 def plan(tx: Transaction, version: Version, joined: Joined, size: int) -> list[Full]:

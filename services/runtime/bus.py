@@ -7,11 +7,13 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple, NoReturn
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import IllegalStateError
+from aiokafka.errors import ConsumerStoppedError, IllegalStateError, KafkaError
 from faststream import AckPolicy
 from faststream.exceptions import NackMessage
 from faststream.kafka import KafkaBroker
@@ -21,7 +23,7 @@ from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLS
 
 from schemas.settings import KafkaSettings, Settings
 from services.runtime.backoff import backoff
-from services.runtime.consumer import BatchConsumer, process
+from services.runtime.consumer import BatchConsumer, Decoded, beside, decode_all, process_decoded
 from services.runtime.database import Database
 from services.runtime.errors import Transient
 from services.runtime.guard import OffsetGuard
@@ -138,25 +140,66 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]
             self.guard.forget((place.topic, place.partition) for place in assigned)
 
     async def handle(self, message: KafkaMessage) -> None:
-        """Handle one polled batch. Returning commits its offsets, raising has it delivered again."""
-        if self._health.stop.is_set:
-            await asyncio.sleep(STOPPING_PAUSE_S)
-            raise NackMessage
-        records: tuple[ConsumerRecord[Any, Any], ...] = message.raw_message
+        """Handle one polled batch, and those that were polled meanwhile. Returning commits the offsets of all of them.
+
+        Raising has all of them delivered again, of which the inbox leaves what was not handled.
+        """
+        poll: _Poll | None = _Poll(message.raw_message)
         # FastStream's messages lie in a reference cycle, so what they hold stays until Python looks for cycles: up to 90 MB of
         # polls that were handled long ago.
-        message.raw_message = _earliest(records)
-        if self.guard:
-            records = await _without_gaps(self.guard, message.consumer, records)
+        message.raw_message = _earliest(message.raw_message)
+        for left in reversed(range(self._consumer.polls_ahead + 1)):
+            if poll is None:
+                return
+            if self._health.stop.is_set:
+                await asyncio.sleep(STOPPING_PAUSE_S)
+                raise NackMessage
+            writing = asyncio.Event()
+            ahead = asyncio.create_task(self._poll_ahead(message, writing)) if left else None
+            await self._handle_poll(message.consumer, poll, writing, ahead)
+            poll = await ahead if ahead else None
+
+    async def _handle_poll(
+        self, client: Any, poll: "_Poll", writing: asyncio.Event, ahead: "asyncio.Task[_Poll | None] | None"
+    ) -> None:
+        """Raises only after `ahead` is done: what it has polled has to be delivered again too."""
+        loop = asyncio.get_running_loop()
         try:
-            rejected = await asyncio.to_thread(process, self._database, self._consumer, map(to_record, records))
-        except Transient as error:
+            records = await _without_gaps(self.guard, client, poll.raw) if self.guard else poll.raw
+            if len(records) < len(poll.raw):
+                poll = _Poll(records)
+            tell = partial(loop.call_soon_threadsafe, writing.set)
+            rejected = await asyncio.to_thread(poll.process, self._database, self._consumer, tell)
+            self._finish(records, rejected)
+        except Exception as error:  # noqa: BLE001 - sorted by `_failed`
+            writing.set()
+            if ahead:
+                await asyncio.wait([ahead])
+            await self._failed(error)
+        finally:
+            writing.set()
+
+    async def _failed(self, error: Exception) -> NoReturn:
+        if isinstance(error, Transient):
             await self._wait_before_retry(error)
-            raise NackMessage from error
-        except Exception as error:
+        elif not isinstance(error, NackMessage):
             self._health.fail(EX_SOFTWARE, f"consumer {self._consumer.name} has a bug", error)
-            raise NackMessage from error
-        self._finish(records, rejected)
+        raise NackMessage from error
+
+    async def _poll_ahead(self, message: KafkaMessage, writing: asyncio.Event) -> "_Poll | None":
+        """What lies ready, decoded; None for nothing. From here on a refusal of `message` refuses it too."""
+        await writing.wait()
+        with beside():
+            try:
+                found = await message.consumer.getmany(timeout_ms=0, max_records=self._consumer.max_records)  # type: ignore[attr-defined]
+            except (KafkaError, ConsumerStoppedError) as error:
+                logger.debug("nothing is polled ahead: %s", error)  # whoever polls next meets it again
+                return None
+            raw = tuple(chain.from_iterable(found.values()))
+            if not raw:
+                return None
+            message.raw_message = _earliest((*message.raw_message, *raw))
+            return _Poll(raw, await asyncio.to_thread(decode_all, map(to_record, raw)))
 
     def _finish(self, records: tuple[Any, ...], rejected: int) -> None:
         self._failures = 0
@@ -173,6 +216,17 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]
         self._failures += 1
         logger.warning("%s: %s; trying again in %.1f s", self._consumer.name, error, delay)
         await self._health.pause(delay)
+
+
+class _Poll(NamedTuple):
+    """Messages of the client library, and what they say if that is known."""
+
+    raw: tuple["ConsumerRecord[Any, Any]", ...]
+    decoded: Decoded | None = None
+
+    def process(self, database: Database, consumer: BatchConsumer[Any], writing: Callable[[], object]) -> int:
+        """As `consumer.process_decoded`."""
+        return process_decoded(database, consumer, self.decoded or decode_all(map(to_record, self.raw)), writing)
 
 
 def _earliest(records: tuple["ConsumerRecord[Any, Any]", ...]) -> tuple["ConsumerRecord[Any, Any]", ...]:

@@ -5,10 +5,11 @@
 
 import gc
 import logging
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
@@ -41,6 +42,8 @@ class BatchConsumer(ABC, Generic[P]):
     name: ClassVar[str]
     topics: ClassVar[tuple[Topic, ...]]
     max_records: ClassVar[int] = 500
+    polls_ahead: ClassVar[int] = 0
+    """Polls that are read and decoded while the database writes the one before, until offsets are committed for all of them."""
 
     def prepare(self, batch: Batch) -> P:  # noqa: ARG002
         """Do the slow work outside the transaction; may run again for the same events, so it must have no effects."""
@@ -81,13 +84,25 @@ class _Collections:
 
 
 _COLLECTIONS: Final = _Collections()
+USUAL_S: Final = sys.getswitchinterval()
+BESIDE_S: Final = 0.0005
+
+
+@contextmanager
+def beside() -> Iterator[None]:
+    """Decoding beside a transaction: who comes back from the database waits half a millisecond for the interpreter, not five."""
+    sys.setswitchinterval(BESIDE_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(USUAL_S)
 
 
 class _Overtaken(Exception):  # noqa: N818
     """Another process handled part of the batch between our look and our claim."""
 
 
-class _Decoded(NamedTuple):
+class Decoded(NamedTuple):
     """What records say: each event once, and the records that say nothing with the reason."""
 
     good: list[Received[Event]]
@@ -97,27 +112,36 @@ class _Decoded(NamedTuple):
 
 def process(database: Database, consumer: BatchConsumer[Any], records: Iterable[Record]) -> int:
     """Handle records; returns how many went to the dead letters. Raises Transient, or whatever bug a handler has."""
+    with _COLLECTIONS.paused():
+        return process_decoded(database, consumer, decode_all(records))
+
+
+def process_decoded(
+    database: Database, consumer: BatchConsumer[Any], decoded: Decoded, writing: Callable[[], object] = lambda: None
+) -> int:
+    """Handle what was decoded before; otherwise as `process`. Calls `writing` as `Transaction.writing` says."""
     started = time.monotonic()
     with _COLLECTIONS.paused():
-        decoded = _decode_all(records)
         _reject_all(database, consumer, decoded.bad)
-        rejected = len(decoded.bad) + _handle(database, consumer, decoded.good)
+        rejected = len(decoded.bad) + _handle(database, consumer, decoded.good, writing)
     telemetry.handled(consumer.name, decoded.records, rejected, time.monotonic() - started)
     return rejected
 
 
-def _decode_all(records: Iterable[Record]) -> _Decoded:
+def decode_all(records: Iterable[Record]) -> Decoded:
+    """Validate records."""
     good: dict[str, Received[Event]] = {}
     bad: list[tuple[Record, InvalidInput]] = []
     seen = 0
-    for record in records:
-        seen += 1
-        try:
-            event = decode(record)
-            good.setdefault(event.event_id, event)
-        except InvalidInput as error:
-            bad.append((record, error))
-    return _Decoded(list(good.values()), bad, seen)
+    with _COLLECTIONS.paused():
+        for record in records:
+            seen += 1
+            try:
+                event = decode(record)
+                good.setdefault(event.event_id, event)
+            except InvalidInput as error:
+                bad.append((record, error))
+    return Decoded(list(good.values()), bad, seen)
 
 
 def _reject_all(database: Database, consumer: BatchConsumer[Any], bad: Sequence[tuple[Record, InvalidInput]]) -> None:
@@ -129,11 +153,13 @@ def _reject_all(database: Database, consumer: BatchConsumer[Any], bad: Sequence[
             logger.warning("rejected %s at %s/%d: %s", record.topic, record.partition, record.offset, error.reason)
 
 
-def _handle(database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]]) -> int:
+def _handle(
+    database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]], writing: Callable[[], object] = lambda: None
+) -> int:
     while batch:
         try:
             if not _prepares(consumer):
-                return _handle_at_once(database, consumer, batch)
+                return _handle_at_once(database, consumer, batch, writing)
             fresh = _unhandled(database, consumer.name, batch)
             return _handle_once(database, consumer, fresh) if fresh else 0
         except _Overtaken:
@@ -147,9 +173,12 @@ def _prepares(consumer: BatchConsumer[Any]) -> bool:
     return type(consumer).prepare is not BatchConsumer.prepare
 
 
-def _handle_at_once(database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]]) -> int:
+def _handle_at_once(
+    database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]], writing: Callable[[], object]
+) -> int:
     """For a consumer without slow work: what the claim itself finds to be new. Returns how many it rejected by itself."""
     with database.transaction() as tx:
+        tx.writing = writing
         claimed = tx.claim(consumer.name, [event.event_id for event in batch])
         if claimed:
             fresh = batch if len(claimed) == len(batch) else [event for event in batch if event.event_id in claimed]

@@ -56,6 +56,7 @@ class Database:
         with self._session() as session:
             transaction = Transaction(session, self.clock)
             yield transaction
+            transaction.finish()
             if self.dialect == "postgresql":
                 for bell in sorted(transaction.rings):
                     notify(session, bell)

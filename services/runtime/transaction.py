@@ -4,7 +4,7 @@ Promises 2, 3, 8 and 10 (docs/promises.md).
 """
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -41,6 +41,8 @@ class Transaction:
     """What a handler may do with the database while its batch is open. `session` is a plain SQLModel session.
 
     `rejected` counts the messages that went to the dead letters in it; `rings` names the bells to ring once it is committed.
+    A handler may call `writing` when from now on mostly the database works and not the interpreter: it is time to decode what
+    comes next.
     """
 
     def __init__(self, session: Session, clock: Clock) -> None:
@@ -48,6 +50,8 @@ class Transaction:
         self.clock = clock
         self.rejected = 0
         self.rings: set[str] = set()
+        self.writing: Callable[[], object] = lambda: None
+        self._claims: list[dict[str, Any]] = []
 
     def emit(self, topic: Topic, data: Event, *, event_id: str | None = None, cause: Received[Event] | str | None = None) -> str:
         """Put an event into the outbox and return its id.
@@ -74,14 +78,20 @@ class Transaction:
         if not wanted:
             return set()
         if self.session.get_bind().dialect.name == "sqlite":
+            self.finish()
             ids = orjson.dumps(wanted).decode()
             seen = self.session.execute(_SEEN_SQLITE, {"consumer": consumer, "ids": ids}).scalars().all()
-            # Nobody else writes between the two: a writing transaction on SQLite is alone from its begin.
-            self.session.execute(_CLAIM_SQLITE, {"consumer": consumer, "ids": ids, "now": self.clock.now()})
+            # Nobody else writes until the end: a writing transaction on SQLite is alone from its begin.
+            self._claims.append({"consumer": consumer, "ids": ids, "now": self.clock.now()})
         else:
             values = {"consumer": consumer, "ids": wanted, "now": self.clock.now()}
             seen = self.session.execute(_CLAIM_POSTGRESQL, values).scalars().all()
         return set(wanted).difference(seen)
+
+    def finish(self) -> None:
+        """Write what was put off until the commit: the database does it while the interpreter does something else."""
+        while self._claims:
+            self.session.execute(_CLAIM_SQLITE, self._claims.pop())
 
     def reject(self, consumer: str, record: Record, error: str, reason: str) -> None:
         """Record a message that cannot be processed and announce it on the topic's dead-letter topic."""

@@ -162,6 +162,15 @@ def test_a_correction_of_a_batched_case_reopens_its_batch_once(database):
     assert {case.state for case in cases(database).values()} == {"batched"}
 
 
+def test_a_case_that_waits_may_be_corrected_by_the_poll_that_closes_its_batch(database):
+    feed(database, scored(1), labelled(1))
+    feed(database, labelled(1, "none", day=1), scored(2), labelled(2), scored(3), labelled(3))
+    (batch,) = rows(database, Batch)
+    found = [(row.truth, row.state, row.batch_id) for row in rows(database, Case, col(Case.study_key))]
+    assert found == [(truth, "batched", batch.batch_id) for truth in ("none", "glioma", "glioma")]
+    assert [event["corrected"] for event in ready(database)] == [False]
+
+
 def test_the_most_recently_labelled_source_decides(database):
     feed(database, scored(1), labelled(1, "none", day=5, source="pathology"), labelled(1, "glioma", day=3, source="csv"))
     assert cases(database)[study(1), "tumour", 1].truth == "none"

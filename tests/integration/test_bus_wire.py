@@ -324,7 +324,7 @@ async def test_eight_producers_on_one_partition_lose_nothing(world: Context, kaf
     seen: list[str] = []
 
     class Reader(BatchConsumer[None]):
-        name, topics, max_records = "reader", (LABEL,), 500
+        name, topics, max_records, polls_ahead = "reader", (LABEL,), 500, 3
 
         def apply(self, tx: Transaction, batch: Batch, prepared: None) -> None:
             seen.extend(event.event_id for event in batch if event.event_id.startswith("race-"))

@@ -2,20 +2,24 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from sqlalchemy import text
 
 from schemas.settings import DatabaseSettings, JoinSettings, KafkaSettings, Settings
 from services.ground_truth.app import CONSUMER
 from services.ground_truth.handlers import Join
+from services.runtime import bus as wire
 from services.runtime import telemetry
 from services.runtime.clock import SystemClock
-from services.runtime.consumer import process
+from services.runtime.consumer import Decoded, decode_all, process
 from services.runtime.database import Database
 from services.runtime.health import Health
 from services.runtime.identity import Pseudonyms
+from services.runtime.messages import Record
 from services.runtime.migrations import upgrade
 from services.runtime.process import run
 from services.runtime.service import Context, Service
@@ -27,16 +31,14 @@ SETTINGS = JoinSettings(batch_size=BATCH, tune_share=0.0, gate_share=0.0)
 
 
 class Watched(Join):
-    """Starts the meter with the first batch in hand."""
+    """Notes what came."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self) -> None:
         super().__init__(SETTINGS)
-        self.meter = meter
         self.seen: set[str] = set()
 
     def apply(self, tx: Any, batch: Any, prepared: None) -> None:
         """As the service does, with a note of what came."""
-        self.meter.begin()
         super().apply(tx, batch, prepared)
         self.seen.update(event.event_id for event in batch)
 
@@ -62,8 +64,19 @@ def feed(work: Workload, url: str) -> tuple[Meter, Outcome]:
 def bus(events: int, url: str, bootstrap: str, incarnation: str, state: Path) -> tuple[Meter, Outcome]:
     """From the broker, in the runtime that the service has."""
     context, meter = make_context(url, bootstrap, incarnation, state), Meter()
-    asyncio.run(_run(context, Watched(meter), meter, events))
+    with patch.object(wire, "decode_all", _metered(meter)):
+        asyncio.run(_run(context, Watched(), meter, events))
     return meter, outcome(context.database)
+
+
+def _metered(meter: Meter) -> Callable[[Iterable[Record]], Decoded]:
+    """Starts the meter with the first poll in hand, before it is decoded."""
+
+    def decode(records: Iterable[Record]) -> Decoded:
+        meter.begin()
+        return decode_all(records)
+
+    return decode
 
 
 def make_context(url: str, bootstrap: str, incarnation: str, state: Path) -> Context:
