@@ -3,32 +3,13 @@
 ARCHIVE/STUDY_KEY[:2]/STUDY_KEY/SERIES_KEY/SHA256(SOPInstanceUID)[:32].dcm
 """
 
-import contextlib
 import hashlib
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
 
 from sqlmodel import Session, col, select
 
 from schemas.tables import Instance, Study
 from services.runtime.errors import InvalidInput
-
-
-def _own_sha256() -> Callable[[bytes], Any]:
-    """CPython's own SHA-256, which is OpenSSL's where an interpreter has none.
-
-    OpenSSL's, which hashlib prefers, costs the listener a twentieth of what an object does: so few bytes, and cold caches.
-    """
-    for name in ("_sha256", "_sha2"):  # until Python 3.11, and from 3.12 on
-        with contextlib.suppress(ImportError):
-            found: Callable[[bytes], Any] = import_module(name).sha256
-            return found
-    return hashlib.sha256
-
-
-_SHA256: Final = _own_sha256()
 
 
 def series_folder(study_key: str, series_key: str) -> str:
@@ -38,7 +19,7 @@ def series_folder(study_key: str, series_key: str) -> str:
 
 def instance_path(study_key: str, series_key: str, sop_instance_uid: str) -> str:
     """File of an instance relative to the archive root."""
-    name = _SHA256(sop_instance_uid.encode()).hexdigest()[:32]
+    name = hashlib.sha256(sop_instance_uid.encode()).hexdigest()[:32]
     return f"{study_key[:2]}/{study_key}/{series_key}/{name}.dcm"
 
 
