@@ -79,7 +79,7 @@ def test_a_candidate_that_is_not_better_is_rejected_and_its_judgement_is_counted
         assert len(repository.gates_before(session, "stripes", "another", 1)) == 2
         assert {job.result["verdict"] for job in session.exec(select(Job))} == {Verdict.REJECT}
     with stripes.database.transaction() as tx:
-        assert repository.claimable(tx.session, stripes.clock.now(), "worker") is None, "no worker takes a judgement for a job"
+        assert repository.claimable(tx.session, stripes.clock.now(), "worker", 60) is None, "no worker takes a judgement for a job"
 
 
 def test_what_is_missing_is_said_and_nothing_changes(stripes: Context, template: Path) -> None:
