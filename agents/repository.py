@@ -299,11 +299,12 @@ def reported(session: Session, model: str) -> Situation | None:
 
 
 def _last_remedy(session: Session, model: str, rejected: Collection[str], now: datetime) -> dict[str, Any]:
-    """The fields of Facts on the last remedy that was carried out; `rejected` are the orders that the gate turned down.
+    """The fields of Facts on the last remedy that did not fail; `rejected` are the orders that the gate turned down.
 
     When it was is not known where a clock that ran ahead, and was put right since, has dated it.
     """
     query = select(Order).where(Order.model == model, Order.kind == OrderKind.REMEDY, col(Order.state).in_(STARTED))
+    query = query.where(Order.state != OrderState.FAILED)
     last = session.exec(query.order_by(col(Order.created_at).desc()).limit(1)).first()
     if last is None:
         return {}

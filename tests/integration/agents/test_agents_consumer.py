@@ -6,7 +6,7 @@ import uuid
 import pytest
 from sqlmodel import select
 
-from schemas.tables import Audit, Inbox, ModelVersion, RegisteredModel
+from schemas.tables import Audit, Inbox, ModelVersion, Order, RegisteredModel
 from schemas.topics import ORDER
 from schemas.vocabulary import Diagnosis, OrderKind, OrderState, Remedy, Status, UserRole, Verdict
 from services.runtime.consumer import process
@@ -254,3 +254,14 @@ def test_a_run_says_which_event_it_was_for(hospital):
     turned_down = hospital.handle(hospital.verdict(Verdict.REJECT))
     assert turned_down.steps[0] == {"event": "the gate's verdict on brain_mri version 2: reject"}
     assert hospital.say("how is brain mri?").steps[0] == {"user": "ada", "role": "admin"}
+
+
+@pytest.mark.parametrize(("state", "word"), [("failed", "accepted"), ("done", "too recent")])
+def test_a_remedy_that_failed_has_changed_nothing_and_holds_up_no_other(hospital, state, word):
+    """The cool-down lets a repair show its effect; the day's budget counts failed ones too."""
+    hospital.cases(tune=60, gate=40)
+    hospital.handle(hospital.evaluation())
+    with hospital.database.transaction() as tx:
+        (row,) = [each for each in tx.session.exec(select(Order)) if each.kind == OrderKind.REMEDY]
+        row.state = state
+    assert word in hospital.say("fine-tune only the head of brain mri with 3 epochs").reply
