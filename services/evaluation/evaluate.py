@@ -249,6 +249,8 @@ def _evidence(
     known = [case.patient_key for case in material.stream if case.patient_key in material.taught]
     if known:
         found |= {"returning_training_cases": len(known), "returning_training_patients": len(set(known))}
+    if material.withdrawn:
+        found["withdrawn_cases"] = material.withdrawn
     unknown = foreign(material.stream, material.classes)
     if unknown:
         found["cases_of_unknown_classes"] = unknown

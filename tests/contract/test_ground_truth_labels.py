@@ -158,6 +158,7 @@ def test_a_withdrawal_reopens_the_evaluation_which_then_does_without_the_case(si
     rates = [{metric["name"]: metric["value"] for metric in row.metrics}["accuracy"] for row in (before, after)]
     assert rates == [pytest.approx(1 - len(wrong) / 50), 1.0]
     assert "cases_of_unknown_classes" not in after.evidence
+    assert ("withdrawn_cases" in before.evidence, after.evidence["withdrawn_cases"]) == (False, len(wrong))
     assert (before.evidence["labelled_share"], after.evidence["labelled_share"]) == (1.0, pytest.approx(1 - len(wrong) / 50))
 
 
