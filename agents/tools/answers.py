@@ -68,15 +68,17 @@ class ModelLine(Answer):
 
 
 class Models(Answer):
-    """All registered models."""
+    """All registered models, and the orders that wait for a person."""
 
     models: tuple[ModelLine, ...]
+    waiting: tuple[str, ...] = ()
 
     def say(self) -> str:
-        """One line per model."""
+        """One line per model, then one per order that waits."""
         if not self.models:
             return "No model is registered yet."
-        return "\n".join(["Registered models:", *(f"- {line.say()}" for line in self.models)])
+        waiting = (f"Waits for approval: {order}" for order in self.waiting)
+        return "\n".join(["Registered models:", *(f"- {line.say()}" for line in self.models), *waiting])
 
 
 class EvaluationFacts(Answer):

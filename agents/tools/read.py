@@ -57,7 +57,11 @@ def tell_help(_desk: Desk, _args: NoArguments) -> Answer:
 def list_models(desk: Desk, _args: NoArguments) -> Answer:
     """List the registered models with the version in service and its latest status."""
     with desk.database.read() as session:
-        return Models(models=tuple(_model_line(model_state(session, desk.settings, row)) for row in registry.models(session)))
+        waiting = repository.orders(session, states=(OrderState.AWAITING_APPROVAL,))
+        return Models(
+            models=tuple(_model_line(model_state(session, desk.settings, row)) for row in registry.models(session)),
+            waiting=tuple(order_line(session, row).say() for row in waiting),
+        )
 
 
 def _model_line(found: ModelState) -> ModelLine:

@@ -66,11 +66,16 @@ def status_of(settings: Settings, clock: Clock) -> Status:
         at=now,
         state_dir=str(settings.state_dir.absolute()),
         service=running,
-        listener=Listener(port=number, up=bool(number) and connects("127.0.0.1", number)),
+        listener=Listener(port=number, up=bool(number) and connects(_near(settings.dicom.host), number)),
         disk=_disk(settings),
         overview=overview,
         fault=fault,
     )
+
+
+def _near(host: str) -> str:
+    """Where a listener on this machine is reached: at its own address, or at the loopback where it listens on all."""
+    return "127.0.0.1" if host in {"", "0.0.0.0", "::"} else host  # noqa: S104 - an address that is compared, not bound
 
 
 def _from_database(settings: Settings, clock: Clock) -> tuple[Running, Overview | None, str]:

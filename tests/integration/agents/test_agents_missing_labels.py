@@ -68,3 +68,11 @@ def test_a_model_without_a_version_lacks_none(hospital: Hospital) -> None:
     with hospital.database.transaction() as tx:
         tx.session.get_one(RegisteredModel, "chest_xray").champion = None
     assert "chest_xray (tumour): no version yet, not evaluated yet\n" in hospital.say("how are things?").reply + "\n"
+
+
+def test_what_waits_for_approval_is_told_with_the_models(sqlite_database: Any, make_hospital: Callable[..., Hospital]) -> None:
+    careful = make_hospital(sqlite_database, policy={"approve_remedies": True})
+    careful.cases(tune=60, gate=40)
+    careful.handle(careful.evaluation())
+    (row,) = [each for each in careful.orders() if each.kind == "remedy"]
+    assert f"Waits for approval: {row.order_id}: remedy" in careful.say("how are things?").reply

@@ -216,6 +216,17 @@ def test_what_runs_is_seen(reclaim: Reclaim, state: Path) -> None:
     assert f"port {number}: answers" in said.text
 
 
+@pytest.mark.parametrize(("host", "up"), [("127.0.0.2", True), ("0.0.0.0", False)])  # noqa: S104 - an address that is asked
+def test_a_listener_is_asked_at_its_own_address(
+    reclaim: Reclaim, state: Path, monkeypatch: pytest.MonkeyPatch, host: str, up: bool
+) -> None:
+    monkeypatch.setenv("RECLAIM_DICOM_HOST", host)
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        monkeypatch.setenv("RECLAIM_DICOM_PORT", str(server.getsockname()[1]))
+        assert json.loads(reclaim("status", "--json").text)["listener"]["up"] is up
+    assert state.is_dir()
+
+
 @pytest.mark.usefixtures("state")
 def test_the_watermark_is_the_setting(reclaim: Reclaim, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECLAIM_DICOM_MIN_FREE_BYTES", str(10**18))
