@@ -216,7 +216,7 @@ def test_what_runs_is_seen(reclaim: Reclaim, state: Path) -> None:
     assert f"port {number}: answers" in said.text
 
 
-@pytest.mark.parametrize(("host", "up"), [("127.0.0.2", True), ("0.0.0.0", False)])  # noqa: S104 - an address that is asked
+@pytest.mark.parametrize(("host", "up"), [("127.0.0.2", True), ("0.0.0.0", False)])
 def test_a_listener_is_asked_at_its_own_address(
     reclaim: Reclaim, state: Path, monkeypatch: pytest.MonkeyPatch, host: str, up: bool
 ) -> None:
