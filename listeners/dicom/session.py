@@ -213,6 +213,9 @@ class Session:
             if ended is not None:
                 self._finish_store(ended)
                 self._filled = 0
+            elif size >= PACE_BYTES:  # enough for every window
+                self._window_began, self._window_bytes, self._rests = time.monotonic(), 0, False
+                return size
             self._keep_pace(size)
         return size
 
@@ -307,7 +310,7 @@ class Session:
     def _keep_pace(self, size: int) -> None:
         """Raise TimeoutError for a peer that always sends something, and never enough."""
         now = time.monotonic()
-        self._rests = self.is_idle
+        self._rests = self._incoming is None and self._association.is_idle
         if not self._association.is_established:
             if now > self._deadline:
                 raise TimeoutError
