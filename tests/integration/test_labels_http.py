@@ -65,6 +65,26 @@ async def test_one_label_or_a_list_is_taken_in(served):
     assert outbox(context)[0]["source"] == "http"
 
 
+async def test_a_label_is_withdrawn_by_a_status_or_a_flag(served):
+    context, client = served
+    later = {"study": UID, "task": "tumour", "labelled_at": "2026-02-02T08:00:00Z"}
+    status, answer = await post(client, [{**later, "withdrawn": True}, {**later, "task": "other", "status": "entered-in-error"}])
+    assert (status, answer["accepted"]) == (202, 2)
+    assert sorted((item["task"], item["value"], item["withdrawn"]) for item in outbox(context)) == [
+        ("other", None, True),
+        ("tumour", None, True),
+    ]
+    status, answer = await post(
+        client, [{**GOOD, "withdrawn": False}, {**GOOD, "status": "preliminary"}, later, {**GOOD, "status": 7}]
+    )
+    assert (status, answer["accepted"]) == (202, 1)
+    assert [item["reason"] for item in answer["rejected"]] == [
+        "status is neither final (F, C, U) nor withdrawn (D, W, X): only a final result is a truth",
+        "label missing",
+        "status is not a printable string",
+    ]
+
+
 async def test_a_label_has_no_room_for_a_person_and_all_its_faults_are_told(served):
     context, client = served
     bad = {"study": "x", "task": "Anna Miller", "source": "Dr. Who, room 3", "label": "Miller^Anna", "labelled_at": "yesterday"}
