@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 from openinference.instrumentation.llama_index import LlamaIndexInstrumentor
@@ -17,6 +18,10 @@ from schemas.tables import Instance, Outbox, Study
 from schemas.vocabulary import Verdict
 
 UID = "1.2.826.0.1.3680043.8.498.4711"
+KEYS = ["d" * 32, "e" * 32, f"{1:032x}"]
+"""Pseudonyms of patients and studies."""
+SUSPECT = re.compile(r'\\*"study\\*":\s*\\*"[0-9a-f]{32}\\*"|\bstudy [0-9a-f]{32}\b')
+"""Where the tool `suspect_labels` names a study, by its pseudonym, so that a person can find it: nowhere else is one."""
 CANARIES = [UID, f"{UID}.1", f"{UID}.1.1", "CANARY-AE", "archive/CANARY", "canary-accession"]
 
 
@@ -100,10 +105,11 @@ def test_no_identifier_in_requests_logs_spans_or_topics(llm_hospital, llm_server
     }
     assert all(len(texts) > 0 and any(texts) for texts in places.values())
     assert any("brain_mri" in text for text in places["spans"])
-    keys = ["d" * 32, "e" * 32, f"{1:032x}"]
     for place, texts in places.items():
-        for canary in [*CANARIES, *(keys if place != "topics" else [])]:
+        for canary in CANARIES:
             assert not any(canary in text for text in texts), (place, canary)
+        for key in KEYS if place != "topics" else ():
+            assert not any(key in SUSPECT.sub("", text) for text in texts), (place, key)
 
 
 def test_an_endpoint_that_chooses_sees_the_words_alone(make_hospital, sqlite_database, llm_server):
@@ -131,7 +137,7 @@ def test_no_identifier_reaches_the_endpoint_or_what_is_kept(llm_hospital, llm_se
     for canary in CANARIES:
         assert canary not in kept
         assert not any(canary in request for request in llm_server.requests)
-    assert not any(key in request for request in llm_server.requests for key in ("d" * 32, "e" * 32, f"{1:032x}"))
+    assert not any(key in SUSPECT.sub("", request) for request in llm_server.requests for key in KEYS)
 
 
 def test_spans_hold_neither_prompts_nor_answers(llm_hospital, llm_server):
