@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The archive: what it holds, its index, how long images stay.", no_args_is_help=True)
 ACTOR = "user:cli"
+WHAT_TO_DO = {"unscored": " (one that cannot be scored waits in `reclaim dead-letters list`: replay or discard it)"}
 BREATH_S = 0.2
 """Pause between two steps: without one a running service, whose SQLite database it is too, would not come to write for as long."""
 WRONG_KEY = "restore STATE_DIR/pseudonym.key or RECLAIM_PSEUDONYM_KEY; docs/runbook.md says what else to do"
@@ -102,9 +103,10 @@ def purge(
     _tell(outlook)
     if dry_run or not outlook.due.studies:
         return
-    ask_leave(f"Delete {outlook.due.instances} images of {outlook.due.studies} studies for good?", yes=yes)
+    due = outlook.due
+    ask_leave(f"Delete {_count(due.instances, 'image')} of {_count(due.studies, 'study')} for good?", yes=yes)
     done = _purge(context, outlook)
-    console.print(f"{done} studies taken out; their files are deleted two minutes later by the service.")
+    console.print(f"{_count(done, 'study')} taken out; the service deletes their files two minutes later.", soft_wrap=True)
     remark_on_service(context, "The files stay under archive/purged until it runs")
 
 
@@ -138,12 +140,19 @@ def _forecast(context: Context, days: float | None) -> "Forecast | None":
 def _tell(outlook: "Forecast") -> None:
     due = outlook.due
     console.print(
-        f"Last image before {outlook.before:%Y-%m-%d %H:%M} UTC: {due.instances} images of {due.studies} studies"
+        f"Last image before {outlook.before:%Y-%m-%d %H:%M} UTC: {_count(due.instances, 'image')} of {_count(due.studies, 'study')}"
         f" ({in_bytes(due.size)}) may be deleted.",
         soft_wrap=True,
     )
     for reason, count in outlook.kept.items():
-        console.print(f"  {count} older studies stay: {reason}", soft_wrap=True)
+        stay = f"{_count(count, 'older study')} {'stay' if count > 1 else 'stays'}"
+        console.print(f"  {stay}: {reason}{WHAT_TO_DO.get(reason, '')}", soft_wrap=True)
+
+
+def _count(number: int, noun: str) -> str:
+    """`1 study`, `2 studies`, `0 images`."""
+    several = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else several}"
 
 
 def _policy(context: Context) -> str:

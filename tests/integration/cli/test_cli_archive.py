@@ -129,13 +129,13 @@ def test_images_are_deleted_by_age_after_a_look_and_a_question(reclaim, old_site
     refused = reclaim("archive", "purge")
     assert (refused.code, "RECLAIM_RETENTION_PIXEL_DAYS" in refused.text) == (2, True)
     said = reclaim("archive", "purge", "--dry-run", "--older-than", "90")
-    assert "3 images of 1 studies" in said.text
-    assert "1 older studies stay: storage committed" in said.text
+    assert "3 images of 1 study" in said.text
+    assert "1 older study stays: storage committed" in said.text
     assert len(list(old_site.settings.archive_dir.rglob("*.dcm"))) == 4
     monkeypatch.setenv("RECLAIM_RETENTION_PIXEL_DAYS", "90")
     assert reclaim("archive", "purge").code == 2
     said = reclaim("archive", "purge", "--yes")
-    assert (said.code, "1 studies taken out" in said.text) == (0, True)
+    assert (said.code, "1 study taken out" in said.text) == (0, True)
     assert "3; 3 files are taken out" in reclaim("archive", "status").text
     with old_site.database.read() as session:
         (entry,) = session.exec(select(Audit).where(Audit.action == "study.purged"))
