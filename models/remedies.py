@@ -59,8 +59,6 @@ SEARCHED: Final[Mapping[str, Mapping[str, float]]] = {
     "rehearsal": {},
 }
 """What is added to the ordered settings, one after the other, until no old class is seen to be forgotten."""
-DEARER: Final = 0.02
-"""Mean recall of the new cases that interpolation may cost before the next penalty is tried."""
 HELD_ON: Final = 600
 """Most old cases, held-out and rehearsed ones, on which the boundary between the classes is held after a training."""
 JUDGING: Final = 128
@@ -272,8 +270,8 @@ class _Attempt:
 
     @property
     def enough(self) -> bool:
-        """No old class is forgotten, and keeping them costs the new cases next to nothing."""
-        return self.merit.keeps and self.merit.new_recall >= max(each.new_recall for each in self.shares.values()) - DEARER
+        """No old class is shown to be forgotten, neither by what was chosen nor by more of the new weights."""
+        return self.merit.keeps and all(merit.keeps for share, merit in self.shares.items() if share > self.share)
 
     def record(self) -> dict[str, Any]:
         """The numbers of what was chosen within this attempt."""
