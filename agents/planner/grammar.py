@@ -153,7 +153,8 @@ INTENTS: Final[tuple[Intent, ...]] = (
         "order_remedy",
         _any(
             r"\b(?:fine-?\s?tune|finetune|retrain|recalibrate|repair|remedy)\b",
-            r"\b(?:re-?calibrate|calibrate|re-?threshold)\b",
+            r"\b(?:re-?calibrate|calibrate|re-?threshold|harmoni[sz]e)\b",
+            r"\bstandardi[sz]e\b.*\b(?:intensit(?:y|ies)|gr[ae]y[ -]levels?|histograms?)\b",
             r"\b(?:adjust|set|change|tune|move|reset|update|choose|refit|adapt|give|find)\b.*\bthresholds?\b",
             r"\b(?:adapt|refresh|update|re-?estimate|recompute)\b.*\b(?:statistics|batch ?norm)\b",
             rf"^(?:please )?(?:a |do )?{_HOW}\b.*\b(?:fine-?\s?tuning|training|retraining|retrain)\b",

@@ -16,7 +16,7 @@ KEYWORDS: Final = _words(
     happened head health healthy help history images improve inference issue label labelled labelling labels last latest
     launch layer layers learning list make metric metrics model models network offline online only order orders overview
     partial partially pause pending perform performance please prepare previous produce progress rate reactivate reason
-    recalibrate rethreshold threshold thresholds statistics adapters lora gradual gradually unfreezing calibrate
+    recalibrate rethreshold threshold thresholds statistics adapters lora gradual gradually unfreezing calibrate harmonise harmonize
     replay station subgroup warning warnings
     recall rehearsal reject remedies remedy repair report reports request restart restore resume retrain
     retraining revert roll rollback rolling rung running score scoring send sensitivity service serving share show start
@@ -29,11 +29,12 @@ KEYWORDS: Final = _words(
 OF_ORDERS: Final = _words(
     """
     acceptable adapt adapter adjust another batchnorm blocks calibrated calibration choose collect complete confirmed days
-    decision dismiss document efficient every examinations exams experts feedback fit formal fresh frozen front
-    halted heal improved kick layerwise logits love manner mode monthly needs net norm obtain ones overall paper parameter peft
-    percent permanently probabilities probability promotion proper readers rear refit refresh refuse reinstate release retrained
-    rol serve setting settings signed sign specified start system thumbs tune unfreeze unfreezing undo until update updated
-    upper veto weekly weight weights wish written
+    decision dismiss document efficient every examinations exams experts feedback fit formal fresh frozen front gray grey
+    halted harmonisation harmonization heal histogram histograms improved intensities intensity kick layerwise levels logits
+    love manner mode monthly needs net norm obtain ones overall paper parameter peft percent permanently
+    probabilities probability promotion proper readers rear refit refresh refuse reinstate release retrained
+    rol serve setting settings signed sign specified standardise standardize start system thumbs tune unfreeze unfreezing undo
+    until update updated upper veto weekly weight weights wish written
     """
 )
 """Words that orders may hold besides. Any other makes an order unclear, and an unclear order is not given."""

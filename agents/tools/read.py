@@ -43,7 +43,7 @@ HELP = """You can ask me, in your own words:
 - to write a report or to ask for labels (radiologist and above)
 - to evaluate now: since a day, over the last 200 cases, for a station or another group, under another rule
 - to fine-tune a model, with epochs, learning rate and strategy (head only, partial, gradual, adapters, full), to recalibrate \
-it, set its thresholds or adapt its statistics, to stop or resume serving, \
+it, set its thresholds, harmonise its images or adapt its statistics, to stop or resume serving, \
 to approve or reject an order that waits (ml_owner and above)
 - to roll back to the last version (admin)
 Several requests may stand in one message. Every order passes the guardrails; what they refuse is explained."""
