@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select
 
 from agents.redaction import without_uids
 from schemas.tables import Study, TrainingPatient
+from services.runtime import registry
 from services.runtime.identity import Pseudonyms
 
 MASK: Final = "[patient]"
@@ -43,7 +44,12 @@ def without_identities(session: Session, names: Pseudonyms, text: str, today: da
 
 
 def _known(session: Session, names: Pseudonyms, tokens: set[str]) -> set[str]:
-    """The tokens that are a patient ID or an accession number without issuer in the archive or the development data."""
+    """The tokens that are a patient ID or an accession number in the archive or the development data.
+
+    Names of models, tasks and classes are ours, also where somebody has sent a phantom under such an ID.
+    """
+    ours = {word.casefold() for row in registry.models(session) for word in (row.name, row.task, *row.classes)}
+    tokens = {token for token in tokens if token.casefold() not in ours}
     patients = {names.patient(token): token for token in tokens}
     accessions = {names.accession(token): token for token in tokens}
     of_studies = select(Study.patient_key, Study.accession_key).where(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from listeners.chat.identities import without_identities
 from schemas.tables import Study, TrainingPatient
+from services.runtime import registry
 from services.runtime.database import Database
 from services.runtime.identity import Pseudonyms
 
@@ -54,6 +55,19 @@ def cleaned(archive: Database, text: str) -> str:
 )
 def test_identities_are_taken_out(archive, text, wanted):
     assert cleaned(archive, text) == wanted
+
+
+def test_a_phantom_named_as_a_model_or_a_class_takes_no_command_its_words(archive):
+    """IDs are known in any case, so that a test image sent as patient LUNG would hide the model of that name."""
+    with archive.transaction() as tx:
+        registry.register_model(tx, "lung", "nodule-kind", ["Benign", "malignant"], {})
+        at = datetime(2026, 3, 2, tzinfo=UTC)
+        times = {"acquired_at": at, "first_instance_at": at, "last_instance_at": at}
+        for number, known in enumerate(["LUNG", "BENIGN", "Nodule-Kind", "kv12"]):
+            study = {"study_uid": f"1.9.{number}", "study_key": f"{number}" * 32, "patient_key": NAMES.patient(known)}
+            tx.session.add(Study(**study, **times))
+    assert cleaned(archive, "retrain lung, benign is wrong in nodule-kind") == "retrain lung, benign is wrong in nodule-kind"
+    assert cleaned(archive, "what about KV12?") == "what about [patient]?"
 
 
 @pytest.mark.parametrize(
