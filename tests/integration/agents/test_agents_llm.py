@@ -23,14 +23,14 @@ def test_an_endpoint_that_calls_tools_decides(llm_hospital, llm_server):
         call("order_report", model="brain_mri", reason="it fell"),
         call("handoff", to_agent="fine_tuning", reason="repair"),
         call("remedy_options", model="brain_mri"),
-        call("order_remedy", model="brain_mri", remedy="adapt_statistics", reason="covariate shift"),
-        "Proposed a report and other statistics.",
+        call("order_remedy", model="brain_mri", remedy="harmonise", reason="covariate shift"),
+        "Proposed a report and harmonised images.",
     )
     run = hospital.handle(hospital.evaluation())
     assert run.planner == "scripted"
     assert sent(hospital) == [("remedy", "brain_mri"), ("report", "brain_mri")]
     remedy = next(order for order in hospital.sent() if order.kind == OrderKind.REMEDY)
-    assert (remedy.remedy, remedy.settings) == (Remedy.ADAPT_STATISTICS, {})
+    assert (remedy.remedy, remedy.settings) == (Remedy.HARMONISE, {})
     assert '"parallel_tool_calls": false' in llm_server.requests[0].replace(":false", ": false")
     assert all('"stream":true' not in request.replace(" ", "") for request in llm_server.requests)
 
@@ -61,7 +61,7 @@ def test_the_rules_decide_when_the_endpoint_does_not_deliver(llm_hospital, llm_s
     llm_server.script = broken(llm_server.tool)[fault]
     run = hospital.handle(hospital.evaluation())
     assert run.planner == "rules (after scripted)"
-    assert run.steps[0]["fallback"]
+    assert run.steps[1]["fallback"], "after the event that the run is for"
     assert sent(hospital) == [("remedy", "brain_mri"), ("report", "brain_mri")]
     assert llm_server.requests
 
