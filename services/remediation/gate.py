@@ -7,25 +7,22 @@ bound of the loss of recall within the margin, class by class. Not worse calibra
 the verdict, and so does the name of every class that could not be checked.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
 
 from schemas.vocabulary import Verdict
 from services.remediation import betting, groups, resampling
 from services.remediation.discordance import discordant
 from services.remediation.introductions import introductions
 from services.remediation.resampling import Floats
-from services.runtime.conventions import POWER
+from services.remediation.shortage import Loss, cases_needed, cases_that_bound, within_reach
 
 Endpoint: TypeAlias = Literal["decisions", "probabilities"]
-REACHABLE = 10
-"""More labels are asked for as long as at most this many times the present gate cases would show the gain that is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +79,13 @@ class Judgement:
 
 @dataclass
 class _Findings:
-    """What the single tests say; `objections` alone reject."""
+    """What the single tests say; `objections` alone reject. `open`: what `needed` gate cases are likely to settle."""
 
     numbers: dict[str, float | None] = field(default_factory=dict)
     support: list[str] = field(default_factory=list)
     objections: list[str] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+    needed: int = 0
 
 
 class _Arrays:
@@ -169,14 +168,17 @@ def _too_few(cases: int, needed: int, reason: str) -> Judgement:
 
 
 def _verdict(found: _Findings, *, better: bool, needed: int, cases: int) -> Judgement:
-    numbers = found.numbers | {"gate_cases_needed": float(needed) if needed else None}
-    reasons = (*found.support, *found.objections)
-    if better and not found.objections:
+    reasons = (*found.support, *found.open, *found.objections)
+    hopeless = bool(found.objections) or not (better or within_reach(needed, cases))
+    wanted = max(found.needed, 0 if better else needed)
+    numbers = found.numbers | {"gate_cases_needed": float(wanted) if wanted else None}
+    if hopeless:
+        return Judgement(Verdict.REJECT, reasons, numbers)
+    if not wanted:
         return Judgement(Verdict.PROMOTE, reasons, numbers)
-    if not found.objections and 0 < needed <= REACHABLE * cases:
-        ask = f"The gain that is seen would be shown with about {needed} gate cases; there are {cases}."
-        return Judgement(Verdict.NEED_LABELS, (*reasons, ask), numbers, needed)
-    return Judgement(Verdict.REJECT, reasons, numbers)
+    what = "What is open would be settled" if found.open else "The gain that is seen would be shown"
+    ask = f"{what} with about {wanted} gate cases; there are {cases}."
+    return Judgement(Verdict.NEED_LABELS, (*reasons, ask), numbers, wanted)
 
 
 def _gain(cases: _Arrays, rules: Rules, found: _Findings) -> tuple[bool, int]:
@@ -226,21 +228,6 @@ def _sounder(cases: _Arrays, rules: Rules, found: _Findings) -> tuple[bool, int]
         return True, 0
     found.support.append(f"Not shown to give more trustworthy probabilities: {seen} ({limit}).")
     return False, betting.cases_for(evidence, len(cases.truth), rules.level / 2)
-
-
-def cases_needed(wins: int, losses: int, cases: int, alpha: float) -> int:
-    """Gate cases with which the gain would be shown that these cases did not show; 0 when none is seen."""
-    enough = cases_that_show(wins, losses, cases, alpha)
-    return max(cases + 1, enough) if enough else 0
-
-
-def cases_that_show(wins: int, losses: int, cases: int, alpha: float) -> int:
-    """Cases with which McNemar's test shows the gain that is seen, with power 80 % (Connor 1987); 0 when none is seen."""
-    gain, differing = (wins - losses) / cases, (wins + losses) / cases
-    if gain <= 0:
-        return 0
-    spread = float(norm.ppf(1 - alpha)) * math.sqrt(differing) + float(norm.ppf(POWER)) * math.sqrt(max(differing - gain**2, 0.0))
-    return math.ceil((spread / gain) ** 2)
 
 
 def _compare(cases: _Arrays, found: _Findings) -> None:
@@ -307,7 +294,7 @@ def _memory(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findin
     found.numbers["baseline_cases"] = float(len(loss))
     bound = resampling.upper(resampling.recalls(loss, cases.truth, cases.present, cases.draws), rules.bound_level)
     point = float(resampling.recalls(loss, cases.truth, cases.present, cases.once)[0])
-    together = _tolerated("baseline", "all classes together", "macro_recall", point, bound, rules, found, bounded=True)
+    together = _tolerated("baseline", "all classes together", "macro_recall", Loss(point, bound), rules, found, bounded=True)
     small, fine = _class_losses(cases, classes, rules, found, "baseline")
     if together and fine:
         found.support.append(f"The old cases are not forgotten: mean recall on the baseline falls by {max(bound, 0):.1%} at most.")
@@ -323,9 +310,8 @@ def _subgroups(cases: _Arrays, rules: Rules, found: _Findings, where: str) -> No
         found.numbers[f"{where}_loss:{group.facet}={group.value}"] = group.lost
         if group.harmed(rules.margin, rules.bound_level):
             limits = f"{group.lost:.1%} of its cases" + (f", up to {group.bound:.1%}" if group.bound is not None else "")
-            found.objections.append(
-                f"On the {where} it may read a subgroup worse, {group.title}: {limits}; tolerated are {rules.margin:.1%}."
-            )
+            reason = f"On the {where} it may read a subgroup worse, {group.title}: {limits}; tolerated are {rules.margin:.1%}."
+            _wanting(reason, where, Loss(group.lost, group.bound or group.lost), rules, found)
 
 
 def _class_losses(
@@ -343,38 +329,52 @@ def _class_losses(
         enough = number >= 3 / rules.margin
         small += [] if enough else [f"{classes[label]} ({number})"]
         name = classes[label]
-        lost, bound = _lost(cases, own, reference, label, rules)
-        fine &= _tolerated(where, f"class {name}", f"recall:{name}", lost, bound, rules, found, bounded=enough)
+        loss = _lost(cases, own, reference, label, rules)
+        fine &= _tolerated(where, f"class {name}", f"recall:{name}", loss, rules, found, bounded=enough)
     return small, fine
 
 
-def _lost(cases: _Arrays, own: npt.NDArray[np.bool_], reference: _Arrays | None, label: int, rules: Rules) -> tuple[float, float]:
-    """Loss of a class's recall and its upper bound: against the champion on the same cases, or on `reference` where it has less.
+def _lost(cases: _Arrays, own: npt.NDArray[np.bool_], reference: _Arrays | None, label: int, rules: Rules) -> Loss:
+    """Loss of a class's recall: against the champion on the same cases, or on `reference` where it has less.
 
-    The second comparison is not paired, so its bound is wider; the smaller bound counts.
+    A recall that enough baseline cases show is a goal that stands fixed, as in a trial with one arm; the uncertainty of one that
+    few show counts too. The smaller bound counts.
     """
     loss = cases.old[own] - cases.new[own]
-    paired = float(loss.mean()), resampling.upper(resampling.means(loss, cases.draws[:, own]), rules.bound_level)
+    paired = Loss(float(loss.mean()), resampling.upper(resampling.means(loss, cases.draws[:, own]), rules.bound_level))
     kept = reference.old[reference.truth == label] if reference is not None else loss[:0]
     if reference is None or not len(kept) or kept.mean() >= cases.old[own].mean():
         return paired
-    usual = resampling.means(kept, reference.draws[:, reference.truth == label])
-    draws = usual - resampling.means(cases.new[own], cases.draws[:, own])
-    return min(
-        paired, (float(kept.mean() - cases.new[own].mean()), resampling.upper(draws, rules.bound_level)), key=lambda each: each[1]
-    )
+    goal = resampling.means(kept, reference.draws[:, reference.truth == label])
+    goal = np.full_like(goal, kept.mean()) if len(kept) >= 3 / rules.margin else goal
+    draws = goal - resampling.means(cases.new[own], cases.draws[:, own])
+    lost = float(kept.mean() - cases.new[own].mean())
+    beside = Loss(lost, resampling.upper(draws, rules.bound_level), float(np.nanstd(goal)))
+    return min(paired, beside, key=lambda each: each.bound)
 
 
-def _tolerated(
-    where: str, words: str, name: str, lost: float, bound: float, rules: Rules, found: _Findings, *, bounded: bool
-) -> bool:
-    """Record a loss with its upper bound; object when the loss, or the bound where it is `bounded`, exceeds the margin."""
-    found.numbers |= {f"{where}_loss:{name}": lost, f"{where}_loss_upper:{name}": bound}
-    if lost <= rules.margin and (not bounded or bound <= rules.margin):
+def _tolerated(where: str, words: str, name: str, loss: Loss, rules: Rules, found: _Findings, *, bounded: bool) -> bool:
+    """Record a loss with its upper bound; object when the loss, or the bound where it is `bounded`, exceeds the margin.
+
+    A bound alone that more of the gate's cases are likely to bring within the margin is no objection: it is left open.
+    """
+    found.numbers |= {f"{where}_loss:{name}": loss.lost, f"{where}_loss_upper:{name}": loss.bound}
+    if loss.lost <= rules.margin and (not bounded or loss.bound <= rules.margin):
         return True
-    limits = f"{lost:.1%} recall, up to {bound:.1%}; tolerated are {rules.margin:.1%}"
-    found.objections.append(f"On the {where} it may lose too much, {words}: {limits}.")
+    limits = f"{loss.lost:.1%} recall, up to {loss.bound:.1%}; tolerated are {rules.margin:.1%}"
+    _wanting(f"On the {where} it may lose too much, {words}: {limits}.", where, loss, rules, found)
     return False
+
+
+def _wanting(reason: str, where: str, loss: Loss, rules: Rules, found: _Findings) -> None:
+    """An objection, or something open where labels are likely to settle it; the baseline gets no further cases."""
+    cases = int(found.numbers["gate_cases"] or 0)
+    needed = cases_that_bound(loss, cases, rules.margin, rules.bound_level)
+    if where != "gate" or not within_reach(needed, cases):
+        found.objections.append(reason)
+        return
+    found.open.append(reason)
+    found.needed = max(found.needed, needed)
 
 
 def _unchecked(cases: _Arrays, classes: Sequence[str], rules: Rules, found: _Findings, where: str, small: Sequence[str]) -> None:

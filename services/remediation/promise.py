@@ -9,7 +9,8 @@ from typing import Final
 
 from schemas.vocabulary import Remedy, Verdict
 from services.remediation.discordance import discordant
-from services.remediation.gate import Judgement, PairedCase, Rules, cases_that_show
+from services.remediation.gate import Judgement, PairedCase, Rules
+from services.remediation.shortage import cases_that_show
 
 SCREENED: Final = (Remedy.RETHRESHOLD, Remedy.HARMONISE, Remedy.ADAPT_STATISTICS)
 """Rungs with a few numbers to choose: what they do to the cases they were chosen on, they do to others at best."""
