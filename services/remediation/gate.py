@@ -356,7 +356,7 @@ def _lost(cases: _Arrays, own: npt.NDArray[np.bool_], reference: _Arrays | None,
 def _tolerated(where: str, words: str, name: str, loss: Loss, rules: Rules, found: _Findings, *, bounded: bool) -> bool:
     """Record a loss with its upper bound; object when the loss, or the bound where it is `bounded`, exceeds the margin.
 
-    A bound alone that more of the gate's cases are likely to bring within the margin is no objection: it is left open.
+    What the gate has too few cases to tell is no objection: it is left open.
     """
     found.numbers |= {f"{where}_loss:{name}": loss.lost, f"{where}_loss_upper:{name}": loss.bound}
     if loss.lost <= rules.margin and (not bounded or loss.bound <= rules.margin):

@@ -22,17 +22,19 @@ class Loss:
 
 
 def cases_that_bound(loss: Loss, cases: int, margin: float, level: float) -> int:
-    """Gate cases, of the mix that there is, with which the bound at half of `level` falls within `margin` as likely as not.
+    """Gate cases, of the mix that there is, with which a repair that loses nothing is shown to be within `margin`, power 80 %.
 
-    `loss` is bounded at `level` on `cases` cases; half the level counts, because one more judgement follows. 0 where no number
-    would do. With a power of 80 % many repairs that lose nothing, but by chance seem to lose 2 points, would count as hopeless.
+    `loss` is bounded at `level` on `cases` cases; half the level counts, because one more judgement follows. The number is that
+    of a planned trial: it does not depend on the loss that was seen. 0 where there are so many cases already, where no number would
+    do, and where the loss is more than the margin by a standard error and more: labels are not spent on what is likely lost.
     """
     spread = max(loss.bound - loss.lost, 0.0) / float(norm.ppf(1 - level))
-    wanted = (margin - loss.lost) / float(norm.ppf(1 - level / 2))
+    wanted = margin / float(norm.ppf(1 - level / 2) + norm.ppf(POWER))
     left = wanted**2 - loss.fixed**2
-    if wanted <= 0 or left <= 0:
+    if loss.lost - spread > margin or left <= 0:
         return 0
-    return max(cases + 1, math.ceil(cases * max(spread**2 - loss.fixed**2, 0.0) / left))
+    needed = math.ceil(cases * max(spread**2 - loss.fixed**2, 0.0) / left)
+    return needed if needed > cases else 0
 
 
 def within_reach(needed: int, cases: int) -> bool:

@@ -8,8 +8,9 @@ the old set. A shift of known kind changes the other two parts alike: the fine-t
 judges (gate) and teaches nobody. The ceiling is the same network trained with the fine-tuning part from the start. Figures
 are mean recall of the classes in percent with bootstrap intervals. What is forgotten is measured on the test part and the
 unchanged images of the inference part, each class paired with the champion. The ladder climbs as the agents order it after the
-true diagnosis, with the deployed screening and gate; its cost is that of all rungs it tried, in the networks' operations
-(forward and backward), and it and always-full are compared over all declines: shifts that cost three points of mean recall.
+true diagnosis, with the deployed screening and gate, which gets the labels it asks for as long as the set has images; its cost
+is that of all rungs it tried, in the networks' operations (forward and backward), and it and always-full are compared over all
+declines: shifts that cost three points of mean recall.
 Networks are trained from random weights: no ImageNet weights can be had here. The default is a subset for ten minutes on two
 free cores (48 pixels, 1500 images a set, small network); `--full` takes all networks, three strengths and 112 pixels, and
 wants a GPU.
@@ -45,6 +46,19 @@ RUNGS = (
     Remedy.FULL,
 )
 ALL = ("inception_v3", "resnet50", "efficientnet_v2_s", "vgg16")
+
+
+RESERVE = 2000
+"""Most cases that get labels only when the gate asks for them."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """New cases: those that teach, those that judge, and those that may be labelled to judge too."""
+
+    tune: images.Pool
+    gate: images.Pool
+    reserve: images.Pool
 
 
 @dataclass(frozen=True)
@@ -91,19 +105,17 @@ def _confusion(truth: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(truth * classes + said, minlength=classes**2).reshape(classes, classes)
 
 
-def repairs(
-    plan: Plan, champion: Any, sets: images.Protocol, tune: images.Pool, gate: images.Pool, diagnosis: Diagnosis
-) -> list[Repair]:
+def repairs(plan: Plan, champion: Any, sets: images.Protocol, parts: Parts, diagnosis: Diagnosis) -> list[Repair]:
     """The peer, every rung, and the ladder over those rungs."""
-    rungs = [ways.by_rung(remedy, champion, sets, tune, plan.effort) for remedy in plan.rungs]
-    recipe = ways.by_recipe(champion, tune, plan.effort)
-    return [recipe, *rungs, ways.by_ladder(rungs, champion, tune, gate, sets.test, diagnosis)]
+    rungs = [ways.by_rung(remedy, champion, sets, parts.tune, plan.effort) for remedy in plan.rungs]
+    recipe = ways.by_recipe(champion, parts.tune, plan.effort)
+    ladder = ways.by_ladder(rungs, champion, parts.tune, parts.gate, parts.reserve, sets.test, diagnosis)
+    return [recipe, *rungs, ladder]
 
 
-def measured(
-    plan: Plan, where: dict[str, str], champion: Any, sets: images.Protocol, tune: images.Pool, gate: images.Pool
-) -> list[dict[str, Any]]:
+def measured(plan: Plan, where: dict[str, str], champion: Any, sets: images.Protocol, parts: Parts) -> list[dict[str, Any]]:
     """One shift: a row for each way."""
+    tune, gate = parts.tune, parts.gate
     ceiling = ways.champion_of(champion.spec, sets, plan.effort, tune)
     old = images.old_cases(sets)
     top, before, degraded = ways.recall(ceiling, gate), ways.recall(champion, sets.inference), ways.recall(champion, gate)
@@ -112,7 +124,7 @@ def measured(
         where["shift"].split()[0], Diagnosis.COVARIATE
     )
     rows = []
-    for made in repairs(plan, champion, sets, tune, gate, diagnosis):
+    for made in repairs(plan, champion, sets, parts, diagnosis):
         after, lost = ways.recall(made.model, gate), ways.forgotten(champion, made.model, old)
         worst = max(lost, key=lambda loss: loss.points)
         judgement = None if made.name == "ladder" else ways.judged(champion, made.model, gate, sets.test, 0)
@@ -139,27 +151,28 @@ def measured(
     return rows
 
 
-def other_hospital(plan: Plan, data: Path, name: str, seed: int) -> tuple[images.Pool, images.Pool]:
-    """(c) Tune and gate halves of the other hospital's set."""
+def other_hospital(plan: Plan, data: Path, name: str, seed: int) -> Parts:
+    """(c) Tune and gate parts of the other hospital's set."""
     pool, _ = images.load(data, images.REAL[name], plan.size, plan.most, seed)
     order = np.random.default_rng([seed, 9]).permutation(len(pool.labels))
-    tune, gate = np.array_split(order, 2)
-    return pool.take(tune), pool.take(gate)
+    return Parts(*(pool.take(part) for part in np.split(order, [len(order) // 2, 4 * len(order) // 5])))
 
 
 def one_model(plan: Plan, data: Path, name: str, network: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All shifts of one set and network, and the false alarms without one."""
     pool, classes = images.load(data, name, plan.size, plan.most, plan.effort.seed)
+    reserve, _ = images.load(data, name, plan.size, RESERVE, plan.effort.seed, start=plan.most)
     sets = images.split(pool, plan.effort.seed)
     champion = ways.champion_of(images.spec_of(name, classes, network, plan.size), sets, plan.effort)
     rows = []
     for shift, strength in plan.shifts:
-        tune, gate = (images.shifted(part, shift, strength, number) for number, part in enumerate((sets.finetune, sets.inference)))
+        usual = (sets.finetune, sets.inference, reserve)
+        parts = Parts(*(images.shifted(part, shift, strength, number) for number, part in enumerate(usual)))
         where = {"set": name, "network": network, "shift": f"{shift} {strength + 1}"}
-        rows += measured(plan, where, champion, sets, tune, gate)
+        rows += measured(plan, where, champion, sets, parts)
     if plan.real and name in images.REAL:
         rows += measured(
-            plan, {"set": name, "network": network, "shift": "other hospital"}, champion, sets, *other_hospital(plan, data, name, 0)
+            plan, {"set": name, "network": network, "shift": "other hospital"}, champion, sets, other_hospital(plan, data, name, 0)
         )
     return rows, {"set": name, "network": network, "shift": "none"} | false_alarms(champion, sets, 0)
 

@@ -33,6 +33,9 @@ class Pool:
     def take(self, places: np.ndarray) -> "Pool":
         return Pool(self.images[places], self.labels[places])
 
+    def joined(self, other: "Pool") -> "Pool":
+        return Pool(np.concatenate([self.images, other.images]), np.concatenate([self.labels, other.labels]))
+
     def tensors(self, name: str) -> TensorSet:
         """Normalised as `models.spec` says by default; every image is a study of its own patient."""
         ready = (torch.from_numpy(self.images.astype(np.float32)) - 0.5) / 0.25
@@ -56,15 +59,14 @@ def old_cases(sets: Protocol) -> Pool:
 
     Without the latter a point of a class's recall could not be measured.
     """
-    parts = (sets.test, sets.inference)
-    return Pool(np.concatenate([each.images for each in parts]), np.concatenate([each.labels for each in parts]))
+    return sets.test.joined(sets.inference)
 
 
-def load(folder: Path, name: str, size: int, most: int, seed: int) -> tuple[Pool, list[str]]:
-    """At most `most` images of a set, resized with antialiasing, and the names of its classes."""
+def load(folder: Path, name: str, size: int, most: int, seed: int, start: int = 0) -> tuple[Pool, list[str]]:
+    """At most `most` images of a set, from the `start`-th in random order on, resized with antialiasing, and its classes' names."""
     with np.load(folder / name / f"{name}.npz", allow_pickle=False) as stored:
         images, labels, classes = stored["images"], stored["labels"], [str(each) for each in stored["class_names"]]
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(labels))[:most])
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(labels))[start : start + most])
     shades = torch.from_numpy(images[chosen].astype(np.float32) / 255)[:, None]
     shades = functional.interpolate(shades, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return Pool(shades[:, 0].clamp(0, 1).numpy(), labels[chosen].astype(np.int64)), classes

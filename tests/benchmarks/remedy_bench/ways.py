@@ -109,30 +109,58 @@ def by_rung(remedy: Remedy, champion: LoadedModel, sets: Protocol, tune: Pool, e
     return Repair(str(remedy), model, time.perf_counter() - started, meter.operations, note, made.unchanged)
 
 
-def by_ladder(rungs: list[Repair], champion: LoadedModel, tune: Pool, gate: Pool, old: Pool, diagnosis: Diagnosis) -> Repair:
+@dataclass
+class Labels:
+    """The gate's labelled cases, and those whose labels can still be had; how often they have judged."""
+
+    gate: Pool
+    reserve: Pool
+    looks: int = 0
+
+    def ask(self, needed: int) -> bool:
+        """Label as many cases as it takes for `needed` in all; False where there are none left to label."""
+        more = min(needed - len(self.gate.labels), len(self.reserve.labels))
+        if more <= 0:
+            return False
+        places = np.arange(len(self.reserve.labels))
+        self.gate, self.reserve = self.gate.joined(self.reserve.take(places[:more])), self.reserve.take(places[more:])
+        return True
+
+
+def by_ladder(
+    rungs: list[Repair], champion: LoadedModel, tune: Pool, gate: Pool, reserve: Pool, old: Pool, diagnosis: Diagnosis
+) -> Repair:
     """What the deployed ladder does after this diagnosis: the first rung that promises enough and passes the gate.
 
     The costs of all rungs that were tried until then are its own; the champion stays where none passes. The agents' choice of
-    the next rung, the screening of cheap rungs and the gate are the deployed ones; scoring for the gate, which any rung needs,
-    is not counted.
+    the next rung, the screening of cheap rungs and the gate are the deployed ones. A challenger for which the gate asks for
+    labels waits until so many cases of `reserve` are labelled, or for ever where they do not suffice. Scoring for the gate,
+    which any rung needs, is not counted.
     """
     tried = {Remedy(each.name): each for each in rungs}
-    done: list[Remedy] = []
-    spent, looks, steps = (0.0, 0.0), 0, list[str]()
-    found = None
-    few = RemediationSettings().min_tune_cases
-    while found is None and (rung := next_rung(len(tune.labels), few, done, diagnosis, tuple(tried))) is not None:
+    done, spent, steps, labels = list[Remedy](), (0.0, 0.0), list[str](), Labels(gate, reserve)
+    verdict, few = Verdict.REJECT, RemediationSettings().min_tune_cases
+    made = None
+    while verdict == Verdict.REJECT and (rung := next_rung(len(tune.labels), few, done, diagnosis, tuple(tried))) is not None:
         made = tried[rung]
         done.append(rung)
         spent = spent[0] + made.seconds, spent[1] + made.operations
         steps.append(str(rung))
-        if made.unchanged or not promising(champion, made, rung, tune, gate, old, looks):
-            continue
-        if judged(champion, made.model, gate, old, looks).verdict == Verdict.PROMOTE:
-            found = made.model
-        looks += 1
-    note = " → ".join([*steps, "passed" if found is not None else "none passed"])
-    return Repair("ladder", found or champion, *spent, note)
+        if not made.unchanged and promising(champion, made, rung, tune, labels.gate, old, labels.looks):
+            verdict = settled(champion, made.model, labels, old)
+    passed = made is not None and verdict == Verdict.PROMOTE
+    ends = {Verdict.PROMOTE: "passed", Verdict.REJECT: "none passed", Verdict.NEED_LABELS: "waits for labels"}
+    waited = f" (with {len(labels.gate.labels)} gate cases)" if len(labels.gate.labels) > len(gate.labels) else ""
+    return Repair("ladder", made.model if made and passed else champion, *spent, " → ".join([*steps, ends[verdict]]) + waited)
+
+
+def settled(champion: LoadedModel, challenger: LoadedModel, labels: Labels, old: Pool) -> Verdict:
+    """The gate's verdict, after the labels that it asks for, as far as they can be had."""
+    while True:
+        judgement = judged(champion, challenger, labels.gate, old, labels.looks)
+        labels.looks += 1
+        if judgement.verdict != Verdict.NEED_LABELS or not labels.ask(judgement.needed_cases):
+            return judgement.verdict
 
 
 def promising(champion: LoadedModel, made: Repair, rung: Remedy, tune: Pool, gate: Pool, old: Pool, looks: int) -> bool:
