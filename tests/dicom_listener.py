@@ -165,10 +165,17 @@ def request_of(data, instance_uid, sop_class=MR):
     return request
 
 
+def pause(association):
+    """Hold the association's own loop, which would otherwise now and then take a response for itself."""
+    association._reactor_checkpoint.clear()
+    while not association._is_paused and association.is_established:
+        time.sleep(0.001)
+
+
 def store(association, data, instance_uid, sop_class=MR, context=None):
     """A C-STORE of exactly these bytes; returns the response's command set, None when the association was ended."""
     request = request_of(data, instance_uid, sop_class)
-    association._reactor_checkpoint.clear()
+    pause(association)
     association.dimse.send_msg(request, context or association.accepted_contexts[0].context_id)
     _, response = association.dimse.get_msg(block=True)
     association._reactor_checkpoint.set()
@@ -193,7 +200,7 @@ def send_by_hand(association, last_fragment, dataset_type):
     message.primitive_to_message(request_of(b"x", generate_uid()))
     message.command_set.CommandDataSetType = dataset_type
     command = next(iter(message.encode_msg(1, 16382)))
-    association._reactor_checkpoint.clear()
+    pause(association)
     association.dul.send_pdu(command)
     if last_fragment is not None:
         fragment = P_DATA()

@@ -20,6 +20,7 @@ from listeners.cli.main import main
 from listeners.dicom.synthesize import SOP_CLASSES
 from schemas.topics import TOPICS
 from schemas.vocabulary import CaseRole, Modality
+from tests.dicom_listener import pause
 from tests.loop_checks import read_topics
 from tests.loop_samples import TASK, Sample, samples
 from tests.loop_world import Loop, wait_for
@@ -80,7 +81,7 @@ def store_raw(loop: Loop, data: bytes) -> int:
     request.MessageID, request.Priority = 1, 2
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = MR, "1.2.826.0.1.3680043.8.498.7"
     request.DataSet = BytesIO(data or b"\x00")
-    association._reactor_checkpoint.clear()  # the answer is ours, not the association's own thread's
+    pause(association)
     association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
     _, response = association.dimse.get_msg(block=True)
     association._reactor_checkpoint.set()

@@ -266,7 +266,7 @@ def test_a_champion_that_calls_everything_one_class_does_not_stand_in_the_way_of
     assert verdict.verdict == Verdict.PROMOTE, verdict.reasons
     assert verdict.numbers["gate_loss:recall:a"] < RULES.margin
     strict = judge(DEGENERATE, STEADY, CLASSES, RULES)
-    assert strict.verdict == Verdict.REJECT, "where the champion once found every case of a, the repair has to as well"
+    assert strict.verdict != Verdict.PROMOTE, "where the champion once found every case of a, the repair has to as well"
 
 
 def degenerate(
