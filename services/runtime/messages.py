@@ -29,10 +29,11 @@ def text_of(value: bytes | None) -> str:
 class Headers(Mapping[str, str]):
     """Headers as the bus has them, made to texts (`text_of`) when they are asked for: of most messages only two ever are."""
 
-    __slots__ = ("_raw", "_texts")
+    __slots__ = ("_pairs", "_raw", "_texts")
 
     def __init__(self, raw: Iterable[tuple[str, bytes | None]]) -> None:
-        self._raw = dict(raw)
+        self._pairs = tuple(raw)
+        self._raw = dict(self._pairs)
         self._texts: dict[str, str] | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -43,7 +44,7 @@ class Headers(Mapping[str, str]):
 
     def _all(self) -> dict[str, str]:
         if self._texts is None:
-            self._texts = {name.replace("\0", REPLACEMENT): text_of(value) for name, value in self._raw.items()}
+            self._texts = {name.replace("\0", REPLACEMENT): text_of(value) for name, value in self._pairs}
         return self._texts
 
     def __getitem__(self, name: str) -> str:
