@@ -362,7 +362,11 @@ def _tolerated(where: str, words: str, name: str, loss: Loss, rules: Rules, foun
     if loss.lost <= rules.margin and (not bounded or loss.bound <= rules.margin):
         return True
     limits = f"{loss.lost:.1%} recall, up to {loss.bound:.1%}; tolerated are {rules.margin:.1%}"
-    _wanting(f"On the {where} it may lose too much, {words}: {limits}.", where, loss, rules, found)
+    reason = f"On the {where} it may lose too much, {words}: {limits}."
+    if bounded:
+        _wanting(reason, where, loss, rules, found)
+    else:  # so few cases of a class would have to become thousands of all
+        found.objections.append(reason)
     return False
 
 
