@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
 
 from models.calibration import composed
 from models.logits import Floats, StudyLogits
@@ -68,14 +69,13 @@ def hold(before: StudyLogits, after: StudyLogits, base: Calibration) -> Held:
 
 def shares(calibrated: Floats, weights: Floats) -> Floats:
     """Share of the decisions for each class [classes], of images' calibrated logits [images, classes] and weights [images]."""
-    return np.asarray(weights @ _smooth(calibrated))
+    return np.asarray(weights @ softmax(calibrated / WIDTH, axis=1))
 
 
 def _offsets(given: Floats, weights: Floats, wanted: Floats, price: float) -> Floats:
     def cost(offsets: Floats) -> tuple[float, Floats]:
         moved = given + offsets
-        most = moved.max(axis=1)
-        free = most + WIDTH * np.log(np.exp((moved - most[:, None]) / WIDTH).sum(axis=1))
+        free = WIDTH * logsumexp(moved / WIDTH, axis=1)
         pull = price / 2 * float(offsets @ offsets)
         return float(weights @ free) - float(wanted @ offsets) + pull, shares(moved, weights) - wanted + price * offsets
 
@@ -92,9 +92,3 @@ def _weights(cases: StudyLogits) -> Floats:
     """Each study counts alike, and each of its images."""
     images = np.bincount(cases.study, minlength=len(cases))
     return np.asarray(1.0 / (images[cases.study] * len(cases)))
-
-
-def _smooth(calibrated: Floats) -> Floats:
-    scaled = (calibrated - calibrated.max(axis=1, keepdims=True)) / WIDTH
-    steps = np.exp(scaled)
-    return np.asarray(steps / steps.sum(axis=1, keepdims=True))

@@ -311,7 +311,7 @@ def _subgroups(cases: _Arrays, rules: Rules, found: _Findings, where: str) -> No
         if group.harmed(rules.margin, rules.bound_level):
             limits = f"{group.lost:.1%} of its cases" + (f", up to {group.bound:.1%}" if group.bound is not None else "")
             reason = f"On the {where} it may read a subgroup worse, {group.title}: {limits}; tolerated are {rules.margin:.1%}."
-            _wanting(reason, where, Loss(group.lost, group.bound or group.lost), rules, found)
+            _wanting(reason, where, Loss(group.lost, group.lost if group.bound is None else group.bound), rules, found)
 
 
 def _class_losses(
@@ -345,8 +345,8 @@ def _lost(cases: _Arrays, own: npt.NDArray[np.bool_], reference: _Arrays | None,
     kept = reference.old[reference.truth == label] if reference is not None else loss[:0]
     if reference is None or not len(kept) or kept.mean() >= cases.old[own].mean():
         return paired
-    goal = resampling.means(kept, reference.draws[:, reference.truth == label])
-    goal = np.full_like(goal, kept.mean()) if len(kept) >= 3 / rules.margin else goal
+    few = len(kept) < 3 / rules.margin
+    goal = resampling.means(kept, reference.draws[:, reference.truth == label]) if few else kept.mean(keepdims=True)
     draws = goal - resampling.means(cases.new[own], cases.draws[:, own])
     lost = float(kept.mean() - cases.new[own].mean())
     beside = Loss(lost, resampling.upper(draws, rules.bound_level), float(np.nanstd(goal)))
