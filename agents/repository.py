@@ -15,12 +15,13 @@ from schemas.tables import BaselineCase, Case, Evaluation, Job, ModelVersion, Or
 from schemas.vocabulary import CaseRole, Diagnosis, OrderKind, OrderState, Remedy, Status, Verdict, VersionState
 from services.remediation.plan import start_of_decline
 from services.runtime import registry
+from services.runtime.lease import MOST_APART_S
 from services.runtime.words import small
 
 ACTIVE = (OrderState.AWAITING_APPROVAL, OrderState.ACCEPTED, OrderState.RUNNING)
 _STREAM = (col(Evaluation.stream_cases), col(Evaluation.evaluated_at), col(Evaluation.evaluation_id))
 """Order of a version's evaluations: by the stream that they judge, however late they were made."""
-CLOCKS_APART = timedelta(minutes=1)
+CLOCKS_APART = timedelta(seconds=MOST_APART_S)
 """Clocks of two hosts that are further apart are not in order."""
 STARTED = (OrderState.ACCEPTED, OrderState.RUNNING, OrderState.DONE, OrderState.FAILED)
 

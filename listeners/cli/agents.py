@@ -1,5 +1,6 @@
 """Commands about the agents: what they ran for, what they thought, did and saw."""
 
+import contextlib
 import json
 from typing import Annotated, Any
 
@@ -123,12 +124,8 @@ def _in_words(tool: str, observed: str) -> str:
     from agents.tools.answers import Recorded
     from agents.tools.catalogue import BY_NAME
 
-    kinds = (BY_NAME[tool].answers,) if tool in BY_NAME else ()
-    for kind in kinds:
-        try:
-            answer = kind.model_validate_json(observed)
-        except ValueError:
-            continue
+    with contextlib.suppress(KeyError, ValueError):
+        answer = BY_NAME[tool].answers.model_validate_json(observed)
         return f"recorded ({answer.recorded}); the guardrails decide" if isinstance(answer, Recorded) else answer.say()
     return observed + (" …" if len(observed) >= OBSERVED else "")
 

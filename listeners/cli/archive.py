@@ -4,11 +4,11 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 from rich.progress import Progress
 from rich.table import Table
 
 from listeners.cli.context import ask_leave, console, open_context, remark_on_service
-from listeners.cli.measures import in_bytes
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
@@ -36,12 +36,12 @@ def status() -> None:
     table = Table(show_header=False)
     modalities = ", ".join(f"{count} {modality}" for modality, count in seen.modalities.items())
     table.add_row("studies", f"{seen.studies}, {seen.open} of them open")
-    table.add_row("images and other objects", f"{seen.instances} ({modalities or 'none'}), {in_bytes(seen.size)}")
+    table.add_row("images and other objects", f"{seen.instances} ({modalities or 'none'}), {decimal(seen.size)}")
     table.add_row("received", f"{seen.oldest:%Y-%m-%d} to {seen.newest:%Y-%m-%d}" if seen.oldest and seen.newest else "-")
     table.add_row("deleted by retention", f"{seen.deleted}; {seen.taken_out} files are taken out and not deleted yet")
     table.add_row("conflicting objects kept aside", f"{seen.conflicts}")
     table.add_row(
-        "free on the disk", f"{in_bytes(seen.free)}; C-STORE is refused below {in_bytes(context.settings.dicom.min_free_bytes)}"
+        "free on the disk", f"{decimal(seen.free)}; C-STORE is refused below {decimal(context.settings.dicom.min_free_bytes)}"
     )
     fits = key_fits(context.settings.archive_dir, context.pseudonyms)
     table.add_row("pseudonym key", f"[red]does not fit[/]: {WRONG_KEY}" if fits is False else "fits the archive")
@@ -141,7 +141,7 @@ def _tell(outlook: "Forecast") -> None:
     due = outlook.due
     console.print(
         f"Last image before {outlook.before:%Y-%m-%d %H:%M} UTC: {_count(due.instances, 'image')} of {_count(due.studies, 'study')}"
-        f" ({in_bytes(due.size)}) may be deleted.",
+        f" ({decimal(due.size)}) may be deleted.",
         soft_wrap=True,
     )
     for reason, count in outlook.kept.items():

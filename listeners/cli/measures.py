@@ -1,4 +1,4 @@
-"""Spans of time and sizes as a person reads them."""
+"""Spans of time as a person reads them."""
 
 from datetime import datetime
 
@@ -14,12 +14,3 @@ def age(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
-
-
-def in_bytes(size: float) -> str:
-    """A number of bytes in a unit of three digits at most."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -5,11 +5,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Column, Table
 
 from listeners.cli.context import console
-from listeners.cli.measures import age, ago, in_bytes
+from listeners.cli.measures import age, ago
 from schemas.settings import load_settings
 from services.runtime.clock import SystemClock
 from services.runtime.presence import HOW_TO_START
@@ -50,7 +51,7 @@ def lines(found: "Status") -> Iterator[Line]:
     here = "answers" if found.listener.up else "nobody listens on this machine"
     yield "DICOM", f"port {found.listener.port}: {here if found.listener.up else _yellow(here)}"
     if found.disk is not None:
-        text = f"{in_bytes(found.disk.free_bytes)} free; below {in_bytes(found.disk.watermark_bytes)} C-STORE is refused"
+        text = f"{decimal(found.disk.free_bytes)} free; below {decimal(found.disk.watermark_bytes)} C-STORE is refused"
         yield "disk", f"[red]{text}[/]" if found.disk.low else text
     if found.overview is None:
         yield "database", escape(found.fault)

@@ -23,7 +23,7 @@ from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLS
 
 from schemas.settings import KafkaSettings, Settings
 from services.runtime.backoff import backoff
-from services.runtime.consumer import BatchConsumer, Decoded, beside, decode_all, process_decoded
+from services.runtime.consumer import BatchConsumer, Decoded, decode_all, process_decoded
 from services.runtime.database import Database
 from services.runtime.errors import Transient
 from services.runtime.guard import OffsetGuard
@@ -189,17 +189,16 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _poll_ahead(self, message: KafkaMessage, writing: asyncio.Event) -> "_Poll | None":
         """What lies ready, decoded; None for nothing. From here on a refusal of `message` refuses it too."""
         await writing.wait()
-        with beside():
-            try:
-                found = await message.consumer.getmany(timeout_ms=0, max_records=self._consumer.max_records)  # type: ignore[attr-defined]
-            except (KafkaError, ConsumerStoppedError) as error:
-                logger.debug("nothing is polled ahead: %s", error)  # whoever polls next meets it again
-                return None
-            raw = tuple(chain.from_iterable(found.values()))
-            if not raw:
-                return None
-            message.raw_message = _earliest((*message.raw_message, *raw))
-            return _Poll(raw, await asyncio.to_thread(decode_all, map(to_record, raw)))
+        try:
+            found = await message.consumer.getmany(timeout_ms=0, max_records=self._consumer.max_records)  # type: ignore[attr-defined]
+        except (KafkaError, ConsumerStoppedError) as error:
+            logger.debug("nothing is polled ahead: %s", error)  # whoever polls next meets it again
+            return None
+        raw = tuple(chain.from_iterable(found.values()))
+        if not raw:
+            return None
+        message.raw_message = _earliest((*message.raw_message, *raw))
+        return _Poll(raw, await asyncio.to_thread(decode_all, map(to_record, raw)))
 
     def _finish(self, records: tuple[Any, ...], rejected: int) -> None:
         self._failures = 0

@@ -5,7 +5,6 @@
 
 import gc
 import logging
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -84,18 +83,6 @@ class _Collections:
 
 
 _COLLECTIONS: Final = _Collections()
-USUAL_S: Final = sys.getswitchinterval()
-BESIDE_S: Final = 0.0005
-
-
-@contextmanager
-def beside() -> Iterator[None]:
-    """Decoding beside a transaction: who comes back from the database waits half a millisecond for the interpreter, not five."""
-    sys.setswitchinterval(BESIDE_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(USUAL_S)
 
 
 class _Overtaken(Exception):  # noqa: N818

@@ -231,7 +231,7 @@ def test_a_listener_is_asked_at_its_own_address(
 def test_the_watermark_is_the_setting(reclaim: Reclaim, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECLAIM_DICOM_MIN_FREE_BYTES", str(10**18))
     assert json.loads(reclaim("status", "--json").text)["disk"]["watermark_bytes"] == 10**18
-    assert "below 1000000.0 TB C-STORE is refused" in reclaim("status").text
+    assert "below 1.0 EB C-STORE is refused" in reclaim("status").text
 
 
 def test_only_the_newest_events_are_counted(reclaim: Reclaim, site: Context) -> None:
