@@ -1,12 +1,13 @@
 """Recovery of decayed classifiers: each rung, the ladder and the published recipe on the same shifts, with what is forgotten.
 
     python tests/benchmarks/remedies.py [--quick | --full] [--data FOLDER] [--sets A,B] [--networks A,B] [--shifts A:1,B:2]
-        [--seed N] [--json FILE]
+        [--rungs A,B] [--seed N] [--json FILE]
 
 Per set and network: 60 / 20 / 20 as published. The champion learns the development part's training share; its test share is
 the old set, with 400 further images where the set has them. A shift of known kind changes the other two parts alike: the
 fine-tuning part teaches (tune), the inference part judges (gate) and teaches nobody. The ceiling is the same network trained
-with the fine-tuning part from the start. Figures are mean recall of the classes in percent with bootstrap intervals. What is
+with the fine-tuning part from the start. Figures are mean recall of the classes in percent with bootstrap intervals, on the
+gate's cases and on those that it may get labels of: with 300 cases a distance would have a standard error of two points. What is
 forgotten is measured on the old set and the unchanged images of the inference part, each class paired with the champion. The
 ladder climbs as the agents order it after the true diagnosis, with the deployed screening and gate, which gets the labels it
 asks for as long as the set has images; its cost is that of all rungs it tried, in the networks' operations (forward and
@@ -17,7 +18,9 @@ wants a GPU.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,16 @@ class Parts:
     tune: images.Pool
     gate: images.Pool
     reserve: images.Pool
+
+    @cached_property
+    def unseen(self) -> images.Pool:
+        """All that teach nobody: what comes back of the recall is measured on them."""
+        return self.gate.joined(self.reserve)
+
+    def changed(self, shift: str, strength: int) -> "Parts":
+        """The same cases after a change of known kind."""
+        parts = (self.tune, self.gate, self.reserve)
+        return Parts(*(images.shifted(part, shift, strength, number) for number, part in enumerate(parts)))
 
 
 @dataclass(frozen=True)
@@ -116,19 +129,20 @@ def repairs(plan: Plan, champion: Any, sets: images.Protocol, parts: Parts, diag
     return [recipe, *rungs, ladder]
 
 
-def measured(plan: Plan, where: dict[str, str], champion: Any, sets: images.Protocol, parts: Parts) -> list[dict[str, Any]]:
-    """One shift: a row for each way."""
-    tune, gate = parts.tune, parts.gate
-    ceiling = ways.champion_of(champion.spec, sets, plan.effort, tune)
-    old = images.old_cases(sets)
-    top, before, degraded = ways.recall(ceiling, gate), ways.recall(champion, sets.inference), ways.recall(champion, gate)
+def measured(
+    plan: Plan, where: dict[str, str], champion: Any, sets: images.Protocol, usual: Parts, parts: Parts
+) -> list[dict[str, Any]]:
+    """One shift, from the `usual` cases to others: a row for each way."""
+    ceiling = ways.champion_of(champion.spec, sets, plan.effort, parts.tune)
+    gate, new, old = parts.gate, parts.unseen, images.old_cases(sets)
+    top, before, degraded = ways.recall(ceiling, new), ways.recall(champion, usual.unseen), ways.recall(champion, new)
     declined = before[0] - degraded[0] >= DECLINE
     diagnosis = {"prevalence": Diagnosis.PREVALENCE, "label_noise": Diagnosis.CONCEPT}.get(
         where["shift"].split()[0], Diagnosis.COVARIATE
     )
     rows = []
     for made in repairs(plan, champion, sets, parts, diagnosis):
-        after, lost = ways.recall(made.model, gate), ways.forgotten(champion, made.model, old)
+        after, lost = ways.recall(made.model, new), ways.forgotten(champion, made.model, old)
         worst = max(lost, key=lambda loss: loss.points)
         judgement = None if made.name == "ladder" else ways.judged(champion, made.model, gate, sets.test, 0)
         rows.append(
@@ -168,16 +182,14 @@ def one_model(plan: Plan, data: Path, name: str, network: str) -> tuple[list[dic
     published, places = images.split(pool, plan.effort.seed), np.arange(len(further.labels))
     sets, reserve = replace(published, test=published.test.joined(further.take(places[:BASELINE]))), further.take(places[BASELINE:])
     champion = ways.champion_of(images.spec_of(name, classes, network, plan.size), sets, plan.effort)
-    rows = []
-    for shift, strength in plan.shifts:
-        usual = (sets.finetune, sets.inference, reserve)
-        parts = Parts(*(images.shifted(part, shift, strength, number) for number, part in enumerate(usual)))
-        where = {"set": name, "network": network, "shift": f"{shift} {strength + 1}"}
-        rows += measured(plan, where, champion, sets, parts)
+    rows, usual = [], Parts(sets.finetune, sets.inference, reserve)
+    others: dict[str, Callable[[], Parts]] = {
+        f"{shift} {strength + 1}": partial(usual.changed, shift, strength) for shift, strength in plan.shifts
+    }
     if plan.real and name in images.REAL:
-        rows += measured(
-            plan, {"set": name, "network": network, "shift": "other hospital"}, champion, sets, other_hospital(plan, data, name, 0)
-        )
+        others["other hospital"] = partial(other_hospital, plan, data, name, 0)
+    for shift, parts in others.items():
+        rows += measured(plan, {"set": name, "network": network, "shift": shift}, champion, sets, usual, parts())
     return rows, {"set": name, "network": network, "shift": "none"} | false_alarms(champion, published, 0)
 
 
@@ -186,8 +198,6 @@ def targets_of(rows: list[dict[str, Any]]) -> list[Target]:
     declines = [row for row in rows if row["declined"]]
     ladder = [row for row in declines if row["way"] == "ladder"]
     covariate = [row for row in ladder if row["shift"].split()[0] in images.CHANGES]
-    full = [row for row in declines if row["way"] == "full"]
-    spent = sum(row["GFLOP"] for row in ladder) / max(sum(row["GFLOP"] for row in full), 1e-9)
     below = max((row["below ceiling"] for row in covariate), default=None)
     shown = sum(loss.points - SURE * loss.error > 1.0 for row in ladder for loss in row["_lost"])
     return [
@@ -196,8 +206,14 @@ def targets_of(rows: list[dict[str, Any]]) -> list[Target]:
             "ladder: largest loss of an old class (points)", max((row["worst old class lost"] for row in ladder), default=None), 1.0
         ),
         at_most("ladder: classes shown to lose more than a point (one-sided 95 %)", float(shown), 0.0),
-        at_most("ladder: operations over always full", round(spent, 3), 0.25),
+        at_most("ladder: operations over always full", _over_full(ladder, declines), 0.25),
     ]
+
+
+def _over_full(own: list[dict[str, Any]], declines: list[dict[str, Any]]) -> float | None:
+    """Operations of a way over those of always training everything; None where that was not run."""
+    full = sum(row["GFLOP"] for row in declines if row["way"] == "full")
+    return round(sum(row["GFLOP"] for row in own) / full, 3) if full else None
 
 
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -205,7 +221,6 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for name in dict.fromkeys(row["way"] for row in rows):
         own = [row for row in rows if row["way"] == name and row["declined"]]
-        full = [row for row in rows if row["way"] == "full" and row["declined"]]
         lost = [loss.points for row in own for loss in row["_lost"]]
         found.append(
             {
@@ -217,7 +232,7 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "worst old class lost": round(max(lost), 1) if lost else None,
                 "mean loss of an old class": round(float(np.mean(lost)), 1) if lost else None,
                 "GFLOP": round(sum(row["GFLOP"] for row in own), 1),
-                "over always full": round(sum(row["GFLOP"] for row in own) / max(sum(row["GFLOP"] for row in full), 1e-9), 3),
+                "over always full": _over_full(own, [row for row in rows if row["declined"]]),
             }
         )
     return found
@@ -230,6 +245,7 @@ def main() -> None:
     parser.add_argument("--sets", help="of the material, separated by commas")
     parser.add_argument("--networks", help="separated by commas")
     parser.add_argument("--shifts", help="such as gamma:2,prevalence:1, strengths from 1 to 3")
+    parser.add_argument("--rungs", help="such as harmonise,full: the ladder climbs these only")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     plan = QUICK if chosen.quick else FULL if chosen.full else USUAL
@@ -239,6 +255,8 @@ def main() -> None:
     if chosen.shifts:
         pairs = (each.split(":") for each in chosen.shifts.split(","))
         plan = replace(plan, shifts=tuple((name, int(strength) - 1) for name, strength in pairs), real=False)
+    if chosen.rungs:
+        plan = replace(plan, rungs=tuple(Remedy(name) for name in chosen.rungs.split(",")))
     plan = replace(plan, effort=replace(plan.effort, seed=chosen.seed))
     torch.manual_seed(0)
     started = time.perf_counter()
