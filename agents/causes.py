@@ -92,7 +92,7 @@ def promotion_cause(session: Session, event: Received[MaintenancePromotion], now
         "verdict": data.verdict,
         "remedy": repository.remedy_of(session, data.order_id),
         "reasons": [plain(reason, 300) for reason in data.reasons[:8]],
-        "open_label_request": repository.label_request_since(session, data.model, data.champion_after, after),
+        "open_label_request": repository.label_request_between(session, data.model, data.champion_after, after, now),
         **_state_of(newest),
     }
     degraded = newest if newest is not None and newest.status == Status.DEGRADED else None

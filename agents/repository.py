@@ -271,7 +271,7 @@ def facts(
         gate_cases_needed=gate_cases_needed(session, model, row.champion),
         active_remedy=open_order(session, model, OrderKind.REMEDY, but=but),
         remedies_last_day=_remedies_between(session, model, now - timedelta(days=1), now + CLOCKS_APART),
-        open_label_request=label_request_since(session, model, row.champion, label_request_after),
+        open_label_request=label_request_between(session, model, row.champion, label_request_after, now),
         told_that_used_up=told_that_used_up(session, model, rejected) if _used_up(tune, rejected, _diagnosis(newest)) else None,
         **_last_remedy(session, model, {each.order_id for each in rejected}, now),
     )
@@ -319,16 +319,17 @@ def _remedies_between(session: Session, model: str, since: datetime, until: date
     return int(session.exec(query.where(col(Order.created_at).between(since, until))).one())
 
 
-def label_request_since(session: Session, model: str, version: int, since: datetime) -> str | None:
+def label_request_between(session: Session, model: str, version: int, since: datetime, now: datetime) -> str | None:
     """Id of a label request younger than `since` for which fewer labels have arrived than it asked for.
 
-    The request's own state does not tell: it is done when its report is written.
+    The request's own state does not tell: it is done when its report is written. One that is dated later than `now` was made
+    while a clock ran ahead: whether labels have come since is not known, and it would stand in the way for years.
     """
     query = select(Order).where(
         Order.model == model,
         Order.kind == OrderKind.LABEL_REQUEST,
         col(Order.state).in_((*ACTIVE, OrderState.DONE)),
-        col(Order.created_at) >= since,
+        col(Order.created_at).between(since, now + CLOCKS_APART),
     )
     request = session.exec(query.order_by(col(Order.created_at).desc()).limit(1)).first()
     if request is None:

@@ -7,8 +7,8 @@ from services.assembly.completion import complete_studies
 from services.assembly.reporter import Reporter
 from services.assembly.repository import ASSEMBLY_BELL
 from services.assembly.rules import Rules
-from services.assembly.steady_clock import is_steady
 from services.runtime.service import Context, Service, Ticker, Worker
+from services.runtime.steady_clock import is_steady
 from services.runtime.transaction import Transaction
 
 RETENTION_INTERVAL_S: Final = 60.0
@@ -26,7 +26,7 @@ def build(context: Context) -> Service:
     settings = context.settings
 
     def end_retention(tx: Transaction) -> None:
-        if is_steady(tx):
+        if is_steady(tx, "retention", "image"):
             retention.run(tx, settings.archive_dir, settings.retention)
 
     retained = Ticker("assembly.retention", RETENTION_INTERVAL_S, end_retention)

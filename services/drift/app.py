@@ -5,6 +5,7 @@ from services.drift.handlers import CONSUMER, Watch
 from services.drift.measure import Measure
 from services.drift.repository import forget
 from services.runtime.service import Context, Service, Ticker, Worker
+from services.runtime.steady_clock import is_steady
 from services.runtime.transaction import Transaction
 
 FORGET_S = 3600.0
@@ -18,7 +19,8 @@ def build(context: Context) -> Service:
         look(tx, settings)
 
     def tidy(tx: Transaction) -> None:
-        forget(tx, settings.keep_days)
+        if is_steady(tx, "drift", "signature"):
+            forget(tx, settings.keep_days)
 
     return Service(
         CONSUMER,

@@ -28,7 +28,7 @@ def feed_of(tx: Transaction, version: Version, settings: DriftSettings) -> Feed 
     """What is known of a model's arrivals; None before its first."""
     now, model = tx.clock.now(), version[0]
     since, due = now - timedelta(days=settings.feed_history_days), now - timedelta(seconds=settings.feed_grace_s)
-    times = repository.scored_times(tx.session, model, since)
+    times = repository.scored_times(tx.session, model, since, now)
     if not times:
         return None
     began, session = times[0], tx.session

@@ -22,6 +22,7 @@ from services.runtime.service import StopSignal
 
 logger = logging.getLogger(__name__)
 YEAR: Final = timedelta(days=365.25)
+NOTHING: Final = timedelta()
 INTERVAL_S: Final = 20.0
 
 
@@ -77,7 +78,8 @@ class Measure:
         settings = self._settings
         with self._database.read() as session:
             last = repository.last_window(session, version, CASES)
-            if last is not None and self._database.clock.now() - last.measured_at < YEAR / settings.windows_per_year:
+            # A window of the future was measured by a clock that ran ahead and was put right: it holds up no other.
+            if last is not None and NOTHING <= self._database.clock.now() - last.measured_at < YEAR / settings.windows_per_year:
                 return None
             cases = repository.open_cases(session, version)
             if len({case.patient_key for case in cases}) < settings.window_cases:

@@ -177,10 +177,10 @@ def serving(session: Session) -> list[Version]:
     return [(row.model, row.version) for _, row in registry.scoring_versions(session) if row.state == VersionState.CHAMPION]
 
 
-def scored_times(session: Session, model: str, since: datetime) -> list[datetime]:
-    """When a model's champions scored studies, oldest first."""
+def scored_times(session: Session, model: str, since: datetime, until: datetime) -> list[datetime]:
+    """When a model's champions scored studies, oldest first; without those that a clock dated ahead which ran fast."""
     query = select(DriftCase.scored_at).where(
-        DriftCase.model == model, col(DriftCase.serving).is_(True), DriftCase.scored_at >= since
+        DriftCase.model == model, col(DriftCase.serving).is_(True), col(DriftCase.scored_at).between(since, until)
     )
     return list(session.exec(query.order_by(col(DriftCase.scored_at))))
 

@@ -103,7 +103,8 @@ class Evaluate(BatchConsumer[Prepared]):
             variation=repository.earlier_variation(session, *version, self.batch_size),
             pending=repository.pending(session, *version),
             wait_days=self.settings.label_wait_days,
-            now=repository.last_closed(session, found),
+            # A batch that a clock closed which ran ahead must not end the wait for labels.
+            now=min(repository.last_closed(session, found), self.database.clock.now()),
             withdrawn=repository.withdrawn(session, *version),
             pictures=pictures(session, *version, stream),
             scored=scored_cases(session, *version),

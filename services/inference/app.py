@@ -6,23 +6,27 @@ from schemas.settings import InferenceSettings
 from services.inference.bundles import BundleCache
 from services.inference.handlers import Inference
 from services.inference.scoring import Scorer
-from services.inference.unscored import catch_up
+from services.inference.unscored import catch_up, tidy
 from services.runtime.service import Context, Service, Ticker
 from services.runtime.transaction import Transaction
 
 CATCH_UP_S = 5.0
+TIDY_S = 600.0
 
 
 def build(context: Context) -> Service:
-    """The consumer that scores studies, and the ticker that has it catch up on a resumed model; threads end with `on_close`."""
+    """The consumer that scores, tickers that catch up on resumed models and drop old notes; threads end with `on_close`."""
     consumer = make_consumer(context)
     keep_days = context.settings.inference.unscored_days
 
-    def run(tx: Transaction) -> None:
-        catch_up(tx, keep_days)
+    def resume(tx: Transaction) -> None:
+        catch_up(tx)
 
-    ticker = Ticker("inference.catch_up", CATCH_UP_S, run)
-    return Service(name=Inference.name, consumers=(consumer,), tickers=(ticker,), on_close=(consumer.close,))
+    def forget(tx: Transaction) -> None:
+        tidy(tx, keep_days)
+
+    tickers = (Ticker("inference.catch_up", CATCH_UP_S, resume), Ticker("inference.tidy", TIDY_S, forget))
+    return Service(name=Inference.name, consumers=(consumer,), tickers=tickers, on_close=(consumer.close,))
 
 
 def make_consumer(context: Context) -> Inference:

@@ -10,6 +10,7 @@ from schemas.events import StudyReceived
 from schemas.topics import STUDY_RECEIVED
 from schemas.unscored import UnscoredStudy
 from services.inference import repository
+from services.runtime.steady_clock import is_steady
 from services.runtime.transaction import Transaction
 
 logger = logging.getLogger(__name__)
@@ -40,12 +41,11 @@ def waiting_row(study: StudyReceived, model: str, now: datetime) -> UnscoredStud
     return row
 
 
-def catch_up(tx: Transaction, keep_days: int) -> int:
+def catch_up(tx: Transaction) -> int:
     """Announce studies again whose model has been resumed, oldest first and only for that model; returns how many.
 
-    Of several revisions the last is scored. Notes older than `keep_days` go, and those on studies without images.
+    Of several revisions the last is scored. Notes on studies without images go.
     """
-    repository.forget_unscored(tx, tx.clock.now() - timedelta(days=keep_days))
     if purged := repository.forget_purged(tx):
         logger.warning("%d studies that waited for a stopped model will have no score: retention has deleted their images", purged)
     rows = repository.resumed(tx.session, AT_ONCE)
@@ -56,6 +56,12 @@ def catch_up(tx: Transaction, keep_days: int) -> int:
     for row in rows:
         tx.session.delete(row)
     return len(newest)
+
+
+def tidy(tx: Transaction, keep_days: int) -> None:
+    """Drop notes older than `keep_days`, unless the clock has leapt: a study that waits would have no score."""
+    if is_steady(tx, "unscored", "note on a study that waits"):
+        repository.forget_unscored(tx, tx.clock.now() - timedelta(days=keep_days))
 
 
 def _again_id(row: UnscoredStudy) -> str:

@@ -306,6 +306,34 @@ def test_old_numbers_go_and_what_was_measured_stays(site):
     assert len(site.rows(DriftWindow)) == 1
 
 
+def test_a_clock_that_ran_ahead_stops_neither_the_windows_nor_the_look_at_the_feed(site):
+    clock = site.context.clock
+    for _ in range(20):
+        site.score(5)
+        clock.advance(86_400)
+    clock.advance(4000 * 86_400)
+    assert site.measure.once() == 1
+    site.score(1)
+    clock.advance(-4000 * 86_400)
+    for number in (2, 3):
+        site.score(100)
+        assert site.measure.once() == 1, number
+        clock.advance(40 * 86_400)
+    _look(site)
+    assert [row.warning for row in site.rows(DriftWindow) if row.kind == "feed"] == [True], "silent for forty days"
+
+
+def test_signatures_outlive_a_clock_that_leaps_and_is_put_right(site, caplog):
+    (tidy,) = [ticker.run for ticker in build(site.context).tickers if ticker.name == "drift.forget"]
+    site.score(3)
+    for days in (0, 4000, -4000):
+        site.context.clock.advance(days * 86_400)
+        with site.database.transaction() as tx:
+            tidy(tx)
+        assert len(site.rows(ImageSignature)) == 3
+    assert "RET-204" in caplog.text
+
+
 async def test_the_worker_judges_and_ends_when_it_shall(site):
     site.score(100)
     stop = StopSignal()

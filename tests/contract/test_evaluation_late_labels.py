@@ -132,6 +132,17 @@ def test_errors_that_are_labelled_sooner_do_not_alarm(clinic, late):
     assert evidence["last_week_waiting"] == (MONDAY + timedelta(weeks=15)).date().isoformat()
 
 
+def test_a_batch_closed_by_a_clock_that_ran_ahead_does_not_end_the_wait_for_labels(clinic):
+    clinic.live(4, error=0.10, late=LATER)
+    with clinic.database.transaction() as tx:
+        batch = tx.session.exec(select(Batch).limit(1)).one()
+        batch.closed_at += timedelta(days=4000)
+        tx.session.add(batch)
+    statuses = clinic.live(12, error=0.10, late=LATER)
+    assert "degraded" not in statuses
+    assert clinic.latest().evidence["weeks_waiting_for_labels"] > 4
+
+
 def test_the_same_labels_do_alarm_where_none_is_waited_for(open_clinic):
     clinic = open_clinic(0.0)
     assert "degraded" in clinic.live(16, error=0.10, late=LATER)

@@ -130,3 +130,16 @@ def test_the_next_repair_has_neither_to_cool_down_nor_to_wait_for_the_budget(dat
     with database.read() as session:
         found = agents.facts(session, "m", now, label_request_after=now - timedelta(days=7))
     assert (found.last_remedy, found.last_remedy_at, found.remedies_last_day) == (Remedy.FULL, None, 0)
+
+
+def test_labels_are_asked_for_although_a_request_is_dated_ahead(database, clock):
+    with database.transaction() as tx:
+        registry.register_model(tx, "m", "t", ["a", "b"], {})
+        row = ModelVersion(model="m", version=1, bundle="b", sha256="0", created_at=clock.now())
+        registry.add_version(tx, row, [], actor="test")
+    order = {"kind": OrderKind.LABEL_REQUEST, "state": OrderState.DONE, "model": "m", "reason": "r", "actor": "a"}
+    for name, at in (("ahead", clock.now() + AHEAD), ("now", clock.now())):
+        rows(database, Order(order_id=name, idempotency_key=name, created_at=at, updated_at=at, **order))
+        with database.read() as session:
+            found = agents.facts(session, "m", clock.now(), label_request_after=clock.now() - timedelta(days=7))
+        assert found.open_label_request == (None if name == "ahead" else "now")

@@ -10,7 +10,7 @@ from schemas.tables import Outbox, Study
 from schemas.topics import STUDY_RECEIVED
 from schemas.unscored import UnscoredStudy
 from services.inference.repository import Unscored, unscored
-from services.inference.unscored import catch_up, waiting_row
+from services.inference.unscored import catch_up, tidy, waiting_row
 from services.runtime import registry
 from services.runtime.consumer import process
 from services.runtime.messages import Record
@@ -30,10 +30,16 @@ def notes(context):
 def announced_again(context):
     """Let the ticker look once; the records of what it announced."""
     with context.database.transaction() as tx:
-        catch_up(tx, 30)
+        catch_up(tx)
     with context.database.read() as session:
         rows = session.execute(select(Outbox).where(Outbox.topic == STUDY_RECEIVED.name).order_by(Outbox.id)).scalars()
         return [Record(row.topic, 0, row.id, row.key, row.headers, row.body) for row in rows]
+
+
+def tidied(context):
+    """Let the other ticker look once."""
+    with context.database.transaction() as tx:
+        tidy(tx, 30)
 
 
 def test_studies_that_came_while_a_model_was_stopped_are_scored_when_it_is_resumed(context, consumer):
@@ -83,10 +89,29 @@ def test_a_study_waits_no_longer_than_asked(sqlite_context, sqlite_consumer):
     register(sqlite_context, "m")
     serving(sqlite_context, "m", on=False)
     process(sqlite_context.database, sqlite_consumer, [record(archived(sqlite_context, CT))])
-    sqlite_context.clock.advance(31 * 86_400)
+    for _ in range(31):
+        assert len(notes(sqlite_context)) == 1
+        sqlite_context.clock.advance(86_400)
+        tidied(sqlite_context)
+    assert notes(sqlite_context) == []
     serving(sqlite_context, "m", on=True)
     assert announced_again(sqlite_context) == []
-    assert notes(sqlite_context) == []
+
+
+def test_a_study_that_waits_outlives_a_clock_that_leaps_and_is_put_right(sqlite_context, sqlite_consumer, caplog):
+    register(sqlite_context, "m")
+    serving(sqlite_context, "m", on=False)
+    study = archived(sqlite_context, CT)
+    process(sqlite_context.database, sqlite_consumer, [record(study)])
+    tidied(sqlite_context)
+    sqlite_context.clock.at += timedelta(days=4000)
+    tidied(sqlite_context)
+    sqlite_context.clock.at -= timedelta(days=4000)
+    tidied(sqlite_context)
+    assert "RET-204" in caplog.text
+    serving(sqlite_context, "m", on=True)
+    process(sqlite_context.database, sqlite_consumer, announced_again(sqlite_context))
+    assert [each.study_key for each in predictions(sqlite_context)] == [study.study_key]
 
 
 def test_a_long_stop_is_caught_up_in_parts_oldest_first(sqlite_context, monkeypatch):

@@ -14,24 +14,27 @@ from services.runtime.transaction import Transaction
 logger = logging.getLogger(__name__)
 LEAP: Final = timedelta(days=1)
 PROBATION: Final = timedelta(days=1)
-SEEN: Final = "retention:seen"
-HELD: Final = "retention:held"
-"""Rows beside the leases: when the clock was looked at last, and until when nothing is deleted."""
 
 
-def is_steady(tx: Transaction) -> bool:
-    """Whether the clock has gone on without a leap for long enough; to be asked every minute or so."""
-    now, seen, held = tx.clock.now(), _time(tx, SEEN), _time(tx, HELD)
+def is_steady(tx: Transaction, job: str, what: str) -> bool:
+    """Whether the clock has gone on without a leap for long enough; to be asked by each job that deletes, every hour or oftener.
+
+    `job` names two rows beside the leases: when it looked at the clock last (`JOB:seen`), and until when it deletes nothing
+    (`JOB:held`). `what` it would delete is for the log, such as "image".
+    """
+    now, seen, held = tx.clock.now(), _time(tx, f"{job}:seen"), _time(tx, f"{job}:held")
     if seen is not None and abs(now - seen) > LEAP:
         held = now + PROBATION
-        _keep(tx, HELD, held)
+        _keep(tx, f"{job}:held", held)
         logger.warning(
-            "RET-204 the clock says %s, and said %s when retention looked last: no image is deleted before %s, in case it is wrong",
+            "RET-204 the clock says %s, and said %s when %s looked last: no %s is deleted before %s, in case it is wrong",
             now.strftime("%F %H:%M"),
             seen.strftime("%F %H:%M"),
+            job,
+            what,
             held.strftime("%F %H:%M"),
         )
-    _keep(tx, SEEN, now)
+    _keep(tx, f"{job}:seen", now)
     return held is None or held <= now
 
 

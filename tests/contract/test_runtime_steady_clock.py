@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 
 from services.assembly.app import build
-from services.assembly.steady_clock import is_steady
 from services.runtime.service import Context
+from services.runtime.steady_clock import is_steady
 from tests.retained_archive import DAYS, Archive
 
 MINUTE, DAY = 60, 86_400
@@ -14,7 +14,7 @@ MINUTE, DAY = 60, 86_400
 
 def look(database):
     with database.transaction() as tx:
-        return is_steady(tx)
+        return is_steady(tx, "retention", "image")
 
 
 def test_a_clock_that_goes_on_is_believed(database, clock):
