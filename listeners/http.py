@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 RouteFactory = Callable[[Context], Iterable[web.AbstractRouteDef]]
 
 API: Final = "/api/"
-GUARDED: Final = (API, "/dicomweb/")
+DICOMWEB: Final = "/dicomweb/"
+GUARDED: Final = (API, DICOMWEB)
 """What nobody reaches without the token."""
 ROUTE_FACTORIES: Final[tuple[RouteFactory, ...]] = (label_routes, chat_routes, slack_routes, teams_routes)
 """All APIs. A factory returns routes below `/api/`, which requests reach only with the right token, or below `/chat/`, where each
@@ -102,9 +103,22 @@ def _guard(settings: HttpSettings) -> Middleware:
             if token and not hmac.compare_digest(given, expected):
                 raise web.HTTPUnauthorized(text="a valid bearer token is required", headers={"WWW-Authenticate": "Bearer"})
             _refuse_foreign(request, settings)
+        if not request.path.startswith(DICOMWEB):
+            await _whole_body(request, settings.request_timeout_s)
         return await handler(request)
 
     return guard
+
+
+async def _whole_body(request: web.Request, seconds: float) -> None:
+    """Read the body, which the request keeps for its handler; a sender that falls silent or drips is not waited for."""
+    try:
+        async with asyncio.timeout(seconds):
+            await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="the body did not end in time") from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise web.HTTPBadRequest(text="the body broke off") from None
 
 
 def _refuse_foreign(request: web.Request, settings: HttpSettings) -> None:
@@ -158,7 +172,7 @@ async def _listen(runner: web.AppRunner, settings: HttpSettings) -> None:
 
 
 async def _serve(app: web.Application, settings: HttpSettings, note: Path, stop: StopSignal) -> None:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=settings.request_timeout_s)
     await runner.setup()
     try:
         await _listen(runner, settings)
