@@ -3,7 +3,9 @@
 from datetime import timedelta
 
 import pytest
+from sqlmodel import select
 
+from schemas.tables import ClockLook, Lease
 from services.assembly.app import build
 from services.runtime.service import Context
 from services.runtime.steady_clock import is_steady
@@ -43,6 +45,20 @@ def test_a_clock_that_is_put_right_costs_a_day_from_then_on(database, clock):
     assert not look(database)
     clock.advance(DAY)
     assert look(database)
+
+
+def test_each_job_has_a_row_of_its_own_and_no_lease(database, clock):
+    began = clock.now()
+    look(database)
+    clock.at += timedelta(days=30)
+    look(database)
+    with database.transaction() as tx:
+        assert is_steady(tx, "drift", "signature")
+    with database.read() as session:
+        assert session.exec(select(Lease)).all() == []
+        rows = {row.job: (row.looked_at, row.held_until) for row in session.exec(select(ClockLook))}
+    now = began + timedelta(days=30)
+    assert rows == {"retention": (now, now + timedelta(days=1)), "drift": (now, None)}
 
 
 def test_retention_waits_for_it(sqlite_context, clock):

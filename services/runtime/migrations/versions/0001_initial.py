@@ -150,6 +150,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("thread", name=op.f("pk_chat_thread")),
     )
     op.create_table(
+        "clock_look",
+        sa.Column("job", sa.String(length=32), nullable=False),
+        sa.Column("looked_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("held_until", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("job", name=op.f("pk_clock_look")),
+    )
+    op.create_table(
         "dead_letter",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("consumer", sa.String(length=64), nullable=False),
@@ -713,6 +720,7 @@ def downgrade() -> None:
     op.drop_table("drift_calibration")
     op.drop_table("detector_calibration")
     op.drop_table("dead_letter")
+    op.drop_table("clock_look")
     op.drop_table("chat_thread")
     with op.batch_alter_table("chat_message", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_chat_message_thread_id"))
