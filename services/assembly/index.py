@@ -9,9 +9,10 @@ from typing import Final, NamedTuple
 from models.patient_ids import same_id
 from schemas.announcements import SetAside
 from schemas.tables import Instance
+from services.assembly.batch_rows import NewInstance
 from services.assembly.conflict_repository import insert_set_aside
 from services.assembly.headers import InstanceFacts
-from services.assembly.repository import LostRaceError, NewInstance, NewStudy, Recorded, find_instance, record_batches
+from services.assembly.repository import LostRaceError, NewStudy, Recorded, find_instance, record_batches
 from services.runtime.archive import instance_path
 from services.runtime.database import Database
 from services.runtime.errors import Transient
@@ -130,23 +131,23 @@ class ArchiveIndex:
             last_instance_at=file.received_at,
             stated_instances=max(each.facts.stated_instances for each in files),
             traceparent=last.traceparent or current_traceparent(),
-            patients=len({same_id(each.facts.patient_id) for each in files if each.facts.patient_id}),
+            patients=len({same_id(patient) for patient in {each.facts.patient_id for each in files} if patient}),
         )
 
     def _instance_row(self, file: StoredFile) -> NewInstance:
         facts = file.facts
         return NewInstance(
-            sop_instance_uid=facts.sop_instance_uid,
-            study_uid=facts.study_uid,
-            series_uid=facts.series_uid,
-            sop_class_uid=facts.sop_class_uid,
-            transfer_syntax_uid=file.transfer_syntax_uid,
-            modality=facts.modality,
-            body_part=facts.body_part,
-            path=file.path or self.path_of(facts),
-            size=file.size,
-            sha256=file.sha256,
-            received_at=file.received_at,
+            facts.sop_instance_uid,
+            facts.study_uid,
+            facts.series_uid,
+            facts.sop_class_uid,
+            file.transfer_syntax_uid,
+            facts.modality,
+            facts.body_part,
+            file.path or self.path_of(facts),
+            file.size,
+            file.sha256,
+            file.received_at,
         )
 
 

@@ -18,6 +18,15 @@ from sqlmodel import Session, col, func, select
 from schemas.announcements import StepStudy
 from schemas.tables import Audit, Instance, Study
 from schemas.vocabulary import StudyState
+from services.assembly.batch_rows import (
+    KnownInstance,
+    NewInstance,
+    StudyRow,
+    insert_instances,
+    known_instances,
+    locked_studies,
+    update_studies,
+)
 from services.assembly.studies import Progress, on_instances
 from services.runtime.result_uids import is_result_uid
 from services.runtime.transaction import Transaction
@@ -29,10 +38,6 @@ PATIENTS_DIFFER: Final = "study.patients_differ"
 """Action in the audit record."""
 ASSEMBLY_BELL: Final = "assembly"
 """Rung when a study may be complete."""
-
-
-_INSTANCE: Final[sqlalchemy.Table] = Instance.__table__  # type: ignore[attr-defined]
-_INSERT: Final = sqlalchemy.insert(_INSTANCE)
 
 
 class Recorded(StrEnum):
@@ -57,22 +62,6 @@ class SeriesRow:
     instances: int
 
 
-class NewInstance(NamedTuple):
-    """A row to be: the columns of `Instance` that reception fills. A mapped object would cost ten times as much."""
-
-    sop_instance_uid: str
-    study_uid: str
-    series_uid: str
-    sop_class_uid: str
-    transfer_syntax_uid: str
-    modality: str
-    body_part: str
-    path: str
-    size: int
-    sha256: str
-    received_at: datetime
-
-
 class NewStudy(NamedTuple):
     """What a study starts with, and what every batch of instances brings up to date.
 
@@ -92,23 +81,6 @@ class NewStudy(NamedTuple):
     patients: int = 0
 
 
-class _Known(NamedTuple):
-    """What the index has of an instance, as far as a second sending is compared with it."""
-
-    sop_instance_uid: str
-    path: str
-    size: int
-    transfer_syntax_uid: str
-    received_at: datetime
-    purged_at: datetime | None
-
-
-_UIDS: Final[sqlalchemy.BindParameter[str]] = sqlalchemy.bindparam("uids", expanding=True)
-_KNOWN: Final = sqlalchemy.select(*(_INSTANCE.c[name] for name in _Known._fields)).where(_INSTANCE.c.sop_instance_uid.in_(_UIDS))
-_LOCKED: Final = select(Study).where(col(Study.study_uid).in_(_UIDS)).order_by(col(Study.study_uid)).with_for_update()
-"""Built once: a literal among hundreds costs more than its row."""
-
-
 def find_instance(session: Session, sop_instance_uid: str) -> Instance | None:
     """The row of an instance, if the index has it."""
     return session.get(Instance, sop_instance_uid)
@@ -124,25 +96,28 @@ def record_batches(tx: Transaction, batches: Sequence[Batch]) -> list[list[Recor
     A handful of statements for all: they are what costs, not the rows. Raises LostRaceError when the transaction has to be
     rolled back and tried again.
     """
-    known = _known_instances(tx.session, [instance.sop_instance_uid for _, instances in batches for instance in instances])
+    known = known_instances(tx.session, [instance.sop_instance_uid for _, instances in batches for instance in instances])
     fresh: dict[str, NewInstance] = {}
     outcomes = [[_compare(tx.session, instance, known, fresh) for instance in instances] for _, instances in batches]
     resent = _resent(batches, known)
     if fresh or resent:
-        growing = {instance.study_uid for instance in fresh.values()} | resent.keys()
-        studies = [study for study, _ in batches if study.study_uid in growing]
+        added: dict[str, list[NewInstance]] = {uid: [] for uid in resent}
+        for instance in fresh.values():
+            added.setdefault(instance.study_uid, []).append(instance)
+        studies = [study for study, _ in batches if study.study_uid in added]
         rows, new = _studies_of(tx, studies)
         if fresh:
             _insert(tx.session, list(fresh.values()))
         for study in studies:
-            added = [instance for instance in fresh.values() if instance.study_uid == study.study_uid]
-            _move_on(tx, rows[study.study_uid], study, added, is_new=study.study_uid in new)
+            _move_on(tx, rows[study.study_uid], study, added[study.study_uid], is_new=study.study_uid in new)
             _refresh(rows[study.study_uid], resent.get(study.study_uid))
-        tx.session.flush()
+        update_studies(tx.session, rows.values())
     return outcomes
 
 
-def _compare(session: Session, instance: NewInstance, known: Mapping[str, _Known], fresh: dict[str, NewInstance]) -> Recorded:
+def _compare(
+    session: Session, instance: NewInstance, known: Mapping[str, KnownInstance], fresh: dict[str, NewInstance]
+) -> Recorded:
     """What an instance is to the index; a new one goes to `fresh`."""
     row = known.get(instance.sop_instance_uid)
     present = row or fresh.get(instance.sop_instance_uid)
@@ -156,9 +131,11 @@ def _compare(session: Session, instance: NewInstance, known: Mapping[str, _Known
     return Recorded.KNOWN
 
 
-def _resent(batches: Sequence[Batch], known: Mapping[str, _Known]) -> dict[str, datetime]:
+def _resent(batches: Sequence[Batch], known: Mapping[str, KnownInstance]) -> dict[str, datetime]:
     """Study to when an instance of it came again that the index has had for long."""
     found: dict[str, datetime] = {}
+    if not known:
+        return found
     for instance in (instance for _, instances in batches for instance in instances):
         row = known.get(instance.sop_instance_uid)
         if row is not None and row.path == instance.path and instance.received_at - row.received_at > RESENT_AFTER:
@@ -166,17 +143,13 @@ def _resent(batches: Sequence[Batch], known: Mapping[str, _Known]) -> dict[str, 
     return found
 
 
-def _refresh(row: Study, resent_at: datetime | None) -> None:
+def _refresh(row: StudyRow, resent_at: datetime | None) -> None:
     """Have retention count from a repetition. In an open study it is no news: the quiet period counts new instances only."""
     if resent_at is not None and row.state == StudyState.COMPLETE:
         row.last_instance_at = max(row.last_instance_at, resent_at)
 
 
-def _known_instances(session: Session, uids: Sequence[str]) -> dict[str, _Known]:
-    return {row[0]: _Known(*row) for row in session.execute(_KNOWN, {"uids": uids})}
-
-
-def _correct(session: Session, known: _Known, instance: NewInstance) -> None:
+def _correct(session: Session, known: KnownInstance, instance: NewInstance) -> None:
     """A file that was lost, or deleted by retention, came again: the file is the truth. Otherwise there is nothing to correct."""
     same = (known.size, known.transfer_syntax_uid) == (instance.size, instance.transfer_syntax_uid)
     if same and known.purged_at is None:
@@ -193,9 +166,8 @@ def _correct(session: Session, known: _Known, instance: NewInstance) -> None:
     session.add(present)
 
 
-def _move_on(tx: Transaction, row: Study, study: NewStudy, added: Sequence[NewInstance], *, is_new: bool) -> None:
+def _move_on(tx: Transaction, row: StudyRow, study: NewStudy, added: Sequence[NewInstance], *, is_new: bool) -> None:
     """Count new instances in their study, which our own results neither open nor count for."""
-    tx.session.add(row)
     counted = [instance for instance in added if not is_result_uid(instance.sop_instance_uid)]
     if not counted:
         if is_new:  # by auto-routing: a study that has nothing else yet has nothing to announce
@@ -212,7 +184,7 @@ def _move_on(tx: Transaction, row: Study, study: NewStudy, added: Sequence[NewIn
     row.traceparent = study.traceparent or row.traceparent
 
 
-def _tell_of_patients(tx: Transaction, row: Study) -> None:
+def _tell_of_patients(tx: Transaction, row: StudyRow) -> None:
     """Once a study: what is scored and sent back as one patient's may be another's."""
     told = select(Audit.id).where(Audit.subject == row.study_key, Audit.action == PATIENTS_DIFFER).limit(1)
     if tx.session.exec(told).first() is None:
@@ -225,12 +197,12 @@ def _tell_of_patients(tx: Transaction, row: Study) -> None:
 
 def _insert(session: Session, instances: Sequence[NewInstance]) -> None:
     try:
-        session.execute(_INSERT, [dict(zip(NewInstance._fields, instance, strict=True)) for instance in instances])
+        insert_instances(session, instances)
     except IntegrityError:
         raise LostRaceError from None
 
 
-def _mind_signals(tx: Transaction, row: Study, stated: int, *, opened: bool, is_first: bool) -> None:
+def _mind_signals(tx: Transaction, row: StudyRow, stated: int, *, opened: bool, is_first: bool) -> None:
     """Have the study looked at: soon when it has just been opened, at once when this instance may be the last one awaited."""
     if stated > row.stated_instances:
         row.stated_instances = stated
@@ -324,12 +296,12 @@ def has_purged_instances(session: Session, study_uid: str) -> bool:
     return session.exec(query).first() is not None
 
 
-def progress_of(study: Study) -> Progress:
+def progress_of(study: Study | StudyRow) -> Progress:
     """The state machine's view of a row."""
     return Progress(StudyState(study.state), study.revision, study.instances, study.last_instance_at, study.opened_at)
 
 
-def _apply(study: Study, progress: Progress) -> None:
+def _apply(study: Study | StudyRow, progress: Progress) -> None:
     study.state = progress.state
     study.revision = progress.revision
     study.instances = progress.instances
@@ -337,23 +309,19 @@ def _apply(study: Study, progress: Progress) -> None:
     study.opened_at = progress.opened_at
 
 
-def _studies_of(tx: Transaction, studies: Sequence[NewStudy]) -> tuple[dict[str, Study], set[str]]:
+def _studies_of(tx: Transaction, studies: Sequence[NewStudy]) -> tuple[dict[str, StudyRow], set[str]]:
     """Rows of studies, locked in the order of their UIDs, and the UIDs of those that are new."""
     uids = [study.study_uid for study in studies]
-    rows = _locked_studies(tx.session, uids)
+    rows = locked_studies(tx.session, uids)
     missing = [_row_of(study) for study in studies if study.study_uid not in rows]
     if not missing:
         return rows, set()
     new = set(tx.insert_new(Study, missing, returning="study_uid"))
-    return _locked_studies(tx.session, uids), new
+    return locked_studies(tx.session, uids), new
 
 
 def _row_of(study: NewStudy) -> Study:
     return Study(**{name: value for name, value in study._asdict().items() if name in Study.model_fields})
-
-
-def _locked_studies(session: Session, uids: Sequence[str]) -> dict[str, Study]:
-    return {row.study_uid: row for row in session.exec(_LOCKED, params={"uids": uids})}
 
 
 def _locked_study(session: Session, study_uid: str) -> Study:

@@ -25,10 +25,12 @@ from services.runtime.errors import Transient
 
 logger = logging.getLogger(__name__)
 PAUSE_S: Final = 0.02
-LONGEST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 0.1
+LONGEST_COLLECTION_S: Final = 0.5
 """A batch is collected until nothing came for 20 ms, at most for 500 ms: senders at full speed share commits, and the last
-row of a study does not wait."""
-MOST_AT_ONCE: Final = 500
+row of a study does not wait. Where the last batch took longer than 20 ms to write, the machine is busy and so are the senders:
+then until nothing came for as long, at most 100 ms."""
+MOST_AT_ONCE: Final = 512
 CAPACITY: Final = 5000
 SHORTEST_RETRY_S: Final = 0.1
 LONGEST_RETRY_S: Final = 5.0
@@ -50,6 +52,7 @@ class IndexWriter:
         self._stopping = False
         self._written = 0
         self._waiting = 0
+        self._pause_s = PAUSE_S
         self._thread: threading.Thread | None = None
         self.failure: Future[None] = Future()
 
@@ -115,15 +118,15 @@ class IndexWriter:
                 return
 
     def _collect(self) -> None:
-        end, seen = time.monotonic() + LONGEST_PAUSE_S, 0
+        end, seen = time.monotonic() + LONGEST_COLLECTION_S, 0
         while seen < len(self._queue) < MOST_AT_ONCE and not (self._stopping or self._waiting) and time.monotonic() < end:
             seen = len(self._queue)
-            time.sleep(PAUSE_S)
+            time.sleep(self._pause_s)
 
     def _write_next(self) -> bool:
         """Write the rows that wait, up to so many at once; false when it had to give up because everything ends."""
         batch = [self._queue[number] for number in range(min(MOST_AT_ONCE, len(self._queue)))]
-        retry_s = SHORTEST_RETRY_S
+        retry_s, began = SHORTEST_RETRY_S, time.monotonic()
         while batch:
             try:
                 self._write(batch)
@@ -136,6 +139,7 @@ class IndexWriter:
                     return False
                 time.sleep(retry_s)
                 retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+        self._pause_s = min(max(PAUSE_S, time.monotonic() - began), LONGEST_PAUSE_S)
         with self._drained:
             for _ in batch:
                 self._queue.popleft()
