@@ -8,6 +8,7 @@ from math import ceil
 import numpy as np
 
 from models import two_sample
+from models.facets import FACETS
 from models.likeness import CERTAIN, Likeness, liken, vectors
 from schemas.vocabulary import Diagnosis
 from services.drift.budget import (
@@ -27,6 +28,7 @@ from services.drift.marginals import Column, Counts, strength
 from services.drift.performance import Confidence, Estimate, estimated_recalls, estimated_shares, temperature
 from services.drift.sample import Array, Reference, Sample
 from services.runtime.signatures import Images
+from services.runtime.words import facet
 
 MIX, RECALLS = "class mix", "estimated recall"
 Detail = dict[str, float | str | None]
@@ -149,7 +151,11 @@ def _moved(columns: Sequence[Column], p_values: Array) -> str:
     """The columns that have moved by Holm's test, the clearest first, at most four."""
     adjusted = two_sample.holm(p_values.tolist())
     order = [place for place in np.argsort(p_values) if adjusted[place] < 0.01]
-    return ", ".join(columns[place].name.replace("_", " ") for place in order[:4])
+    return ", ".join(_name(columns[place]) for place in order[:4])
+
+
+def _name(column: Column) -> str:
+    return facet(column.name) if column.name in FACETS else column.name.replace("_", " ")
 
 
 def _confidence(reference: Reference, window: Sample, levels: Levels, seed: int) -> Signal:

@@ -22,6 +22,7 @@ from services.evaluation.pictures import Pictures
 from services.evaluation.stream import StreamCase
 from services.evaluation.verdict import Fall
 from services.runtime.signatures import Images
+from services.runtime.words import facet
 
 RISK: Final = 0.01
 """Chance of naming a cause where nothing changed, over all facets or findings together."""
@@ -31,6 +32,8 @@ FEED_SHARE: Final = 0.50
 FACET_RISE: Final = 0.30
 MOST_FACETS: Final = 3
 """Facets that a root-cause line names."""
+_PLACES: Final = {"StationName": 0, "ManufacturerModelName": 2, "Manufacturer": 3, "SoftwareVersions": 4, "Rows": 5, "Columns": 5}
+"""Which facets are named first: the station, what was set there (1), then what the station is and what follows from both."""
 STABLE: Final = 100
 """Cases of the stream before a change from which the stream is what the change is seen against; else the baseline is."""
 RECENT: Final = 200
@@ -103,7 +106,7 @@ def feed_fault(before: Sequence[StreamCase], after: Sequence[StreamCase], contex
 
 
 def root_cause(cause: Cause, fall: Fall | None, since: datetime | None) -> str:
-    """One plain line, e.g. "since 12 March 2026, StationName CT2; recall of glioma 0.71, was 0.90"; empty when nothing fell."""
+    """One plain line, e.g. "since 12 March 2026, station CT2; recall of glioma 0.71, was 0.90"; empty when nothing fell."""
     if fall is None or since is None:
         return cause.what
     changed = f", {cause.what}" if cause.what else ""
@@ -182,16 +185,16 @@ def _described(before: Sequence[StreamCase], after: Sequence[StreamCase], label:
         wrong = [case for case in after if case.truth == label]
         before = [case for case in wrong if case.predicted == case.truth]
         after = [case for case in wrong if case.predicted != case.truth]
-    moved: list[tuple[float, str]] = []
+    moved: list[tuple[int, float, str]] = []
     for name in names:
         then, now = _values(before, name), _values(after, name)
         p_value, words = _facet_moved(name, then, now)
         if words and p_value < RISK / len(names):
-            moved.append((p_value, words))
+            moved.append((_PLACES.get(name, 1), p_value, words))
     if not moved:
         return None
     named = sorted(moved)[:MOST_FACETS]
-    return Cause(Diagnosis.COVARIATE, ", ".join(words for _, words in named), named[0][0])
+    return Cause(Diagnosis.COVARIATE, ", ".join(words for *_, words in named), min(p_value for _, p_value, _ in named))
 
 
 def _facet_moved(name: str, then: Sequence[str], now: Sequence[str]) -> tuple[float, str]:
@@ -202,10 +205,10 @@ def _facet_moved(name: str, then: Sequence[str], now: Sequence[str]) -> tuple[fl
         found = two_sample.numbers(old, new)
         if old and new and found.statistic >= FACET_RISE:
             how = _changed(_middle(old), _middle(new), unit_of(name)) or _more_often(then, now, unit_of(name))
-            return found.p_value, f"{name} {how}"
+            return found.p_value, f"{facet(name)} {how}"
     if rise < FACET_RISE:
         return 1.0, ""
-    return two_sample.words(then, now).p_value, f"{name} {value or 'missing'}"
+    return two_sample.words(then, now).p_value, f"{facet(name)} {value or 'missing'}"
 
 
 def _changed(old: str, new: str, unit: str) -> str:
@@ -240,8 +243,8 @@ def _remainder(before: Sequence[StreamCase], after: Sequence[StreamCase]) -> Cau
     return Cause(Diagnosis.UNKNOWN)
 
 
-def _values(cases: Iterable[StreamCase], facet: str) -> list[str]:
-    return [case.facets.get(facet, "") for case in cases]
+def _values(cases: Iterable[StreamCase], name: str) -> list[str]:
+    return [case.facets.get(name, "") for case in cases]
 
 
 def _risen(then: Sequence[str], now: Sequence[str]) -> tuple[str, float]:

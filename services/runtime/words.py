@@ -61,6 +61,21 @@ _GROUPS: Final[dict[str, str]] = {
     "ConvolutionKernel": "with kernel {}",
     "AgeBand": "aged {}",
 }
+_FACETS: Final[dict[str, str]] = {
+    "StationName": "station",
+    "ManufacturerModelName": "model",
+    "BodyPartExamined": "body part",
+    "ViewPosition": "view",
+    "ScanningSequence": "sequence",
+    "ConvolutionKernel": "kernel",
+    "SliceThickness": "slices",
+    "KVP": "tube voltage",
+    "MagneticFieldStrength": "field strength",
+    "PhotometricInterpretation": "grey scale",
+    "PatientSex": "sex",
+    "AgeBand": "age",
+}
+"""Facets whose keyword reads badly; the others' is taken apart."""
 _SEXES: Final[dict[str, str]] = {"F": "who are female", "M": "who are male", "O": "of other sex"}
 _ACRONYMS: Final = {"auroc": "AUROC", "f1": "F1", "ece": "calibration error"}
 _KEYWORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -76,6 +91,11 @@ def metric(name: str) -> str:
 def group(facet: str, value: str) -> str:
     """`StationName`, `CT2` to `scanned at CT2`: what follows "patients"."""
     return _SEXES.get(value, value) if facet == "PatientSex" else _GROUPS.get(facet, f"with {facet} {{}}").format(value)
+
+
+def facet(name: str) -> str:
+    """What a facet is called in a sentence: `StationName` to `station`, `EchoTime` to `echo time`."""
+    return _FACETS.get(name) or _KEYWORD.sub(" ", name).lower()
 
 
 def date(text: str) -> str:
@@ -106,8 +126,8 @@ def small(evidence: Mapping[str, Any]) -> bool:
 def cause(diagnosis: str, evidence: Mapping[str, Any]) -> str:
     """What brought the decline about, with the facet that changed where the evidence names one; empty when it is not known."""
     known = CAUSES.get(diagnosis, "")
-    facet = _facet(str(evidence.get("root_cause") or ""))
-    return f"{known}: {facet}" if known and facet else known
+    changed = _changed(str(evidence.get("root_cause") or ""))
+    return f"{known}: {changed}" if known and changed else known
 
 
 def likely(diagnosis: str, evidence: Mapping[str, Any]) -> str:
@@ -116,11 +136,11 @@ def likely(diagnosis: str, evidence: Mapping[str, Any]) -> str:
     return f"The likely cause is {known}" if known else "The cause is not known yet"
 
 
-def _facet(root_cause: str) -> str:
-    """`since 14 March, Manufacturer Borealis; recall of …` to `Manufacturer Borealis`, DICOM keywords as words."""
+def _changed(root_cause: str) -> str:
+    """`since 14 March, station CT2; recall of …` to `station CT2`; of a line with a DICOM keyword in front that one as words."""
     parts = [part.strip() for part in root_cause.partition(";")[0].split(",")]
     keyword, space, value = ", ".join(part for part in parts if part and not part.startswith("since ")).partition(" ")
-    return _KEYWORD.sub(" ", keyword).lower() + space + value
+    return facet(keyword) + space + value
 
 
 def _of_hundred(value: Any) -> int | None:

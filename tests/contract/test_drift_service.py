@@ -176,7 +176,7 @@ def test_a_turned_feed_is_suspected_as_such_without_any_label(site):
 def test_blurred_images_of_another_station_are_suspected_as_other_images(site):
     window = site.window(blur=3.0, station="CT2")
     assert window.suspected == Diagnosis.COVARIATE
-    assert signal(window, "descriptions")["detail"]["moved"] == "StationName"
+    assert signal(window, "descriptions")["detail"]["moved"] == "station"
     assert signal(window, "descriptions")["threshold"] > 2
     assert signal(window, "image statistics")["detail"]["moved"] == "sharpness"
     assert signal(window, "embeddings")["warning"]

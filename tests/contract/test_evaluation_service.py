@@ -143,7 +143,7 @@ def test_decline_on_a_new_scanner_is_found_and_explained(site):
     assert (row.status, row.diagnosis, row.cases, row.stream_cases) == ("degraded", "covariate", 50, 200)
     assert row.evidence["class"] == "glioma"
     assert row.evidence["since"] == (START + timedelta(hours=100)).isoformat()
-    assert row.evidence["root_cause"].startswith("since 6 March 2026, StationName MR2; recall of glioma 0.")
+    assert row.evidence["root_cause"].startswith("since 6 March 2026, station MR2; recall of glioma 0.")
     assert row.evidence["drop_low"] < row.evidence["drop"] < row.evidence["drop_high"]
     assert row.reclaim_rule
     assert "has got worse" in row.summary

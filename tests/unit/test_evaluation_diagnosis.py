@@ -15,7 +15,7 @@ from services.evaluation.verdict import Assessment, Fall
 
 START = datetime(2026, 3, 12, 9, tzinfo=UTC)
 FALL = Fall("glioma", "one class", 4, 4, 5, 0.71, 0.90, 0.19, 0.11, 0.27, 0.999)
-CT2 = Cause(Diagnosis.COVARIATE, "StationName CT2")
+CT2 = Cause(Diagnosis.COVARIATE, "station CT2")
 ASSESSMENT = Assessment(Status.DEGRADED, 6.0, 1.0, Thresholds(5.0, 3.0, "simulation"), 5, FALL, 0, (), 0, 0, 0.09)
 
 
@@ -56,8 +56,8 @@ def test_a_broken_feed_from_the_first_day_is_seen_without_a_stable_part():
 
 def test_another_scanner_is_a_covariate_shift_and_is_named():
     cause = found(stream(lambda _: {"facets": {"StationName": "CT2", "Manufacturer": "A"}}))
-    assert (cause.kind, cause.what) == (Diagnosis.COVARIATE, "StationName CT2")
-    assert root_cause(cause, FALL, START) == "since 12 March 2026, StationName CT2; recall of glioma 0.71, was 0.90"
+    assert (cause.kind, cause.what) == (Diagnosis.COVARIATE, "station CT2")
+    assert root_cause(cause, FALL, START) == "since 12 March 2026, station CT2; recall of glioma 0.71, was 0.90"
 
 
 def test_numbers_are_compared_by_value_and_every_facet_that_moved_is_named():
@@ -66,15 +66,26 @@ def test_numbers_are_compared_by_value_and_every_facet_that_moved_is_named():
     cases += [one for one in stream(lambda _: thin) if one.batch >= 4]
     cause = found(cases)
     assert cause.kind is Diagnosis.COVARIATE
-    assert set(cause.what.split(", ")) == {"StationName CT2", "SliceThickness 1.25 mm instead of 5 mm"}
+    assert set(cause.what.split(", ")) == {"station CT2", "slices 1.25 mm instead of 5 mm"}
     assert root_cause(cause, FALL, START).startswith("since 12 March 2026, ")
+
+
+def test_of_a_new_scanner_its_station_comes_first_then_how_it_scans_then_what_the_station_implies():
+    old = {"StationName": "CT1", "Manufacturer": "A", "ManufacturerModelName": "A1", "SoftwareVersions": "1", "SliceThickness": "5"}
+    new = {name: value.replace("A", "B").replace("1", "2") for name, value in old.items()} | {"SliceThickness": "1.25"}
+    cases = [one._replace(facets=old) for one in stream(lambda _: {}, after=0)]
+    cases += [one for one in stream(lambda _: {"facets": new}) if one.batch >= 4]
+    cause = found(cases)
+    assert cause.what.startswith("station CT2, slices 1.25 mm instead of 5 mm, ")
+    line = root_cause(replace(cause, what="station CT2, slices 1.25 mm instead of 5 mm"), FALL, START)
+    assert line == "since 12 March 2026, station CT2, slices 1.25 mm instead of 5 mm; recall of glioma 0.71, was 0.90"
 
 
 def test_a_number_whose_usual_value_stays_is_named_by_the_value_that_has_become_commoner():
     cases = [one._replace(facets={"SliceThickness": "5"}) for one in stream(lambda _: {}, after=0)]
     later = [one for one in stream(lambda _: {}) if one.batch >= 4]
     cases += [one._replace(facets={"SliceThickness": "5" if at % 5 < 3 else "1.25"}) for at, one in enumerate(later)]
-    assert found(cases).what == "SliceThickness 1.25 mm in 40% of the studies instead of 0%"
+    assert found(cases).what == "slices 1.25 mm in 40% of the studies instead of 0%"
 
 
 def test_a_number_that_drifts_has_moved_although_no_value_is_common():
@@ -92,7 +103,7 @@ def test_one_odd_study_is_no_cause():
 
 def test_from_the_first_day_the_facet_that_errors_follow_is_named():
     cases = stream(lambda number: {"facets": {"StationName": "CT2" if number % 3 == 0 else "CT1"}}, before=0)
-    assert found(cases).what == "StationName CT2"
+    assert found(cases).what == "station CT2"
 
 
 def test_unchanged_descriptions_leave_the_concept_and_none_leave_nothing():
@@ -132,13 +143,13 @@ def test_a_patient_counts_once_and_never_with_the_test_set():
     [
         (
             ASSESSMENT,
-            Cause(Diagnosis.COVARIATE, "StationName CT2"),
+            Cause(Diagnosis.COVARIATE, "station CT2"),
             "got worse: of 100 patients with glioma it now finds 71, before it found 90",
         ),
         (
             ASSESSMENT,
-            Cause(Diagnosis.COVARIATE, "StationName CT2"),
-            "The likely cause is new images (scanner, protocol or patients): station name CT2; it began about 12 March 2026.",
+            Cause(Diagnosis.COVARIATE, "station CT2"),
+            "The likely cause is new images (scanner, protocol or patients): station CT2; it began about 12 March 2026.",
         ),
         (ASSESSMENT, Cause(Diagnosis.UNKNOWN), "The cause is not known yet; it began about 12 March 2026."),
         (replace(ASSESSMENT, status=Status.WATCH, alarm=None), Cause(Diagnosis.UNKNOWN), "may be getting worse"),

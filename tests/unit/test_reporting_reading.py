@@ -111,7 +111,7 @@ def test_the_numbers_of_the_batch_and_of_the_decline_are_told_apart():
 
 def test_the_cause_is_named_once_and_without_the_recalls():
     found = monitored(evaluated(3, "degraded", "covariate"))
-    assert "The likely cause is new images (scanner, protocol or patients): station name CT2." in found
+    assert "The likely cause is new images (scanner, protocol or patients): station CT2." in found
     assert "recall of glioma 0.56" not in found.split("The detector's evidence")[0]
 
 

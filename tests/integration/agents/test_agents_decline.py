@@ -21,7 +21,7 @@ FALL = {
     "scope": "all classes",
     "recall": 0.0712,
     "recall_before": 0.914,
-    "root_cause": "since 2 March, StationName CT2; recall of b_left 0.07, was 0.91",
+    "root_cause": "since 2 March, station CT2; recall of b_left 0.07, was 0.91",
 }
 JARGON = ("scope", "drop low", "statistic", "threshold", "e value", "McNemar", "p =", "covariate", "[", "{")
 
@@ -256,7 +256,7 @@ def test_the_reason_is_two_sentences_in_plain_words(hospital):
     for order in hospital.sent():
         assert order.reason.count(". ") == 1
         assert "worse in all classes together, most clearly in b_left: of 100 such patients it finds 7, before 91." in order.reason
-        assert "new images (scanner, protocol or patients): station name CT2; " in order.reason
+        assert "new images (scanner, protocol or patients): station CT2; " in order.reason
         assert not [word for word in JARGON if word in order.reason]
 
 
@@ -279,7 +279,7 @@ def test_what_happened_is_told_as_a_story(hospital, status, now):
     told = (
         "Since 2 March 2026 brain_mri has been worse in all classes together, most clearly in b_left",
         "(found on 2 March 2026, in version 1)",
-        "The likely cause is new images (scanner, protocol or patients): station name CT2.",
+        "The likely cause is new images (scanner, protocol or patients): station CT2.",
         (
             "the agents ordered to harmonise the new images with those the model was made with. "
             "On 40 new cases version 2 read 12 better and 2 worse"
