@@ -27,7 +27,7 @@ from listeners.chat.slack.routes import routes as slack_routes
 from listeners.chat.teams.routes import routes as teams_routes
 from listeners.dicomweb.http import install as install_dicomweb
 from listeners.labels.http import create_routes as label_routes
-from schemas.settings import HttpSettings
+from schemas.http_settings import HttpSettings
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.service import Context, Service, StopSignal, Worker
 

@@ -15,6 +15,7 @@ from schemas.chat_settings import ChatSettings, SlackSettings, TeamsSettings
 from schemas.drift_settings import DriftSettings
 from schemas.evaluation_settings import EvaluationSettings
 from schemas.group import Group
+from schemas.http_settings import HttpSettings
 from schemas.report_settings import ReportSettings
 
 
@@ -137,22 +138,10 @@ class DicomSettings(Group):
         2 * 86_400.0, gt=0, description="`reclaim doctor`: no study for this long is a fault where a model serves"
     )
     sop_classes: tuple[str, ...] = Field(
-        (), description="SOP Class UIDs of further storage classes to accept, e.g. Encapsulated PDF"
+        (), description="SOP Class UIDs to accept beside DICOM's storage classes: private ones of the site's modalities"
     )
+    only_sop_classes: tuple[str, ...] = Field((), description="The only storage classes of DICOM to accept; empty: all")
     peers: dict[str, PeerSettings] = Field(default_factory=dict, description="Name to DICOM system that we may call, e.g. pacs")
-
-
-class HttpSettings(Group):
-    """HTTP endpoint for labels, chat and DICOMweb."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(8080, ge=0, le=65535)
-    token: SecretStr = Field(SecretStr(""), description="Bearer token; required when host is not a loopback address")
-    max_body_bytes: int = Field(5_000_000, ge=1_000)
-    stow_requests: int = Field(4, ge=1, description="STOW-RS requests served at once; more are answered 503")
-    request_timeout_s: float = Field(
-        75.0, gt=0, description="A connection without a whole request header, or a body without its end, is given up after so long"
-    )
 
 
 class RetentionSettings(Group):

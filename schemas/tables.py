@@ -160,15 +160,6 @@ class Lease(SQLModel, table=True):
     expires_at: datetime
 
 
-class ClockLook(SQLModel, table=True):
-    """When a job that deletes by age looked at the clock last, and until when it deletes nothing because the clock leapt."""
-
-    __tablename__ = "clock_look"
-    job: str = Field(primary_key=True, max_length=32)
-    looked_at: datetime
-    held_until: datetime | None = None
-
-
 class RegisteredModel(SQLModel, table=True):
     """A model: its task, classes and which studies it scores. The champion version serves while `serving` is true."""
 

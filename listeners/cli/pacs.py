@@ -225,7 +225,7 @@ def _fetch_one(
 
     own = settings.dicom.ae_title
     if method != "move":
-        classes = storage_classes(settings.dicom.sop_classes)
+        classes = storage_classes(settings.dicom)
         try:
             return get_study(peer, study, reception, calling_ae=own, sop_classes=classes, on_progress=show)
         except PeerAcceptsNothing:

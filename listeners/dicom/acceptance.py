@@ -5,7 +5,7 @@ general library takes for it count where associations are short.
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -15,6 +15,7 @@ from listeners.dicom.operations import Peer
 from listeners.dicom.pdu import AbortReason, PduType, ProtocolError
 from listeners.dicom.presentation import NATIVE_SYNTAXES, TRANSFER_SYNTAXES
 from schemas.settings import DicomSettings
+from services.assembly.headers import is_valid_uid
 
 APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
 _LAST_RESORT: Final = "1.2.840.10008.1.2"
@@ -24,6 +25,7 @@ _ITEM: Final = struct.Struct(">BxH")
 _LENGTH: Final = struct.Struct(">L")
 _APPLICATION, _CONTEXT, _RESULT, _ABSTRACT, _TRANSFER, _USER = 0x10, 0x20, 0x21, 0x30, 0x40, 0x50
 _MAXIMUM_LENGTH, _IMPLEMENTATION_CLASS, _IMPLEMENTATION_VERSION = 0x51, 0x52, 0x55
+_MOST_TOLD: Final = 5
 _LONGEST_UID: Final = 65
 """With the padding that some senders add although PS3.8 has none."""
 MOST_SYNTAXES: Final = 64
@@ -90,7 +92,7 @@ class Rules:
 
     def accept(self, request: "Proposal") -> Acceptance:
         """Negotiate the contexts of a request that is let in. Roles are the default ones: the peer is the user (PS3.7 D.3.3.4)."""
-        results, contexts = [], {}
+        results, contexts, refused = [], dict[int, AcceptedContext](), dict[str, int]()
         for proposed in sorted(request.contexts):
             result, syntax = self._chosen(proposed)
             results.append(_result(proposed.context_id, result, syntax))
@@ -98,7 +100,11 @@ class Rules:
                 is_storage = proposed.abstract_syntax in self._storage
                 accepted = AcceptedContext(proposed.context_id, proposed.abstract_syntax, syntax, is_storage)
                 contexts[proposed.context_id] = accepted
-        return Acceptance(_acceptance(request, b"".join(results), self._max_pdu), contexts, request.max_pdu)
+            else:
+                refused[proposed.abstract_syntax] = result
+        for context in contexts.values():
+            refused.pop(context.abstract_syntax, None)
+        return Acceptance(_acceptance(request, b"".join(results), self._max_pdu), contexts, request.max_pdu, refused)
 
     def _chosen(self, proposed: "ProposedContext") -> tuple[int, str]:
         """Result (PS3.8 Table 9-18) and transfer syntax: the sender's first that we know, so that it has nothing to convert.
@@ -112,6 +118,25 @@ class Rules:
         if not common:
             return _SYNTAXES_UNKNOWN, proposed.transfer_syntaxes[0]
         return _ACCEPTED, next((uid for uid in common if uid != _LAST_RESORT), _LAST_RESORT)
+
+
+def told_of(refused: Mapping[str, int]) -> str:
+    """What was proposed and not accepted, for the log: some of the SOP classes, and what to do about them."""
+    unknown = [uid for uid, result in refused.items() if result == _CLASS_UNKNOWN]
+    others = [uid for uid, result in refused.items() if result != _CLASS_UNKNOWN]
+    parts = []
+    if unknown:
+        parts.append(
+            f"SOP class {_some(unknown)}: a storage class is added with RECLAIM_DICOM_SOP_CLASSES, all else is not offered"
+        )
+    if others:
+        parts.append(f"no transfer syntax of SOP class {_some(others)}: the sender has to offer another (docs/conformance.md, 2.2)")
+    return "; ".join(parts)
+
+
+def _some(uids: Sequence[str]) -> str:
+    shown = ", ".join(uid if is_valid_uid(uid) else "(no UID)" for uid in uids[:_MOST_TOLD])
+    return shown if len(uids) <= _MOST_TOLD else f"{shown} and {len(uids) - _MOST_TOLD} more"
 
 
 class ProposedContext(NamedTuple):

@@ -4,8 +4,8 @@ Verification is answered here. The data set of a C-STORE passes through piece by
 `store_response`. Other messages are collected, up to a limit, and handed over whole.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from listeners.dicom.answers import STORED, Answer
@@ -51,11 +51,15 @@ class AcceptedContext:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What was negotiated. `response` is the encoded A-ASSOCIATE-AC, `peer_max_pdu` 0 where the peer sets no limit."""
+    """What was negotiated. `response` is the encoded A-ASSOCIATE-AC, `peer_max_pdu` 0 where the peer sets no limit.
+
+    `refused` are the proposed SOP classes of which no context was accepted, as sent, with PS3.8's result (Table 9-18).
+    """
 
     response: bytes
     contexts: dict[int, AcceptedContext]
     peer_max_pdu: int
+    refused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

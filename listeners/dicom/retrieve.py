@@ -16,7 +16,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 
 from listeners.dicom import query
 from listeners.dicom.answers import FAILED, Answer
-from listeners.dicom.presentation import TRANSFER_SYNTAXES
+from listeners.dicom.presentation import ALL_CLASSES, TRANSFER_SYNTAXES, USUAL_CLASSES
 from listeners.dicom.query import StudyMatch
 from listeners.dicom.reception import Reception, StoreRequest
 from services.runtime.scu import Peer, PeerAcceptsNothing, PeerLost, Timeouts, association, status_words
@@ -26,6 +26,8 @@ STUDY_ROOT_GET: Final = "1.2.840.10008.5.1.4.1.2.2.3"
 TIMEOUTS: Final = Timeouts(connect_s=10.0, answer_s=300.0)
 MOST_CONTEXTS: Final = 127
 UNCOMPRESSED: Final = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+OFTEN_KEPT: Final = (*(f"1.2.840.10008.1.2.4.{number}" for number in (70, 90, 50, 80, 91, 81, 51)), "1.2.840.10008.1.2.5")
+"""What PACS compress to: proposed first, where there is not room for all."""
 _PENDING: Final = 0xFF00
 _WARNING: Final = 0xB000
 
@@ -84,9 +86,9 @@ def get_study(
     of the outcome.
     """
     outcome = Retrieved("C-GET", study.instances)
-    wanted = [uid for uid in sop_classes if not study.sop_classes or uid in study.sop_classes]
+    wanted = [uid for uid in sop_classes if (uid in study.sop_classes if study.sop_classes else _is_usual(uid))]
     if not wanted:
-        outcome.fault = "the study holds only types that this site does not store (RECLAIM_DICOM_SOP_CLASSES)"
+        outcome.fault = "the study holds only types that this site does not store (RECLAIM_DICOM_SOP_CLASSES, _ONLY_SOP_CLASSES)"
         return outcome
     wanted = wanted[:MOST_CONTEXTS]
     handlers = [(evt.EVT_C_STORE, _on_store, [reception, peer, outcome])]
@@ -120,11 +122,16 @@ def storage_contexts(sop_classes: Sequence[str]) -> list[PresentationContext]:
 
     One transfer syntax a context, because an acceptor takes one of each, and only the right one spares it re-encoding.
     """
-    compressed = [uid for uid in TRANSFER_SYNTAXES if uid not in UNCOMPRESSED]
+    compressed = [uid for uid in dict.fromkeys((*OFTEN_KEPT, *TRANSFER_SYNTAXES)) if uid not in UNCOMPRESSED]
     each = max(MOST_CONTEXTS // len(sop_classes) - 1, 0)
     contexts = [build_context(uid, list(UNCOMPRESSED)) for uid in sop_classes]
     contexts += [build_context(uid, syntax) for syntax in compressed[:each] for uid in sop_classes]
     return contexts
+
+
+def _is_usual(sop_class_uid: str) -> bool:
+    """Whether to ask for it where the PACS does not tell what the study holds: there is no room for all."""
+    return sop_class_uid in USUAL_CLASSES or sop_class_uid not in ALL_CLASSES
 
 
 def _identifier(study: StudyMatch) -> Dataset:

@@ -49,7 +49,7 @@ class StorageScp:
         """Listen and return the port in use; raises Transient when the address is taken, InvalidInput for unusable settings."""
         self._networks = networks(self.settings.allowed_networks)
         self._tls = tls_context(self.settings)
-        rules = Rules(self.settings, storage_classes(self.settings.sop_classes), {uid for uid, _ in self.handlers})
+        rules = Rules(self.settings, storage_classes(self.settings), {uid for uid, _ in self.handlers})
         gate = Gate(self.settings, self.reception)
         self._environment = Environment(self.settings, self.reception, self.handlers, rules, gate)
         self._listener = _listen(self.settings.host, self.settings.port)
@@ -168,7 +168,7 @@ def is_within(address: str, allowed: tuple[Network, ...]) -> bool:
 
 def check_settings(settings: DicomSettings) -> None:
     """Raise InvalidInput for settings that `start` could not use."""
-    storage_classes(settings.sop_classes)
+    storage_classes(settings)
     networks(settings.allowed_networks)
     tls_context(settings)
 

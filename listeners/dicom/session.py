@@ -9,7 +9,7 @@ from typing import Final
 
 from opentelemetry import trace
 
-from listeners.dicom.acceptance import Rules, read_request
+from listeners.dicom.acceptance import Rules, read_request, told_of
 from listeners.dicom.association import (
     Acceptance,
     Action,
@@ -301,6 +301,9 @@ class Session:
             logger.warning("%s association of %s rejected: %s", refusal.message_id, self._name(), refusal.reason)
             return refusal.rejection
         acceptance = environment.rules.accept(request)
+        if acceptance.refused:
+            level = logging.INFO if acceptance.contexts else logging.WARNING
+            logger.log(level, "DCM-324 not accepted of %s: %s", self._name(), told_of(acceptance.refused))
         self._tally.peer = self._label = environment.gate.label(printable(self._peer.calling_ae))
         self._memory = environment.reception.memory_of(self._name())
         self._on_established(self)

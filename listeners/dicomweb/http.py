@@ -56,7 +56,7 @@ class Door:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._dicom = context.settings.dicom
-        self._classes = frozenset(storage_classes(context.settings.dicom.sop_classes))
+        self._classes = frozenset(storage_classes(context.settings.dicom))
         self._requests = asyncio.Semaphore(context.settings.http.stow_requests)
         self._at_work = asyncio.Semaphore(AT_WORK)
         self._opening = asyncio.Lock()

@@ -8,7 +8,7 @@ import logging
 from datetime import timedelta
 from typing import Final
 
-from schemas.tables import ClockLook
+from schemas.clocks import ClockLook
 from services.runtime.transaction import Transaction
 
 logger = logging.getLogger(__name__)

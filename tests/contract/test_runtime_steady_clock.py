@@ -5,7 +5,8 @@ from datetime import timedelta
 import pytest
 from sqlmodel import select
 
-from schemas.tables import ClockLook, Lease
+from schemas.clocks import ClockLook
+from schemas.tables import Lease
 from services.assembly.app import build
 from services.runtime.service import Context
 from services.runtime.steady_clock import is_steady

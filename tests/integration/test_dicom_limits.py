@@ -245,7 +245,7 @@ def test_a_taken_port_is_worth_another_try(own):
 
 
 def test_a_configured_class_that_is_none_is_refused_at_start(sqlite_context):
-    dicom = sqlite_context.settings.dicom.model_copy(update={"sop_classes": ("1.2.3",)})
+    dicom = sqlite_context.settings.dicom.model_copy(update={"sop_classes": ("1.2.840.10008.1.1",)})
     settings = sqlite_context.settings.model_copy(update={"dicom": dicom})
-    with pytest.raises(InvalidInput, match=r"1\.2\.3"):
+    with pytest.raises(InvalidInput, match=r"1\.2\.840\.10008\.1\.1'"):
         build(Context(settings, sqlite_context.database, sqlite_context.clock, sqlite_context.pseudonyms))

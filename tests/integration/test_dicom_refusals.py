@@ -24,7 +24,7 @@ from tests.dicom_listener import (
     send_by_hand,
     store,
 )
-from tests.dicom_wire import accepted, command, p_data, receive_pdu, status_in
+from tests.dicom_wire import ACCEPT, accepted, association_request, command, connect, p_data, receive_pdu, status_in
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,46 @@ def test_sop_class_differs_from_the_context(listener, tmp_path):
     refused(listener, before, one(listener, encoded(dataset), dataset.SOPInstanceUID, MR, context_class=CT), 0x0122)
 
 
-def test_unknown_sop_class_is_not_negotiated(listener):
-    with associated(listener.port, ("1.2.826.0.1.3680043.99.1", EXPLICIT)) as association:
+PRIVATE = "1.2.826.0.1.3680043.99.1"
+
+
+def test_unknown_sop_class_is_not_negotiated(listener, caplog):
+    caplog.set_level("INFO")
+    with associated(listener.port, (PRIVATE, EXPLICIT)) as association:
         assert not association.accepted_contexts
+    (told,) = [record for record in caplog.records if record.getMessage().startswith("DCM-324")]
+    assert told.levelname == "WARNING"
+    assert PRIVATE in told.getMessage()
+    assert "RECLAIM_DICOM_SOP_CLASSES" in told.getMessage()
+
+
+def test_what_is_refused_beside_something_accepted_is_told_as_well(listener, caplog):
+    caplog.set_level("INFO")
+    contexts = [(f"{PRIVATE}.{number}", EXPLICIT) for number in range(8)]
+    with associated(
+        listener.port, (MR, EXPLICIT), (CT, "1.2.840.10008.1.2.4.94"), (SC, "1.2.840.10008.1.2.4.94"), *contexts
+    ) as one:
+        assert len(one.accepted_contexts) == 1
+    with associated(listener.port, (MR, EXPLICIT)):
+        pass
+    (told,) = [record for record in caplog.records if record.getMessage().startswith("DCM-324")]
+    assert told.levelname == "INFO"
+    assert "and 3 more" in told.getMessage()
+    assert f"transfer syntax of SOP class {CT}, {SC}" in told.getMessage()
+
+
+def test_a_proposed_class_cannot_forge_a_log_line(listener, caplog):
+    caplog.set_level("INFO")
+    forged = b"1.2.3\n12:00:00 ERROR forged"
+    request = association_request(("1.2.826.9999999999999999999999", EXPLICIT)).replace(
+        b"1.2.826." + b"9" * 22, forged.ljust(30, b"9")
+    )
+    with connect(listener.port) as connection:
+        connection.sendall(request)
+        assert receive_pdu(connection)[0] == ACCEPT
+    (told,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("DCM-324")]
+    assert "(no UID)" in told
+    assert "\n" not in told
 
 
 def test_store_on_a_context_never_accepted_ends_the_association(listener, tmp_path):

@@ -17,7 +17,8 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 from sqlmodel import select
 
-from schemas.settings import DatabaseSettings, HttpSettings, Settings
+from schemas.http_settings import HttpSettings
+from schemas.settings import DatabaseSettings, Settings
 from schemas.tables import Instance
 from services.assembly.files import layout_of
 from services.runtime.clock import SystemClock

@@ -19,7 +19,8 @@ from sqlmodel import select
 
 from listeners import http
 from listeners.dicomweb import http as stow
-from schemas.settings import DicomSettings, HttpSettings
+from schemas.http_settings import HttpSettings
+from schemas.settings import DicomSettings
 from schemas.tables import Instance, Study
 from services.assembly.files import layout_of
 from services.runtime.errors import Transient

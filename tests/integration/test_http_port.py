@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from listeners import http
 from listeners.dicom import app as dicom
-from schemas.settings import HttpSettings
+from schemas.http_settings import HttpSettings
 from services.runtime.errors import Transient
 from services.runtime.service import StopSignal
 

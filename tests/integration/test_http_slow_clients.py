@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from listeners import http
-from schemas.settings import HttpSettings
+from schemas.http_settings import HttpSettings
 from services.runtime.service import Context, StopSignal
 
 LIMIT_S = 0.6

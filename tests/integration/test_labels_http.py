@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from sqlmodel import select
 
 from listeners import http
-from schemas.settings import HttpSettings
+from schemas.http_settings import HttpSettings
 from schemas.tables import Outbox
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context, StopSignal

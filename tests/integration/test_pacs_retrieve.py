@@ -8,6 +8,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pynetdicom import evt
 
+from listeners.dicom.presentation import USUAL_CLASSES
 from listeners.dicom.query import StudyMatch
 from listeners.dicom.retrieve import MOST_CONTEXTS, get_study, move_study, storage_contexts
 from listeners.dicom.synthesize import study_instance_uid
@@ -27,6 +28,12 @@ def test_contexts_never_exceed_what_an_association_holds():
         contexts = storage_contexts([f"1.2.{number}" for number in range(count)])
         assert count <= len(contexts) <= MOST_CONTEXTS
         assert len({each.abstract_syntax for each in contexts}) == count
+
+
+def test_what_a_pacs_usually_keeps_is_proposed_whatever_the_study_holds():
+    proposed = {(each.abstract_syntax, str(syntax)) for each in storage_contexts(USUAL_CLASSES) for syntax in each.transfer_syntax}
+    lossless, jpeg2000, baseline = (f"1.2.840.10008.1.2.4.{number}" for number in (70, 90, 50))
+    assert {(CT, "1.2.840.10008.1.2.1"), (CT, lossless), (CT, jpeg2000), (CT, baseline), (MR, jpeg2000)} <= proposed
 
 
 def test_a_study_is_fetched_by_c_get(site, monkeypatch):

@@ -1,6 +1,7 @@
 """Association requests: any bytes end in an answer, and what is accepted can be read by pynetdicom."""
 
 import contextlib
+import re
 import struct
 import subprocess
 import sys
@@ -8,9 +9,12 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.uid import UID_dictionary
 from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 from pynetdicom.presentation import build_context, negotiate_as_acceptor
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import _STORAGE_CLASSES, uid_to_service_class
 
 from listeners.dicom.acceptance import Rules, read_request
 from listeners.dicom.association import Acceptance
@@ -18,8 +22,9 @@ from listeners.dicom.commands import Command
 from listeners.dicom.file_meta import IMPLEMENTATION_VERSION_NAME
 from listeners.dicom.operations import Peer
 from listeners.dicom.pdu import LONGEST_REQUEST, ProtocolError
-from listeners.dicom.presentation import TRANSFER_SYNTAXES
+from listeners.dicom.presentation import TRANSFER_SYNTAXES, storage_classes
 from schemas.settings import DicomSettings
+from services.runtime.errors import InvalidInput
 from tests.dicom_wire import CT, EXPLICIT, VERIFICATION, association_request, command
 
 RULES = Rules(DicomSettings(), (CT,), ("1.2.840.10008.1.20.1",))
@@ -206,7 +211,39 @@ def test_no_transfer_syntax_of_dicom_is_forgotten():
     left_out = {uid for uid in ALL_TRANSFER_SYNTAXES if uid not in TRANSFER_SYNTAXES}
     referenced = {f"1.2.840.10008.1.2.4.{number}" for number in (94, 95, 204, 205)}
     assert left_out == referenced | {uid for uid in ALL_TRANSFER_SYNTAXES if uid.startswith("1.2.840.10008.1.2.7")}
-    assert set(TRANSFER_SYNTAXES) <= set(ALL_TRANSFER_SYNTAXES)
+    retired = {
+        uid for uid, (name, kind, _, note, _) in UID_dictionary.items() if kind == "Transfer Syntax" and note and "JPEG" in name
+    }
+    assert len(retired) == 14
+    assert set(TRANSFER_SYNTAXES) <= set(ALL_TRANSFER_SYNTAXES) | retired
+    assert retired <= set(TRANSFER_SYNTAXES), "archives hold what old modalities sent"
+
+
+def test_no_storage_class_of_dicom_is_forgotten():
+    current = {uid for uid in _STORAGE_CLASSES.values() if uid_to_service_class(uid) is StorageServiceClass}
+    assert len(current) > 160
+    retired = {
+        uid
+        for uid, (name, kind, domain, note, _) in UID_dictionary.items()
+        if kind == "SOP Class" and note and not domain and re.search(r"Storage( - Trial)?$", name) and ".4.1.1." in uid
+    }
+    assert len(retired) == 16
+    assert set(storage_classes(DicomSettings())) == current | retired
+
+
+def test_a_site_adds_classes_and_may_take_only_some():
+    private = "1.3.12.2.1107.5.9.1"
+    every = storage_classes(DicomSettings())
+    assert storage_classes(DicomSettings(sop_classes=(private, CT))) == (*every, private)
+    assert storage_classes(DicomSettings(only_sop_classes=(CT,))) == (CT,)
+    assert storage_classes(DicomSettings(only_sop_classes=(CT,), sop_classes=(private,))) == (CT, private)
+
+
+@pytest.mark.parametrize("setting", ["sop_classes", "only_sop_classes"])
+@pytest.mark.parametrize("uid", ["MR", "1.2.840.10008.5.1.4.1.2.2.1", VERIFICATION, "1..2", ""])
+def test_what_is_no_storage_class_cannot_be_configured(setting, uid):
+    with pytest.raises(InvalidInput, match=f"RECLAIM_DICOM_{setting.upper()}"):
+        storage_classes(DicomSettings(**{setting: (uid,)}))
 
 
 def test_a_listener_loads_no_library_that_objects_do_not_need():

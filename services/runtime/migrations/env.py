@@ -11,6 +11,7 @@ from sqlmodel.sql.sqltypes import AutoString, UTCDateTime
 import schemas.agent_runs
 import schemas.announcements
 import schemas.chat
+import schemas.clocks
 import schemas.drift
 import schemas.results
 import schemas.tables

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from listeners import http
 from listeners.chat.people import role_of
 from schemas.chat_settings import ChatSettings
-from schemas.settings import HttpSettings
+from schemas.http_settings import HttpSettings
 from schemas.tables import Outbox
 from schemas.topics import AGENT_COMMAND
 from schemas.vocabulary import UserRole

@@ -6,7 +6,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from listeners import http
 from listeners.chat.conversation import Said, TooMany, ask, receive
 from schemas.chat_settings import ChatSettings
-from schemas.settings import HttpSettings
+from schemas.http_settings import HttpSettings
 from schemas.vocabulary import UserRole
 from tests.chat_world import Site
 

@@ -13,7 +13,7 @@ from agents.app import build as build_agents
 from listeners.chat.app import build as build_chat
 from listeners.http import build as build_http
 from schemas.chat import ChatMessage
-from schemas.settings import HttpSettings
+from schemas.http_settings import HttpSettings
 from schemas.tables import ModelVersion, Outbox, RegisteredModel
 from services.runtime.health import Health
 from services.runtime.process import run
