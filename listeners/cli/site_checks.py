@@ -18,6 +18,7 @@ from schemas.tables import Audit, Case, GroundTruth, Outbox, Study
 from schemas.vocabulary import VersionState
 from services.assembly.overview import count_files, key_fits
 from services.inference import repository as inference
+from services.inference.unscored import BROKEN
 from services.runtime import dead_letters, registry
 from services.runtime.chance import standing
 from services.runtime.database import Database
@@ -159,15 +160,15 @@ def feed(settings: Settings) -> Iterator[Finding]:
 
 
 def unscored(settings: Settings) -> Iterator[Finding]:
-    """Studies that no model took, and those that wait for a stopped one."""
+    """Studies that no model took, and those that wait for a stopped or a damaged one."""
     database = Database.from_settings(settings)
     with database.read() as session:
-        for kind in inference.unscored(session, database.clock.now() - timedelta(days=1)):
+        for kind in inference.unscored(session, database.clock.now() - timedelta(days=1), BROKEN):
             of = f"modality {kind.modality or 'unknown'}, body part {kind.body_part or 'not given'}"
             if kind.model:
-                yield Finding(
-                    "unscored", f"{_studies(kind.studies)} waiting for {kind.model}: {of}", f"`reclaim models resume {kind.model}`"
-                )
+                back = "restore its bundle, or `reclaim models rollback {}`; they are scored then"
+                advice = (back if kind.damaged else "`reclaim models resume {}`").format(kind.model)
+                yield Finding("unscored", f"{_studies(kind.studies)} waiting for {kind.model}: {of}", advice, bad=kind.damaged)
             else:
                 advice = "if a model is meant for them, check its selection rule (modality, body part, description) and the sender"
                 yield Finding("unscored", f"{_studies(kind.studies)} in the last day matched no model: {of}", advice)

@@ -14,11 +14,11 @@ from schemas.drift import ImageSignature
 from schemas.events import Prediction, StudyReceived
 from schemas.topics import PREDICTION, STUDY_RECEIVED, Topic
 from services.inference import repository
-from services.inference.bundles import BrokenChampion, BundleCache, ScoringModel
+from services.inference.bundles import BundleCache, ScoringModel
 from services.inference.repository import RegisteredVersion
 from services.inference.scoring import Failure, Score, Scorer
 from services.inference.selection import Task, tasks_of, views_of
-from services.inference.unscored import unmatched_row, waiting_row, waits_for
+from services.inference.unscored import BROKEN, STOPPED, unmatched_row, waiting_row, waits_for
 from services.runtime import telemetry
 from services.runtime.consumer import Batch, BatchConsumer
 from services.runtime.database import Database
@@ -48,8 +48,8 @@ class Prepared:
     broken: tuple[tuple[RegisteredVersion, str], ...]
     unmatched: tuple[tuple[StudyReceived, str], ...]
     """Studies that no model takes, and why."""
-    waiting: tuple[tuple[StudyReceived, str], ...]
-    """Studies that came while a model was stopped, and that model's name."""
+    waiting: tuple[tuple[StudyReceived, str, str], ...]
+    """Studies that came while a model was stopped or its version damaged, that model's name, and which of these it was."""
 
 
 class Inference(BatchConsumer[Prepared]):
@@ -62,11 +62,11 @@ class Inference(BatchConsumer[Prepared]):
     def __init__(self, database: Database, archive: Path, bundles: BundleCache, scorer: Scorer) -> None:
         self._database = database
         self._archive = archive
-        self._bundles = bundles
+        self.bundles = bundles
         self._scorer = scorer
 
     def prepare(self, batch: Batch) -> Prepared:
-        """Read, decode and score. Raises BrokenChampion, and Transient while the archive is away."""
+        """Read, decode and score; a damaged version stops its own model only. Raises Transient while the archive is away."""
         if not self._archive.is_dir():
             raise Transient("the archive folder is not there")
         ready, broken, stopped = self._scoring_models()
@@ -74,9 +74,10 @@ class Inference(BatchConsumer[Prepared]):
         scored = self._scorer.score(tasks)
         failed = _rejections((failure.task.event, failure.kind, failure.reason) for failure in scored.failures)
         rejected = (*rejections, *failed)
-        waiting = tuple((event.data, model) for event in batch for model in waits_for(event.data, stopped))
+        damaged = {row.model: row.rule for row, _ in broken if row.serving}
+        waiting = (*_waiting(batch, stopped, STOPPED), *_waiting(batch, damaged, BROKEN))
         dealt_with = {id(score.task.event) for score in scored.scores} | {id(each.event) for each in rejected}
-        dealt_with |= {id(event) for event in batch if event.data.models or waits_for(event.data, stopped)}
+        dealt_with |= {id(event) for event in batch if event.data.models or waits_for(event.data, stopped | damaged)}
         unmatched = _unmatched((event for event in batch if id(event) not in dealt_with), scored.unwanted)
         return Prepared(scored.scores, rejected, tuple(broken), unmatched, waiting)
 
@@ -84,7 +85,7 @@ class Inference(BatchConsumer[Prepared]):
         """Publish the predictions, reject the unreadable studies, note those without a score, record broken versions."""
         now = tx.clock.now()
         notes = [unmatched_row(study, reason, now) for study, reason in prepared.unmatched]
-        repository.note_unscored(tx, [*notes, *(waiting_row(study, model, now) for study, model in prepared.waiting)])
+        repository.note_unscored(tx, [*notes, *(waiting_row(study, model, now, why) for study, model, why in prepared.waiting)])
         _tell(prepared)
         for score in prepared.scores:
             tx.emit(PREDICTION, prediction_of(score, now), event_id=prediction_id(score), cause=score.task.event)
@@ -104,14 +105,7 @@ class Inference(BatchConsumer[Prepared]):
         with self._database.read() as session:
             rows = repository.scoring_versions(session)
             stopped = repository.stopped_models(session)
-        ready, broken = self._bundles.refresh(rows)
-        champions = [(row, reason) for row, reason in broken if row.serving]
-        if champions:
-            with self._database.transaction() as tx:
-                repository.audit_broken(tx, champions)
-            row, reason = champions[0]
-            raise BrokenChampion(f"the version in service, {row.model}:{row.version}, cannot score: {reason}")
-        return ready, broken, stopped
+        return *self.bundles.refresh(rows), stopped
 
     def _tasks(self, batch: Batch, ready: Sequence[ScoringModel]) -> tuple[list[Task], list[Rejection]]:
         tasks: list[Task] = []
@@ -168,6 +162,10 @@ def prediction_id(score: Score) -> str:
     return hashlib.sha256(f"prediction|{study.study_key}|{study.revision}|{row.model}|{row.version}".encode()).hexdigest()
 
 
+def _waiting(batch: Batch, models: dict[str, SelectionRule], why: str) -> list[tuple[StudyReceived, str, str]]:
+    return [(event.data, model, why) for event in batch for model in waits_for(event.data, models)]
+
+
 def _unmatched(left: Iterable[Received[StudyReceived]], unwanted: Iterable[Failure]) -> tuple[tuple[StudyReceived, str], ...]:
     """Studies without score or rejection, each with what its files said, or that its modality already is no model's."""
     reasons = {id(each.task.event): each.reason for each in unwanted}
@@ -175,6 +173,8 @@ def _unmatched(left: Iterable[Received[StudyReceived]], unwanted: Iterable[Failu
 
 
 def _tell(prepared: Prepared) -> None:
+    for row, _ in prepared.broken:
+        telemetry.count("reclaim.versions.broken", model=row.model, serves=str(row.serving).lower())
     for study, reason in prepared.unmatched:
         # BodyPartExamined is a word of a list, but scanners let people type it: it stays out of the log.
         modality = study.modality if study.modality.isalnum() else "?"

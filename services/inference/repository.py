@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from sqlalchemy import case, update
 from sqlmodel import Session, col, delete, func, select
 
 from models.spec import SelectionRule
@@ -64,16 +65,28 @@ def note_images(tx: Transaction, rows: Sequence[ImageSignature]) -> None:
     tx.insert_new(ImageSignature, rows, returning="study_key")
 
 
-def resumed(session: Session, limit: int) -> Sequence[UnscoredStudy]:
-    """Notes on studies that came while a model was stopped which serves again, the oldest first."""
+def resumed(session: Session, limit: int, but: str) -> Sequence[UnscoredStudy]:
+    """Notes on studies that wait for a model which serves, for another reason than `but`; the oldest first."""
     query = (
         select(UnscoredStudy)
         .join(RegisteredModel, col(RegisteredModel.name) == col(UnscoredStudy.model))
-        .where(col(RegisteredModel.serving))
+        .where(col(RegisteredModel.serving), col(UnscoredStudy.reason) != but)
         .order_by(col(UnscoredStudy.noticed_at), UnscoredStudy.study_key, col(UnscoredStudy.revision))
         .limit(limit)
     )
     return session.exec(query).all()
+
+
+def waited_for(session: Session, reason: str) -> list[RegisteredVersion]:
+    """Versions in service that studies wait for, for that reason."""
+    waited = set(session.exec(select(UnscoredStudy.model).where(UnscoredStudy.reason == reason).distinct()))
+    return [row for row in scoring_versions(session) if row.serving and row.model in waited] if waited else []
+
+
+def release(tx: Transaction, models: Sequence[str], before: str, after: str) -> None:
+    """Give the notes on studies that wait for these models another reason."""
+    waiting = (col(UnscoredStudy.model).in_(models), col(UnscoredStudy.reason) == before)
+    tx.session.execute(update(UnscoredStudy).where(*waiting).values(reason=after))
 
 
 def forget_unscored(tx: Transaction, before: datetime) -> None:
@@ -90,25 +103,30 @@ def forget_purged(tx: Transaction) -> int:
 
 @dataclass(frozen=True)
 class Unscored:
-    """How many studies of a kind have no score. `model` is the stopped one that they wait for, empty where none takes them."""
+    """How many studies of a kind have no score. `model` is the one that they wait for, empty where none takes them.
+
+    `damaged`: some wait because that model's version in service cannot be loaded, not because it was stopped.
+    """
 
     model: str
     modality: str
     body_part: str
     studies: int
+    damaged: bool = False
 
 
-def unscored(session: Session, since: datetime) -> list[Unscored]:
-    """Studies that no model took since then, and all that wait for a stopped model; most first."""
+def unscored(session: Session, since: datetime, damaged: str = "") -> list[Unscored]:
+    """Studies that no model took since then, and all that wait for a model, the reason `damaged` marked; most first."""
     number = func.count(func.distinct(col(UnscoredStudy.study_key)))
+    marked = func.max(case((col(UnscoredStudy.reason) == damaged, 1), else_=0))
     kind = (UnscoredStudy.model, UnscoredStudy.modality, UnscoredStudy.body_part)
     query = (
-        select(*kind, number)
+        select(*kind, number, marked)
         .where((col(UnscoredStudy.model) != "") | (col(UnscoredStudy.noticed_at) >= since))
         .group_by(*kind)
         .order_by(number.desc(), *kind)
     )
-    return [Unscored(*row) for row in session.execute(query)]
+    return [Unscored(*row, damaged=bool(mark)) for *row, mark in session.execute(query)]
 
 
 def audit_broken(tx: Transaction, broken: Iterable[tuple[RegisteredVersion, str]]) -> None:

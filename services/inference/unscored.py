@@ -1,9 +1,10 @@
-"""Studies without a score: those that no model takes are noted, those that came while a model was stopped wait for it."""
+"""Studies without a score: those that no model takes are noted, those that came while a model could not score wait for it."""
 
 import hashlib
 import logging
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Final
 
 from models.spec import SelectionRule
 from schemas.events import StudyReceived
@@ -15,6 +16,9 @@ from services.runtime.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
+STOPPED: Final = "the model was stopped"
+BROKEN: Final = "the version in service is damaged"
+"""Why a study waits; one that waits for a damaged version is announced again when `release` has said so."""
 AT_ONCE = 200
 """Studies announced again in one go, so that a long stop does not hold up new ones."""
 
@@ -34,21 +38,21 @@ def waits_for(study: StudyReceived, stopped: Mapping[str, SelectionRule]) -> tup
     return tuple(model for model, rule in by_modality.items() if any(rule.matches(each.modality) for each in study.series))
 
 
-def waiting_row(study: StudyReceived, model: str, now: datetime) -> UnscoredStudy:
-    """The note on a study that came while a model was stopped, with all that is needed to announce it again."""
-    row = _row(study, model, "the model was stopped", now)
+def waiting_row(study: StudyReceived, model: str, now: datetime, reason: str = STOPPED) -> UnscoredStudy:
+    """The note on a study that came while a model could not score, with all that is needed to announce it again."""
+    row = _row(study, model, reason, now)
     row.event = study.model_dump(mode="json")
     return row
 
 
 def catch_up(tx: Transaction) -> int:
-    """Announce studies again whose model has been resumed, oldest first and only for that model; returns how many.
+    """Announce studies again whose model scores again, oldest first and only for that model; returns how many.
 
     Of several revisions the last is scored. Notes on studies without images go.
     """
     if purged := repository.forget_purged(tx):
-        logger.warning("%d studies that waited for a stopped model will have no score: retention has deleted their images", purged)
-    rows = repository.resumed(tx.session, AT_ONCE)
+        logger.warning("%d studies that waited for a model will have no score: retention has deleted their images", purged)
+    rows = repository.resumed(tx.session, AT_ONCE, but=BROKEN)
     newest = {(row.study_key, row.model): row for row in sorted(rows, key=lambda row: row.revision)}
     for row in newest.values():
         study = StudyReceived.model_validate(row.event).model_copy(update={"models": (row.model,)})

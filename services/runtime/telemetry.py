@@ -30,6 +30,7 @@ CounterName: TypeAlias = Literal[
     "reclaim.studies.completed",  # announcements of studies, by what completed them
     "reclaim.commitments.finished",  # storage commitment reports delivered or given up, by outcome
     "reclaim.studies.unmatched",  # studies that no model takes
+    "reclaim.versions.broken",  # polled batches that a damaged version could not score, by model and whether it serves
     "reclaim.predictions.findings",  # findings of the champions' predictions, by code and model
     "reclaim.events.handled",  # events of a polled batch, rejected and repeated ones included
     "reclaim.events.rejected",  # events sent to the dead letters
