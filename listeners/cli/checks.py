@@ -12,7 +12,7 @@ from sqlmodel import col, select
 
 from listeners.cli import chat_checks, site_checks
 from listeners.cli.findings import Finding
-from listeners.cli.ports import actual_port, connects
+from listeners.cli.ports import actual_port, connects, held_by_another
 from schemas.settings import Settings
 from schemas.tables import ModelVersion
 from services.runtime import registry
@@ -116,6 +116,10 @@ def _dicom(settings: Settings) -> Iterator[Finding]:
             "DICOM listener", f"nothing listens on port {port}", "start it with `reclaim up` or `reclaim serve dicom assembly`"
         )
         return
+    if held_by_another(settings, "dicom"):
+        advice = "stop it or set RECLAIM_DICOM_PORT: what is sent there does not come to us"
+        yield Finding("DICOM listener", f"another program holds port {port}", advice, bad=True)
+        return
     answered = echo_ourselves(settings.dicom, port)
     advice = "" if answered else f"another program holds port {port}, or it refuses us: stop it or set RECLAIM_DICOM_PORT"
     yield Finding(
@@ -143,6 +147,9 @@ def _peers(settings: Settings) -> Iterator[Finding]:
 def _http(settings: Settings) -> Iterator[Finding]:
     port = actual_port(settings, "http", settings.http.port)
     reached = bool(port) and connects("127.0.0.1", port)
+    if reached and held_by_another(settings, "http"):
+        yield Finding("HTTP endpoint", f"another program holds port {port}", "stop it or set RECLAIM_HTTP_PORT", bad=True)
+        return
     advice = "" if reached else "start it with `reclaim up` or `reclaim serve http`"
     yield Finding("HTTP endpoint", f"port {port} {'answers' if reached else 'does not answer'}", advice)
 
@@ -186,8 +193,14 @@ def _llm(settings: Settings) -> Iterator[Finding]:
             yield Finding("LLM", f"{settings.llm.base_url} answers")
     except (urllib.error.URLError, OSError, ValueError) as error:
         yield Finding(
-            "LLM", f"{settings.llm.base_url}: {error}", "the rule planner steps in; check RECLAIM_LLM_BASE_URL and the key"
+            "LLM", f"{settings.llm.base_url} {_why(error)}", "the rule planner steps in; check RECLAIM_LLM_BASE_URL and the key"
         )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"answers {error.code} ({error.reason})"
+    return f"does not answer ({getattr(error, 'reason', '') or error})"
 
 
 NEEDS: Final = {

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from tomllib import TOMLDecodeError
+from typing import TYPE_CHECKING
 
 import typer
 from pydantic import ValidationError
@@ -10,13 +11,16 @@ from rich.markup import escape
 from sqlalchemy.exc import DBAPIError
 
 from listeners.cli import run
-from listeners.cli.context import console
+from listeners.cli.context import console, nearest
 from models.errors import ModelError
 from schemas.settings import Settings, UnknownSetting, settings_file
 from services.runtime.database import reason_of
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.migrations import UnknownTables
 from services.runtime.privacy import keep_to_this_user
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 RUNNING_ONLY = (["serve"], ["up"])
 """Started with these, a process runs for weeks: it loads what it serves, and none of the other commands."""
@@ -75,4 +79,13 @@ def _fail(message: str, code: int) -> None:
 
 
 def _first_faults(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors(include_input=False))
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {_fault(item)}" for item in error.errors(include_input=False))
+
+
+def _fault(item: "ErrorDetails") -> str:
+    """What is wrong with one value; a name that does not exist is told with those like it."""
+    group = Settings.model_fields.get(str(item["loc"][0])) if len(item["loc"]) == 2 else None
+    if item["type"] != "extra_forbidden":
+        return item["msg"]
+    known = getattr(group.annotation, "model_fields", {}) if group else {}
+    return f"there is no such setting{nearest(str(item['loc'][-1]), sorted(known)) if known else ''}"

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from agents.overview.facts import Fact, Overview
 from agents.overview.reading import read
-from listeners.cli.ports import actual_port, connects
+from listeners.cli.ports import actual_port, connects, held_by_another
 from schemas.settings import Settings
 from services.runtime.clock import Clock
 from services.runtime.database import Database, reason_of
@@ -22,6 +22,7 @@ class Running(Fact):
     """The service. Where another machine, or single `reclaim serve` processes, hold the relay, only `at_work` is known."""
 
     at_work: bool
+    starting: bool = Field(False, description="`reclaim up` runs in this state folder, and nothing sends events to the bus yet")
     since: datetime | None = Field(None, description="Start of `reclaim up` in this state folder")
     down: tuple[str, ...] = Field((), description="Processes of `reclaim up` that are not there at the moment")
 
@@ -31,6 +32,7 @@ class Listener(Fact):
 
     port: int
     up: bool
+    foreign: bool = Field(False, description="Another program has the port of this folder's `reclaim up`, and what is sent to it")
 
 
 class Disk(Fact):
@@ -61,16 +63,21 @@ def status_of(settings: Settings, clock: Clock) -> Status:
     """Look at settings, state folder, port and database. Makes, changes and deletes nothing."""
     now = clock.now()
     running, overview, fault = _from_database(settings, clock)
-    number = actual_port(settings, "dicom", settings.dicom.port)
     return Status(
         at=now,
         state_dir=str(settings.state_dir.absolute()),
         service=running,
-        listener=Listener(port=number, up=bool(number) and connects(_near(settings.dicom.host), number)),
+        listener=_listener(settings),
         disk=_disk(settings),
         overview=overview,
         fault=fault,
     )
+
+
+def _listener(settings: Settings) -> Listener:
+    number = actual_port(settings, "dicom", settings.dicom.port)
+    up = bool(number) and connects(_near(settings.dicom.host), number)
+    return Listener(port=number, up=up, foreign=up and held_by_another(settings, "dicom"))
 
 
 def _near(host: str) -> str:
@@ -93,7 +100,7 @@ def _from_database(settings: Settings, clock: Clock) -> tuple[Running, Overview 
         return supervised, None, f"the database cannot be read ({reason}): `reclaim doctor` says what to do"
     finally:
         database.close()
-    return supervised.model_copy(update={"at_work": at_work}), overview, ""
+    return supervised.model_copy(update={"at_work": at_work, "starting": supervised.at_work and not at_work}), overview, ""
 
 
 def _supervised(settings: Settings) -> Running:

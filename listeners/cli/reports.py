@@ -54,13 +54,16 @@ def list_reports(model: Model = None, limit: Annotated[int, typer.Option(min=1, 
 
 
 @app.command("show")
-def show_report(report_id: Annotated[str, typer.Argument(help="Id, as `list` prints it")]) -> None:
+def show_report(
+    report_id: Annotated[str, typer.Argument(help="Id, as `list` prints it; without one, the newest")] = "",
+    model: Model = None,
+) -> None:
     """Print a report's text, and where its forms lie.
 
     Example: reclaim reports show REPORT
     """
     context = open_context()
-    row = _report(context, report_id)
+    row = _report(context, report_id) if report_id else _newest(context, model)
     console.print(_place(context, row, Form.MARKDOWN).read_text(encoding="utf-8"), markup=False)
     _tell(context, row)
 

@@ -9,6 +9,8 @@ import typer
 
 from listeners.cli.catalogue import BUILDERS, PROCESSES, build
 from listeners.cli.context import console, open_context
+from listeners.cli.ports import forget_ports
+from listeners.cli.start_checks import refuse_another_key
 from schemas.settings import load_settings
 from services.runtime.errors import InvalidInput
 
@@ -23,7 +25,9 @@ def up() -> None:
 
     loaded = load_settings()
     logs.setup(loaded, "supervisor")
-    open_context(loaded).database.close()
+    context = open_context(loaded)
+    refuse_another_key(context)
+    context.database.close()
     children = [
         ChildSpec(name, [sys.executable, "-m", "listeners.cli", "serve", *parts], uses_bus=name != "dicom")
         for name, parts in PROCESSES.items()
@@ -49,6 +53,8 @@ def serve(
     logs.setup(loaded, "+".join(service))
     telemetry.setup(loaded, "+".join(service))
     context = open_context(loaded)
+    refuse_another_key(context)
+    forget_ports(loaded, service)
     services = [build(name, context) for name in service]
     if not loaded.kafka.servers and any(each.consumers or each.name == RELAY for each in services):
         raise InvalidInput("no broker is named: set RECLAIM_KAFKA_BOOTSTRAP, or run `reclaim up`, which brings its own")

@@ -17,7 +17,7 @@ from services.runtime.presence import HOW_TO_START
 
 if TYPE_CHECKING:
     from agents.overview.facts import Consumer, ModelState, Overview, Work
-    from listeners.cli.overview import Status
+    from listeners.cli.overview import Listener, Status
 
 Line = tuple[str, str]
 STYLES = {"healthy": "green", "watch": "yellow", "degraded": "red", "undecided": "dim"}
@@ -48,8 +48,7 @@ def lines(found: "Status") -> Iterator[Line]:
     """What to print, as (heading, text in Rich's markup)."""
     yield "state", f"{escape(found.state_dir)}, {found.at:%F %R} UTC"
     yield "service", _service(found)
-    here = "answers" if found.listener.up else "nobody listens on this machine"
-    yield "DICOM", f"port {found.listener.port}: {here if found.listener.up else _yellow(here)}"
+    yield "DICOM", f"port {found.listener.port}: {_listener(found.listener)}"
     if found.disk is not None:
         text = f"{decimal(found.disk.free_bytes)} free; below {decimal(found.disk.watermark_bytes)} C-STORE is refused"
         yield "disk", f"[red]{text}[/]" if found.disk.low else text
@@ -60,11 +59,19 @@ def lines(found: "Status") -> Iterator[Line]:
 
 
 def _service(found: "Status") -> str:
+    if found.service.starting:
+        return _yellow(f"`reclaim up` runs since {found.service.since:%F %R} UTC, and its services are starting")
     if not found.service.at_work:
         return _yellow(f"not running: {HOW_TO_START}")
     since = f" since {found.service.since:%F %R} UTC" if found.service.since else ""
     down = f"; [red]down: {escape(', '.join(found.service.down))}[/]" if found.service.down else ""
     return f"runs{since}{down}"
+
+
+def _listener(found: "Listener") -> str:
+    if found.foreign:
+        return "[red]another program answers there, and has what is sent to it[/]: stop it, or set RECLAIM_DICOM_PORT"
+    return "answers" if found.up else _yellow("nobody listens on this machine")
 
 
 def _contents(seen: "Overview") -> Iterator[Line]:

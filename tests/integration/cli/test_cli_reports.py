@@ -33,6 +33,7 @@ def test_a_report_is_written_found_and_announced(reclaim, watched):
     assert event.body.decode().count(row.report_id) == 5
     assert row.report_id in reclaim("reports", "list").text
     assert "Post-market monitoring" in reclaim("reports", "show", row.report_id).text
+    assert reclaim("reports", "show").text == reclaim("reports", "show", row.report_id).text
     for form, name in (("html", "report.html"), ("pdf", "report.pdf"), ("markdown", "report.md"), ("json", "report.json")):
         path = Path(reclaim("reports", "path", "--form", form).text.strip())
         assert path.name == name

@@ -1,11 +1,12 @@
 """`reclaim status`: how everything stands, without anything that runs, and without changing anything."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ import typer
 from sqlalchemy import text
 
 from agents.overview.reading import LOOKED_AT
+from listeners.cli import checks
 from listeners.cli.commands import COMMANDS, GROUPS, add_to
+from listeners.cli.ports import forget_ports
 from schemas.drift import DriftWindow
+from schemas.settings import load_settings
 from schemas.tables import Case, DeadLetter, Evaluation, Inbox, Job, ModelVersion, Order, Outbox, RegisteredModel, Study
+from services.runtime.run_state import RunState, lock, write_state
 from services.runtime.service import Context
 
 Reclaim = Callable[..., Any]
@@ -176,7 +181,7 @@ def test_a_program_gets_the_same_as_json(reclaim: Reclaim, hospital: Context) ->
     assert waiting["ground_truth"] == waiting["drift"] == 1
     assert waiting["agents"] == 0
     assert seen["letters"]["by_consumer"] == {"inference": 1}
-    assert found["service"] == {"at_work": False, "since": None, "down": []}
+    assert found["service"] == {"at_work": False, "starting": False, "since": None, "down": []}
     assert "s1" not in json.dumps(found), "no study, no patient"
 
 
@@ -261,3 +266,42 @@ def test_the_status_loads_no_statistics() -> None:
     start = "import sys; sys.argv = ['reclaim', 'status']; import listeners.cli.main, listeners.cli.overview"
     code = f"{start}; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def supervised(site: Context) -> Iterator[None]:
+    """`reclaim up` runs in the state folder; none of its services has said anything yet."""
+    at = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
+    rest: dict[str, Any] = {"incarnation": "one", "broker_pid": 1, "ports": {}, "children": {}}
+    with lock(site.settings.state_dir):
+        write_state(
+            site.settings.state_dir, RunState(pid=os.getpid(), bootstrap="127.0.0.1:1", embedded=True, started_at=at, **rest)
+        )
+        yield
+
+
+@pytest.mark.usefixtures("supervised")
+def test_a_port_that_another_program_holds_is_not_taken_for_ours(
+    reclaim: Reclaim, site: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two services on one machine with the same port: the second must not say that all is well."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        number = server.getsockname()[1]
+        for name in ("DICOM", "HTTP"):
+            monkeypatch.setenv(f"RECLAIM_{name}_PORT", str(number))
+        assert f"port {number}: another program answers there" in reclaim("status").text
+        for check in (checks._dicom, checks._http):
+            (finding,) = check(load_settings())
+            assert (finding.found, finding.bad) == (f"another program holds port {number}", True)
+        ours = site.settings.state_dir / "run" / "dicom.json"
+        ours.write_text(json.dumps({"port": number}))
+        assert f"port {number}: answers" in reclaim("status").text
+        forget_ports(site.settings, ["dicom", "assembly"])  # as a listener does that starts after one was killed
+        assert f"port {number}: another program answers there" in reclaim("status").text
+
+
+@pytest.mark.usefixtures("supervised")
+def test_a_service_that_is_starting_is_not_told_to_be_started(reclaim: Reclaim) -> None:
+    said = reclaim("status").text
+    assert "`reclaim up` runs since 2026-03-01 09:30 UTC, and its services are starting" in said
+    assert "not running" not in said

@@ -8,6 +8,10 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
+from listeners.cli.start_checks import refuse_another_key
+from schemas.tables import Study
+from services.runtime.service import Context
+
 Reclaim = Callable[..., Any]
 TRAIN = ("--name", "lung", "--task", "pneumonia", "--modality", "DX")
 
@@ -22,6 +26,7 @@ def files(tmp_path: Path, state: Path) -> Path:
     (tmp_path / "bad.toml").write_text("this is = = not")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "wrong.toml").write_text('[dicom]\nport = "many"\n')
+    (tmp_path / "member.toml").write_text("[dicom]\nprot = 1\n")
     (tmp_path / "typo.toml").write_text("[dicmo]\nport = 1\n")
     return tmp_path
 
@@ -76,6 +81,8 @@ def test_wrong_arguments(reclaim: Reclaim, files: Path, command: tuple[str, ...]
         ("RECLAIM_CONFIG", "binary.toml", 78, "is not TOML"),
         ("RECLAIM_CONFIG", "wrong.toml", 78, "dicom.port"),
         ("RECLAIM_CONFIG", "typo.toml", 78, "dicmo"),
+        ("RECLAIM_CONFIG", "member.toml", 78, "dicom.prot: there is no such setting; did you mean port"),
+        ("RECLAIM_DICOM_PROT", "104", 78, "dicom.prot: there is no such setting; did you mean port"),
         ("RECLAIM_CONFIG", "nope.toml", 2, "not a file"),
         ("RECLAIM_CONFIG", "folder", 2, "not a file"),
         ("RECLAIM_DICOM_PORT", "x", 78, "dicom.port"),
@@ -116,6 +123,23 @@ def test_the_doctor_bears_a_wrong_language_model(reclaim: Reclaim, monkeypatch: 
     said = reclaim("doctor")
     assert "RECLAIM_LLM_BASE_URL" in said.text
     assert "cannot be examined" not in said.text
+    assert "urlopen" not in said.text
+
+
+@pytest.mark.parametrize("command", [("up",), ("serve", "dicom", "assembly")])
+def test_nothing_starts_with_another_key_than_that_of_its_studies(
+    reclaim: Reclaim, site: Context, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """Patients would get a second role, studies be filed again, and labels find no case."""
+    at = site.clock.now()
+    times = {"acquired_at": at, "first_instance_at": at, "last_instance_at": at}
+    with site.database.transaction() as tx:
+        tx.session.add(Study(study_uid="1.2.3", study_key=site.pseudonyms.study("1.2.3"), patient_key="p", **times))
+    refuse_another_key(site)
+    monkeypatch.setenv("RECLAIM_PSEUDONYM_KEY", "ab" * 32)
+    said = reclaim(*command)
+    assert said.code == 2
+    assert "not the one that the studies were filed with" in said.text
 
 
 @pytest.mark.parametrize(
