@@ -39,6 +39,9 @@ _HEADER_TAGS = [
     "PixelSpacing",
     "GantryDetectorTilt",
     "PresentationIntentType",
+    "PhotometricInterpretation",
+    "RescaleSlope",
+    "RescaleIntercept",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
@@ -49,7 +52,7 @@ class Header:
     """Selection and ordering facts of one instance. `spots` are its frames' places, as many as the header describes.
 
     `instance_number` is None where the header has none; `tilt` is GantryDetectorTilt (0018,1120) in degrees, 0 when absent.
-    `raw` is a detector's image FOR PROCESSING (PS3.3 C.8.11.1).
+    `raw` is a detector's image FOR PROCESSING (PS3.3 C.8.11.1). `rescale` is slope and intercept outside of functional groups.
     """
 
     path: Path
@@ -65,6 +68,8 @@ class Header:
     image_type: tuple[str, ...]
     tilt: float
     raw: bool
+    photometric: str
+    rescale: tuple[float | None, float | None]
 
 
 @contextmanager
@@ -115,6 +120,8 @@ def header_of(path: Path, dataset: Dataset) -> Header:
             sop_class=text_of(dataset, "SOPClassUID"),
             image_type=tuple(word.strip().upper() for word in words_of(dataset, "ImageType")),
             raw=text_of(dataset, "PresentationIntentType") == "FOR PROCESSING",
+            photometric=text_of(dataset, "PhotometricInterpretation"),
+            rescale=(number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept")),
             tilt=_angle(number_of(dataset, "GantryDetectorTilt")),
         )
 

@@ -118,7 +118,9 @@ def _check_hounsfield(instance: Instance, source: Dataset, slope: float, interce
         return
     if (text_of(source, "RescaleType") or text_of(dataset, "RescaleType")).upper() not in _HOUNSFIELD:
         instance.note("rescale_type_unexpected")
-    elif slope > 0 and intercept >= 0 and int(number_of(dataset, "PixelRepresentation") or 0) == 0:
+    elif slope < 0:
+        instance.note("rescale_reversed")
+    elif intercept >= 0 and int(number_of(dataset, "PixelRepresentation") or 0) == 0:
         instance.note("rescale_without_negative", "unsigned pixels and no negative RescaleIntercept")
 
 

@@ -29,6 +29,10 @@ MAX_PIXELS = 120_000_000
 
 _LUMINANCE = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as in PS3.3 C.7.6.3.1.2
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+_SHAPES = {False: "IDENTITY", True: "INVERSE"}
+"""Presentation LUT Shape by whether low values are bright (PS3.3 C.8.11.3.1.2)."""
+_LEAST_CONTRAST = 1 / 256
+"""Of the whole range of shades: a window that shows less of an image than one step of eight bits was not meant for it."""
 _JPEG = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless}
 _END_OF_IMAGE = b"\xff\xd9"  # EOI marker, ISO/IEC 10918-1 B.1.1.3 and 14495-1
 _FUNCTIONS: tuple[VoiFunction, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -102,6 +106,9 @@ def _frame(instance: Instance, index: int) -> Frame:
     if photometric not in _MONOCHROME:
         instance.note("photometric_unexpected")
     inverted = photometric == "MONOCHROME1"
+    shape = text_of(instance.dataset, "PresentationLUTShape")
+    if shape in _SHAPES.values() and shape != _SHAPES[inverted]:
+        instance.note("polarity_contradicted")
     padding = padding_of(instance, stored)
     check_sign(instance, stored, padding)
     values = modality_values(instance, stored, index)
@@ -156,7 +163,7 @@ def _voi(instance: Instance, extremes: tuple[float, float], index: int) -> Voi |
         instance.note("window_absurd")
         return None
     ends = voi.apply(np.asarray(extremes, dtype=np.float32))
-    if extremes[0] < extremes[1] and ends[0] == ends[1] and isinstance(voi, Window):
+    if extremes[0] < extremes[1] and abs(float(ends[1] - ends[0])) < _LEAST_CONTRAST and isinstance(voi, Window):
         instance.note("window_outside_values")
         return None
     return voi

@@ -162,7 +162,7 @@ def _ordered(images: list[_Image]) -> tuple[list[_Image], list[Finding]]:
     if all(image.header.modality in _PROJECTION for image in images):
         return images, _size_findings(images)
     if len(placed) < len(images):
-        return images, [*_number_findings(images), *_size_findings(images)]
+        return images, [*_number_findings(images), *_mixture_findings(images)]
     groups = orientations([_plane(image) for image in images])
     findings = []
     if len(groups) > 1:
@@ -174,7 +174,7 @@ def _ordered(images: list[_Image]) -> tuple[list[_Image], list[Finding]]:
     if spacing_is_mixed(planes):
         doubts.append(Finding("mixed_pixel_spacings"))
     findings += [*doubts, *spacing_findings(places(planes)), *tilt_findings(planes, volume[0].header.tilt)]
-    return volume, [*findings, *_size_findings(volume)]
+    return volume, [*findings, *_mixture_findings(volume)]
 
 
 def _one_per_place(images: list[_Image]) -> tuple[list[_Image], list[Finding]]:
@@ -239,6 +239,18 @@ def _number_findings(images: list[_Image]) -> list[Finding]:
     if len(set(numbers)) < len(numbers):
         return [Finding("slice_order_unknown", "InstanceNumber is repeated")]
     return [Finding("slice_positions_missing", f"{lost} of {len(images)} images have none")]
+
+
+def _mixture_findings(images: list[_Image]) -> list[Finding]:
+    """What the slices of one volume should have in common and have not."""
+    findings = _size_findings(images)
+    photometric = {image.header.photometric for image in images}
+    rescales = {image.header.rescale for image in images if image.header.modality == "CT"}
+    if len(photometric) > 1:
+        findings.append(Finding("mixed_photometric", f"{len(photometric)} interpretations"))
+    if len(rescales) > 1:
+        findings.append(Finding("mixed_rescales", f"{len(rescales)} rescales"))
+    return findings
 
 
 def _size_findings(images: list[_Image]) -> list[Finding]:
