@@ -137,6 +137,9 @@ class SubgroupResult(Event):
     since_batch_high: int = Field(ge=1, description="Upper 95 % limit")
     log_evidence: float = Field(description="Log of the group's e-process")
     threshold: float = Field(description="Log evidence at which it alone, beside groups without any, is worse")
+    compared: int | None = Field(
+        default=None, ge=0, description="Cases of the group with others of the same batch and class beside them, which alone count"
+    )
     more_cases: int | None = Field(
         default=None, description="Cases of the group still lacking before a fall of 20 points would show; None where none lack"
     )

@@ -97,7 +97,8 @@ def _print_subgroups(found: list[dict[str, Any]]) -> None:
     table = Table("group", "cases", "verdict", "recall", "of the others", "since batch", "more cases needed")
     for each in found:
         if each["worse"] or each["more_cases"]:
-            verdict = "[red]worse[/]" if each["worse"] else "[dim]too few to tell[/]"
+            lacking = "nobody beside it" if each.get("compared") == 0 else "too few to tell"
+            verdict = "[red]worse[/]" if each["worse"] else f"[dim]{lacking}[/]"
             since = f"{each['since_batch']} ({each['since_batch_low']} to {each['since_batch_high']})" if each["worse"] else ""
             of = f" of {each['label']}" if each["label"] else ""
             cells = (f"{_number(each['recall'])}{of}", _number(each["recall_others"]), since, str(each["more_cases"] or ""))

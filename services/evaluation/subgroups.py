@@ -122,7 +122,8 @@ def _facet(
 def _result(facet: _Facet, place: int, classes: Sequence[str], worse: bool, suspected: bool, bar: float) -> SubgroupResult:
     """`suspected`: some group of the facet is worse, whichever."""
     label, start, low, high = _located(facet.ratios[place])
-    everybody = label == len(classes)
+    compared = _compared(facet, place)
+    everybody = label == len(classes) or not compared
     chosen: slice | int = slice(None) if everybody else label
     mine = _sums(facet.errors[place, start:], facet.cases[place, start:], chosen)
     whole = _sums(facet.every[0][start:], facet.every[1][start:], chosen)
@@ -132,6 +133,7 @@ def _result(facet: _Facet, place: int, classes: Sequence[str], worse: bool, susp
         facet=SUBGROUP_FACETS[facet.number],
         group=facet.groups[place],
         cases=int(facet.cases[place].sum()),
+        compared=compared,
         worse=worse,
         suspected=suspected,
         label="" if everybody else classes[label],
@@ -148,6 +150,11 @@ def _result(facet: _Facet, place: int, classes: Sequence[str], worse: bool, susp
         threshold=bar + math.log(1 / weight(len(SUBGROUP_FACETS), place)),
         more_cases=None if worse else _more_cases(facet, place, bar),
     )
+
+
+def _compared(facet: _Facet, place: int) -> int:
+    """Cases of the group that have others of the same batch and class beside them."""
+    return int(facet.cases[place][facet.every[1] > facet.cases[place]].sum())
 
 
 def _sums(errors: Integers, cases: Integers, chosen: slice | int) -> tuple[int, int]:
@@ -172,8 +179,8 @@ def _located(ratios: Floats) -> tuple[int, int, int, int]:
 def _more_cases(facet: _Facet, place: int, bar: float) -> int | None:
     """Cases that the group still lacks before a fall of 20 points of a usual class would show with 80 % power; None if none.
 
-    The sum of log likelihood ratios has to pay for the threshold and the mixtures; mean and spread of one case's follow from
-    the error rates, the others' uncertainty as in a comparison of two samples.
+    Of those there are only the compared ones count. The sum of log likelihood ratios has to pay for the threshold and the
+    mixtures; mean and spread of one case's follow from the error rates, the others' uncertainty as in a comparison of two samples.
     """
     errors, cases = facet.every[0].sum(0), facet.every[1].sum(0)
     share = cases / max(int(cases.sum()), 1)
@@ -193,4 +200,5 @@ def _more_cases(facet: _Facet, place: int, bar: float) -> int | None:
     rest = np.maximum(cases - mine, 1)
     balance = 1 + mine.sum() / rest.sum()
     needed = float((root**2 * balance / share[usual]).max())
-    return math.ceil(needed - mine.sum()) if needed > mine.sum() else None
+    lacking = needed - _compared(facet, place)
+    return math.ceil(lacking) if lacking > 0 else None

@@ -130,7 +130,8 @@ def _subgroups(facts: Facts) -> list[Table]:
         return []
     note = (
         "Each group is compared with the other cases of the same batches, one case per patient. “Worse” keeps its risk of error "
-        "over all groups and evaluations of a year. In brackets the 95 % interval."
+        "over all groups and evaluations of a year. “Nobody beside it”: no batch had cases of others too. "
+        "In brackets the 95 % interval."
     )
     columns = ("Group", "Cases", "Finding", "Class", "Recall", "The others", "Before", "Cases lacking")
     return [Table("Subgroups", columns, [_group_row(each) for each in found[:_SHOWN_GROUPS]], note)]
@@ -159,7 +160,7 @@ def _finding(each: Mapping[str, Any]) -> str:
         since = str(each.get("since") or "")
         return f"worse since {moment(since).partition(',')[0]}" if since else "worse"
     if each.get("more_cases"):
-        return "too few cases"
+        return "nobody beside it" if each.get("compared") == 0 else "too few cases"
     return "suspected" if each.get("suspected") else "no difference shown"
 
 

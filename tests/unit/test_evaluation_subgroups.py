@@ -130,6 +130,23 @@ def test_small_groups_are_named_with_what_they_lack():
     assert later["StationName", "StationName4"].more_cases is not None
 
 
+def test_of_a_group_with_nobody_beside_it_no_number_of_its_own_cases_is_said_to_suffice():
+    """A new station takes over from the old one between two batches: neither can be compared, however many cases there are."""
+    taken_over = [
+        one._replace(facets={"StationName": "CT1" if one.batch <= 20 else "CT2"})
+        for one in stream(40, lambda batch, _, truth: 0.1 + 0.5 * (batch > 20 and truth == "glioma"))
+    ]
+    old, new = judge(taken_over, CLASSES, 0.05)
+    assert (old.compared, new.compared, old.worse, new.worse) == (0, 0, False, False)
+    assert (old.label, new.label) == ("", "")
+    assert new.cases == 2000
+    assert min(old.more_cases, new.more_cases) > 100
+    mixed = [one._replace(facets={"StationName": "CT2"}) if number % 2 else one for number, one in enumerate(taken_over)]
+    old, new = sorted(judge(mixed, CLASSES, 0.05), key=lambda each: each.group)
+    assert old.compared == old.cases == 1000
+    assert 950 <= new.compared <= 1000 < new.cases
+
+
 def test_the_cases_that_a_group_is_said_to_need_show_a_fall_of_20_points():
     """80 % power is promised; three standard errors of 40 runs below it are 61 %."""
     shares = {"PatientSex": (0.5, 0.5)}
