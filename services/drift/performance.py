@@ -18,6 +18,8 @@ from services.drift.sample import Array, Reference, Sample
 DRAWS: Final = 400
 LARGEST_CONDITION: Final = 50.0
 """Of the confusion matrix, above which class shares cannot be told from the predictions."""
+UNEXPLAINED: Final = 0.01
+"""P-value below which no mix of classes is taken to explain the answers."""
 DISAGREEMENT: Final = 0.01
 """P-value of the true recall under the estimated one below which a class's estimate is switched off."""
 MATTERS: Final = 0.05
@@ -120,12 +122,13 @@ def _resampled(generator: np.random.Generator, size: int) -> Array:
 
 
 def estimated_shares(reference: Reference, window: Sample, seed: int) -> list[Estimate]:
-    """Each class's share of the window's studies, by the predictions and the baseline's confusion; none where that is singular."""
+    """Each class's share of the window's studies, by the predictions and the baseline's confusion.
+
+    None where that is singular, and where no mix explains the predictions: then images of a class no longer look as before.
+    """
     generator, width = np.random.default_rng(seed), len(window.classes)
-    table = np.zeros((width, width))
-    np.add.at(table, (reference.sample.predicted, reference.truth), 1)
-    seen = np.bincount(window.predicted, minlength=width).astype(np.float64)
-    if (table.sum(0) == 0).any() or np.linalg.cond(table / table.sum(0)) > LARGEST_CONDITION:
+    table, seen = _counted(reference, window)
+    if _singular(table) or unexplained(reference, window, seed):
         return []
     value = _shares(table, seen)
     draws = []
@@ -137,6 +140,35 @@ def estimated_shares(reference: Reference, window: Sample, seed: int) -> list[Es
     return [
         Estimate(name, float(value[k]), float(low[k]), float(high[k]), float(usual[k])) for k, name in enumerate(window.classes)
     ]
+
+
+def unexplained(reference: Reference, window: Sample, seed: int) -> bool:
+    """Whether no mix of classes gives such predictions: they are farther from the nearest mix's than chance moves them."""
+    generator = np.random.default_rng([seed, 1])
+    table, seen = _counted(reference, window)
+    if _singular(table):
+        return False
+
+    def distance(predicted: Array) -> float:
+        return float(np.abs(table / table.sum(0) @ _shares(table, predicted) - predicted / predicted.sum()).sum())
+
+    found, mix, farther = distance(seen), _shares(table, seen), 0
+    for _ in range(DRAWS if found > 1e-9 else 0):
+        columns = np.stack([generator.dirichlet(table[:, k] + 0.5) for k in range(len(mix))], 1)
+        farther += distance(generator.multinomial(window.count, columns @ mix).astype(np.float64)) >= found
+    return found > 1e-9 and farther < UNEXPLAINED * DRAWS
+
+
+def _counted(reference: Reference, window: Sample) -> tuple[Array, Array]:
+    """The baseline's counts by prediction (row) and truth (column), and the window's by prediction."""
+    width = len(window.classes)
+    table = np.zeros((width, width))
+    np.add.at(table, (reference.sample.predicted, reference.truth), 1)
+    return table, np.bincount(window.predicted, minlength=width).astype(np.float64)
+
+
+def _singular(table: Array) -> bool:
+    return bool((table.sum(0) == 0).any() or np.linalg.cond(table / table.sum(0)) > LARGEST_CONDITION)
 
 
 def _shares(table: Array, seen: Array) -> Array:

@@ -25,7 +25,7 @@ from services.drift.budget import (
     largest_fall,
 )
 from services.drift.marginals import Column, Counts, strength
-from services.drift.performance import Confidence, Estimate, estimated_recalls, estimated_shares, temperature
+from services.drift.performance import Confidence, Estimate, estimated_recalls, estimated_shares, temperature, unexplained
 from services.drift.sample import Array, Reference, Sample
 from services.runtime.signatures import Images
 from services.runtime.words import facet
@@ -208,6 +208,8 @@ def _shown(reference: Reference, window: Sample, seed: int) -> list[Signal]:
     )
     if not mix:
         sentence = "The model confuses its classes too much for their shares to be estimated."
+        if unexplained(reference, window, seed):
+            sentence = "No mix of patients explains the model's answers, so their shares cannot be estimated."
     recalls = estimated_recalls(reference, window, seed)
     worst = min(recalls, key=lambda each: each.value - each.baseline)
     estimated = f"Estimated without labels, recall of {worst.name} is {worst.value:.2f} [{worst.low:.2f}, {worst.high:.2f}], "

@@ -21,6 +21,7 @@ from services.drift.performance import (
     estimated_shares,
     temperature,
     tempered,
+    unexplained,
 )
 from services.drift.sample import Reference, Sample
 from services.runtime.signatures import Images
@@ -153,6 +154,22 @@ def test_class_shares_are_found_from_predictions_alone():
     for each in estimated_shares(known, window, 0):
         assert each.low <= float((truth == CLASSES.index(each.name)).mean()) <= each.high
     assert estimated_shares(reference(1000), scored(600, 6, shares=(0.2, 0.2, 0.6))[0], 0)[2].low > 0.4
+
+
+def test_answers_that_no_mix_gives_are_not_taken_for_a_mix():
+    """Every study is called `a`, but even of patients who all have `a` some would be called otherwise."""
+    known, (window, _) = reference(400, sure=1.0), scored(200, 7, sure=1.0)
+    all_a = Sample(CLASSES, np.tile([0.9, 0.05, 0.05], (200, 1)), np.zeros(200, np.int64), None, window.facets)
+    assert unexplained(known, all_a, 0)
+    assert estimated_shares(known, all_a, 0) == []
+    only_a, _ = scored(200, 8, shares=(1.0, 0.0, 0.0), sure=1.0)
+    assert estimated_shares(known, only_a, 0)[0].high > 0.9
+
+
+def test_answers_that_a_mix_gives_are_seldom_called_unexplained():
+    mixes = np.random.default_rng(1).dirichlet((1, 1, 1), 100)
+    found = [unexplained(reference(300, 2 * n), scored(200, 2 * n + 1, shares=mix)[0], n) for n, mix in enumerate(mixes)]
+    assert sum(found) <= 4
 
 
 def test_a_model_that_guesses_says_nothing_of_the_mix():
