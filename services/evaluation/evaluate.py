@@ -283,7 +283,7 @@ def _detector_evidence(assessment: Assessment) -> Evidence:
         "threshold_b": assessment.thresholds.b,
         "thresholds_from": assessment.thresholds.origin,
         "blocks_per_year": assessment.thresholds.per_year,
-        "smallest_fall_in_a_year": assessment.smallest_fall,
+        "smallest_fall_in_a_year": "none" if assessment.smallest_fall is None else assessment.smallest_fall,
         "more_cases_needed": assessment.more_cases if assessment.status is Status.UNDECIDED else None,
         "recovered_after_batch": assessment.restarted_after or None,
         "own_baseline_cases": assessment.own_baseline or None,

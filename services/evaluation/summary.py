@@ -70,7 +70,8 @@ def _fall(model: str, fall: Fall, *, certain: bool) -> str:
 def _undecided(assessment: Assessment) -> str:
     if assessment.more_cases is None:
         return "Its reference cases lack a usual class, so nothing can be said of that class, however many cases follow."
-    return f"About {assessment.more_cases} more are needed before a fall of 20 percentage points in one class would show."
+    year = f"; in a year at this volume one of {round(100 * assessment.smallest_fall)} would" if assessment.smallest_fall else ""
+    return f"About {assessment.more_cases} more are needed before a fall of 20 percentage points in one class would show{year}."
 
 
 def _limits(assessment: Assessment, cause: Cause) -> str:

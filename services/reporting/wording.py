@@ -308,6 +308,8 @@ def smallest_fall(evidence: Mapping[str, Any]) -> str:
             f"At this volume of labelled cases, a fall in one class of less than about {100 * least:.0f} percentage points "
             "is likely to go unseen for a year."
         )
+    if least is not None:
+        return "At this volume of labelled cases no fall of a single class, however large, is sure to be seen within a year."
     return "A fall of 3 percentage points in one class is mostly missed within a year, by any method: there are too few cases."
 
 

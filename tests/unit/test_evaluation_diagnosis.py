@@ -156,6 +156,11 @@ def test_a_patient_counts_once_and_never_with_the_test_set():
         (replace(ASSESSMENT, status=Status.HEALTHY, fall=None), Cause(Diagnosis.NONE), "a fall of 9 percentage points"),
         (replace(ASSESSMENT, status=Status.HEALTHY, fall=None), Cause(Diagnosis.PREVALENCE, "the mix moved"), "the mix moved"),
         (replace(ASSESSMENT, status=Status.UNDECIDED, fall=None, more_cases=120), Cause(Diagnosis.NONE), "About 120 more"),
+        (
+            replace(ASSESSMENT, status=Status.UNDECIDED, fall=None, more_cases=120),
+            Cause(Diagnosis.NONE),
+            "would show; in a year at this volume one of 9 would.",
+        ),
         (replace(ASSESSMENT, status=Status.UNDECIDED, fall=None, more_cases=None), Cause(Diagnosis.NONE), "however many"),
         (
             replace(ASSESSMENT, status=Status.HEALTHY, fall=None, restarted_after=11),

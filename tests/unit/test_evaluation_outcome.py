@@ -60,6 +60,8 @@ def test_every_outcome_can_be_announced(stream, baseline, threshold):
     assert json.loads(event.model_dump_json())["status"] == outcome.status
     json.dumps(outcome.evidence, allow_nan=False)
     assert len(outcome.summary) <= 1000
+    known = [row for row in baseline if {row.truth, row.predicted} <= set("abc")]
+    assert ("smallest_fall_in_a_year" in outcome.evidence) is bool(known), "what this volume can show is always said"
 
 
 def test_a_stream_without_independent_cases_is_undecided():
