@@ -21,6 +21,10 @@ class Answer:
         """The same answer, pointing at an element."""
         return replace(self, tag=tag)
 
+    def about(self, *names: str) -> "Answer":
+        """The same answer, whose advice names files of the archive."""
+        return replace(self, advice=self.advice.format(*names))
+
     @property
     def is_success(self) -> bool:
         """Whether the instance is in the archive, durably."""
@@ -70,7 +74,7 @@ CONFLICT: Final = Answer(
     0xC000,
     "DCM-207",
     "Another object with this SOP Instance UID is archived",
-    "both are kept: compare with the file under conflicts/, then remove one",
+    "both are kept: compare {} with {}, then remove one (runbook, An object was refused as a conflict)",
 )
 FAILED: Final = Answer(
     0x0110, "DCM-901", "Processing failure", "this is a defect: report it with the lines before; the sender has to send again"

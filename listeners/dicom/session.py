@@ -294,6 +294,7 @@ class Session:
         self._calling_ae = self._peer.calling_ae
         refusal = environment.rules.refusal(request, self._peer)
         if refusal is None:
+            self._tally.peer = self._label = environment.gate.label(printable(self._calling_ae))
             refusal = environment.gate.admit(self._peer.address, stores=environment.rules.proposes_storage(request))
             self._holds_slot = refusal is None
         if refusal is not None:
@@ -304,7 +305,6 @@ class Session:
         if acceptance.refused:
             level = logging.INFO if acceptance.contexts else logging.WARNING
             logger.log(level, "DCM-324 not accepted of %s: %s", self._name(), told_of(acceptance.refused))
-        self._tally.peer = self._label = environment.gate.label(printable(self._peer.calling_ae))
         self._memory = environment.reception.memory_of(self._name())
         self._on_established(self)
         self._connection.set_timeout(environment.settings.network_timeout_s)

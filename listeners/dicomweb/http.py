@@ -21,7 +21,7 @@ from listeners.dicom.reception import Reception
 from listeners.dicomweb import outcome as reasons
 from listeners.dicomweb.multipart import BrokenBodyError, Part, check_content_type, read_parts
 from listeners.dicomweb.outcome import Outcome, Result
-from listeners.dicomweb.part10 import MOST_META, SOURCE, FileMeta, NotPart10, head_of, pieces_of, read_meta, study_of
+from listeners.dicomweb.part10 import MOST_META, SOURCE, FileMeta, NotPart10, head_of, pieces_of, read_meta, shown, study_of
 from services.assembly.files import ArchiveFiles
 from services.assembly.headers import MissingElement, UnreadableHeader, is_valid_uid
 from services.assembly.index import ArchiveIndex
@@ -140,7 +140,10 @@ class Door:
             result = await asyncio.to_thread(self._take_now, part, reception, study)
         telemetry.count("reclaim.dicom.instances", status=f"{result.answer.status:04X}", peer=SOURCE)
         if result.answer.message_id.startswith("WEB"):
-            logger.warning("%s instance refused: %s: %s", result.answer.message_id, result.answer.comment, result.answer.advice)
+            sop_class = shown(result.meta.sop_class_uid) if result.meta else ""
+            of = f" of SOP class {sop_class}" if sop_class else ""
+            answer = result.answer
+            logger.warning("%s instance%s refused: %s: %s", answer.message_id, of, answer.comment, answer.advice)
         return result
 
     def _take_now(self, part: Part, reception: Reception, study: str) -> Result:

@@ -1,5 +1,6 @@
 """What is stored and announced: bit for bit, once, under the right study."""
 
+import re
 import shutil
 import socket
 import time
@@ -62,7 +63,7 @@ def test_a_file_of_another_size_than_was_received_is_never_acknowledged(listener
     assert one(listener, encoded(dataset), dataset.SOPInstanceUID).Status == 0x0110
 
 
-def test_other_bytes_for_a_known_uid_are_kept_aside(listener, tmp_path):
+def test_other_bytes_for_a_known_uid_are_kept_aside(listener, tmp_path, caplog):
     dataset = make("conflict", tmp_path)
     assert one(listener, encoded(dataset), dataset.SOPInstanceUID).Status == 0
     row = listener.instance(dataset.SOPInstanceUID)
@@ -73,6 +74,10 @@ def test_other_bytes_for_a_known_uid_are_kept_aside(listener, tmp_path):
     assert (listener.archive / row.path).read_bytes() == kept
     assert listener.instance(dataset.SOPInstanceUID) == row
     _kept_once(listener, row)
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("DCM-207")]
+    assert len(told) == 2
+    assert row.path in told[0]
+    assert re.search(r"conflicts/[0-9a-f]+/[0-9a-f]+-[0-9a-f]{16}\.dcm", told[0]), told
 
 
 def test_a_uid_of_another_study_is_stored_aside_and_reported(listener, tmp_path, caplog):

@@ -155,7 +155,7 @@ async def test_the_same_again_changes_nothing_and_other_bytes_are_put_aside(site
     assert site.leftovers().pop().startswith("conflicts/")
 
 
-async def test_some_good_and_some_bad_is_accepted_with_reasons(site):
+async def test_some_good_and_some_bad_is_accepted_with_reasons(site, caplog):
     broken = mr()[:-50]
     foreign = mr(MediaStorageSOPClassUID="1.2.3.4")
     parts = (
@@ -173,6 +173,7 @@ async def test_some_good_and_some_bad_is_accepted_with_reasons(site):
     assert reasons(answer, "0008119A") == [0xC000]
     assert len(site.rows()) == 1
     assert site.leftovers() == set()
+    assert "WEB-105 instance of SOP class 1.2.3.4 refused" in caplog.text
 
 
 async def test_a_study_in_the_address_holds_for_every_instance(site):

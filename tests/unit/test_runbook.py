@@ -58,3 +58,10 @@ def test_every_situation_that_an_action_names_is_described() -> None:
     headings = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
     named = {name for _, _, action in rows() for name in re.findall(r"\*([A-Z][^*]+)\*", action)}
     assert named <= headings
+
+
+def test_every_metric_is_described_and_no_other() -> None:
+    from services.runtime.telemetry import COUNTERS, HISTOGRAMS
+
+    text = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(reclaim\.[a-z.]+)` \|", text, re.MULTILINE) == [*COUNTERS, *HISTOGRAMS]
