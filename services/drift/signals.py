@@ -37,9 +37,9 @@ _SAME = 0.01
 _RARE = 0.02
 _LEAST_MIXED = 50
 _WORDS: Mapping[str, str] = {
-    ANSWERS: "The model's answers",
-    STATISTICS: "The images' statistics",
-    DESCRIPTIONS: "The images' descriptions",
+    ANSWERS: "The answers",
+    STATISTICS: "The statistics of the images",
+    DESCRIPTIONS: "The descriptions of the images",
 }
 
 
@@ -101,7 +101,7 @@ def suspect(
         return Diagnosis.COVARIATE, f"the images are {best.name}"
     if warned & {STATISTICS, EMBEDDINGS, EMBEDDINGS_LONG}:
         return Diagnosis.COVARIATE, "the images have changed"
-    return (Diagnosis.COVARIATE, "the studies' descriptions have changed") if DESCRIPTIONS in warned else (Diagnosis.UNKNOWN, "")
+    return (Diagnosis.COVARIATE, "the descriptions of studies have changed") if DESCRIPTIONS in warned else (Diagnosis.UNKNOWN, "")
 
 
 def _faults(seen: Sequence[Likeness]) -> list[Signal]:
@@ -201,7 +201,7 @@ def _shown(reference: Reference, window: Sample, seed: int) -> list[Signal]:
     """What is shown and never warns by itself: the estimated mix and the estimated recalls."""
     mix = estimated_shares(reference, window, seed)
     moved = [each for each in mix if not each.low <= each.baseline <= each.high]
-    told = ", ".join(f"{each.name} {each.value:.0%} [{each.low:.0%}, {each.high:.0%}], was {each.baseline:.0%}" for each in moved)
+    told = ", ".join(f"{each.name} {each.value:.0%} ({each.low:.0%} to {each.high:.0%}), was {each.baseline:.0%}" for each in moved)
     largest = max((abs(each.value - each.baseline) for each in mix), default=0.0)
     sentence = (
         f"The mix of patients may have changed: {told}." if moved else "The estimated mix of patients is that of the reference."
@@ -209,10 +209,10 @@ def _shown(reference: Reference, window: Sample, seed: int) -> list[Signal]:
     if not mix:
         sentence = "The model confuses its classes too much for their shares to be estimated."
         if unexplained(reference, window, seed):
-            sentence = "No mix of patients explains the model's answers, so their shares cannot be estimated."
+            sentence = "No mix of patients explains the answers, so their shares cannot be estimated."
     recalls = estimated_recalls(reference, window, seed)
     worst = min(recalls, key=lambda each: each.value - each.baseline)
-    estimated = f"Estimated without labels, recall of {worst.name} is {worst.value:.2f} [{worst.low:.2f}, {worst.high:.2f}], "
+    estimated = f"Estimated without labels, recall of {worst.name} is {worst.value:.2f} ({worst.low:.2f} to {worst.high:.2f}), "
     return [
         Signal(MIX, largest, None, False, sentence, None, _told(mix) | {"moved": told or None}),
         Signal(RECALLS, worst.baseline - worst.value, None, False, f"{estimated}was {worst.baseline:.2f}.", None, _told(recalls)),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sqlmodel import select
 
+from agents.redaction import plain
 from agents.tools.arguments import OneModel
 from agents.tools.drift import drift_warnings
 from models.signature import LAYOUT, QUALITY, Signature
@@ -175,6 +176,7 @@ def test_a_turned_feed_is_suspected_as_such_without_any_label(site):
 
 def test_blurred_images_of_another_station_are_suspected_as_other_images(site):
     window = site.window(blur=3.0, station="CT2")
+    assert plain(window.summary, 1000) == window.summary
     assert window.suspected == Diagnosis.COVARIATE
     assert signal(window, "descriptions")["detail"]["moved"] == "station"
     assert signal(window, "descriptions")["threshold"] > 2
@@ -188,6 +190,7 @@ def test_blurred_images_of_another_station_are_suspected_as_other_images(site):
 def test_another_mix_of_patients_is_told_with_its_interval(site):
     window = site.window(sick=0.9)
     assert window.suspected == Diagnosis.PREVALENCE
+    assert plain(window.summary, 1000) == window.summary, "told as it is in the chat and on the one screen"
     detail = signal(window, "class mix")["detail"]
     assert detail["glioma: low"] > 0.7
     assert detail["glioma: low"] < 0.9 < detail["glioma: high"] + 0.05
