@@ -56,7 +56,7 @@ def rise(cases: Contradictions, first: Integers) -> Rise:
         own = _rise(left.take(mine))
         share[mine] += own.share
         variance[mine] += own.error**2
-    return Rise(share, np.sqrt(variance))
+    return Rise(np.minimum(share, 1.0), np.sqrt(variance))
 
 
 def _rise(cases: Contradictions) -> Rise:

@@ -152,6 +152,16 @@ def test_a_model_that_becomes_worse_accuses_few_right_labels():
     assert np.mean([each.low == 0.0 for each in found]) > 0.8
 
 
+def test_where_all_labels_contradict_since_some_time_it_is_no_more_than_all():
+    """Two classes' labels exchanged from half-way on: sure probabilities contradict nearly all of them, some by chance more."""
+    truth = np.random.default_rng(13).integers(0, 2, 400)
+    shares = np.where(np.eye(2)[truth] > 0, 0.9, 0.1)
+    labels = np.where(np.arange(400) < 200, truth, 1 - truth)
+    classes = ("glioma", "none")
+    found = find_suspects(scored(shares, labels, classes=classes), scored(shares[:200], truth[:200], classes=classes), classes)
+    assert 0.9 < found.risen <= 1.0
+
+
 def test_wrong_labels_are_found_beside_a_decline_and_their_number_is_told():
     rng, listed, wrong, expected = np.random.default_rng(12), 0, 0, 0.0
     for _ in range(12):
@@ -172,5 +182,5 @@ def test_a_rise_is_finite_never_negative_and_never_there_before_the_first_candid
     found = rise(seen, rng.integers(0, classes, cases))
     assert np.isfinite(found.share).all()
     assert np.isfinite(found.error).all()
-    assert (found.share >= 0).all()
+    assert ((found.share >= 0) & (found.share <= 1)).all()
     assert not found.share[: min(30, cases)].any()
