@@ -27,6 +27,7 @@ from listeners.chat.slack.routes import routes as slack_routes
 from listeners.chat.teams.routes import routes as teams_routes
 from listeners.dicomweb.http import install as install_dicomweb
 from listeners.labels.http import create_routes as label_routes
+from listeners.readiness import Readiness
 from schemas.http_settings import HttpSettings
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.service import Context, Service, StopSignal, Worker
@@ -60,7 +61,7 @@ def create_app(context: Context) -> web.Application:
     """The application with all routes. DICOMweb checks its content type itself, with the words of its standard."""
     settings = context.settings.http
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=[_errors_as_json, _guard(settings)])
-    app.add_routes([web.get("/", _overview), web.get("/health", _health(context))])
+    app.add_routes([web.get("/", _overview), web.get("/health", _health(context)), web.get("/ready", Readiness(context).get)])
     for factory in ROUTE_FACTORIES:
         app.add_routes(factory(context))
     install_dicomweb(app, context)
