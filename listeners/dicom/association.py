@@ -197,6 +197,18 @@ class Association:
         self.data_ahead = self._reader.begin_data(data, position, self._context_id)
         return position + DATA_HEADER if self.data_ahead else 0
 
+    @property
+    def repeated(self) -> bytes:
+        """The headers of the fragment that was whole with the last `take`, if `resume` took them in and it was not the last one.
+
+        Where the next fragment of the data set begins with the same bytes, the two together leave the state machine as it is.
+        """
+        return b"" if self.data_ahead or self._request is None else self._reader.plain_header
+
+    def length_of(self, header: bytes) -> int:
+        """Of the fragment that begins with such headers."""
+        return self._reader.length_of(header)
+
     def take(self, count: int) -> Request | None:
         """`count` bytes of those ahead, at least one, were received and written without passing through here.
 

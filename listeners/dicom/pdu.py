@@ -88,6 +88,8 @@ class PduReader:
         self._pdv_left = 0
         self._pdv = (0, False, False)
         self._known: dict[bytes, tuple[int, tuple[int, bool, bool]]] = {}
+        self.plain_header = b""
+        """Of the PDV under way, or just ended, where `begin_data` took it in."""
 
     @property
     def is_between_pdus(self) -> bool:
@@ -128,7 +130,12 @@ class PduReader:
             return 0
         self._pdv_left, self._pdv = known
         self._pdu_left = self._pdv_left
+        self.plain_header = header
         return self._pdv_left
+
+    def length_of(self, header: bytes) -> int:
+        """Of the fragment that a `plain_header` begins."""
+        return self._known[header][0]
 
     def _read_data_header(self, header: bytes) -> tuple[int, tuple[int, bool, bool]] | None:
         """Length, and context with flags, of what these bytes begin, which are remembered: an association has few that differ."""
@@ -217,7 +224,7 @@ class PduReader:
         if left < 0 or left > self._pdu_left or 0 < self._pdu_left - left < _HEADER_BYTES:
             raise ProtocolError(AbortReason.INVALID_PARAMETER, "a PDV that does not fit its PDU")
         self._pdv = (context_id, bool(control & 1), bool(control & 2))
-        self._pdv_left = left
+        self._pdv_left, self.plain_header = left, b""
 
 
 def encode_reject(result: int, source: int, reason: int) -> bytes:

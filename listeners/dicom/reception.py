@@ -22,7 +22,15 @@ from listeners.dicom.answers import Answer
 from listeners.dicom.file_meta import encode_file_meta
 from services.assembly.conflicts import keep_aside
 from services.assembly.files import ArchiveFiles, NotPart10Error, Temporary, same_dataset
-from services.assembly.headers import InstanceFacts, Memory, MissingElement, UnreadableHeader, is_valid_uid, read_facts
+from services.assembly.headers import (
+    InstanceFacts,
+    Memory,
+    MissingElement,
+    UnreadableHeader,
+    foresee_facts,
+    is_valid_uid,
+    read_facts,
+)
 from services.assembly.index import ArchiveIndex, StoredFile
 from services.assembly.outlines import Common
 from services.assembly.reindex import enter_file, read_stored
@@ -214,6 +222,7 @@ class Incoming:
         self._meta = b""
         self._head_bytes = b""
         self._begun = False
+        self._foreseen: tuple[InstanceFacts, int] | None = None
         self._answer: Answer | None = None
         self.received = 0
         self._guarded(self._open)
@@ -234,6 +243,8 @@ class Incoming:
         if not self._begun and pieces:
             self._begun = True
             self._head_bytes = _beginning(pieces, HEAD_BYTES)
+            if self._memory is not None:
+                self._foreseen = foresee_facts(self._head_bytes, self._head.transfer_syntax_uid, self._memory)
             pieces = [self._meta, *pieces]
         try:
             self._temporary.write(pieces)
@@ -290,8 +301,11 @@ class Incoming:
 
     def _checked_facts(self, temporary: Temporary) -> InstanceFacts:
         """The index's elements of a data set that agrees with its command; raises Refused with the status of DICOM's tables."""
-        source = FileSource(temporary.descriptor, len(self._meta), self.received, self._head_bytes)
-        facts = read_checked(source, self._head.transfer_syntax_uid, self._memory)
+        if self._foreseen is not None and self._foreseen[1] == self.received:
+            facts = self._foreseen[0]
+        else:
+            source = FileSource(temporary.descriptor, len(self._meta), self.received, self._head_bytes)
+            facts = read_checked(source, self._head.transfer_syntax_uid, self._memory)
         if facts.sop_class_uid != self._head.affected_sop_class_uid:
             raise Refused(answers.CLASS_MISMATCH)
         if facts.sop_instance_uid != self._head.affected_sop_instance_uid:

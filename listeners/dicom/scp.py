@@ -15,11 +15,12 @@ from typing import Final
 
 from listeners.dicom.acceptance import Rules
 from listeners.dicom.connection import Connection, PlainConnection, TlsConnection, tls_context
+from listeners.dicom.environment import Environment, buffer_bytes
 from listeners.dicom.gate import Gate
 from listeners.dicom.operations import Handlers
 from listeners.dicom.presentation import storage_classes
 from listeners.dicom.reception import Reception
-from listeners.dicom.session import Environment, Session, buffer_bytes
+from listeners.dicom.session import Session
 from schemas.settings import DicomSettings
 from services.runtime.errors import InvalidInput, Transient
 

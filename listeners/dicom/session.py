@@ -4,12 +4,11 @@ import logging
 import mmap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from opentelemetry import trace
 
-from listeners.dicom.acceptance import Rules, read_request, told_of
+from listeners.dicom.acceptance import read_request, told_of
 from listeners.dicom.association import (
     Acceptance,
     Action,
@@ -23,46 +22,23 @@ from listeners.dicom.association import (
     StoreEnded,
 )
 from listeners.dicom.connection import Connection
-from listeners.dicom.gate import Gate
-from listeners.dicom.operations import Handlers, Peer
+from listeners.dicom.environment import BUFFER_BYTES, Environment
+from listeners.dicom.operations import Peer
 from listeners.dicom.pdu import DATA_HEADER
-from listeners.dicom.reception import Incoming, Reception, StoreHead, printable
+from listeners.dicom.reception import Incoming, StoreHead, printable
 from listeners.dicom.tally import Tally
-from schemas.settings import DicomSettings
 from services.assembly.headers import Memory
 from services.runtime.telemetry import count
 from services.runtime.transaction import current_traceparent
 
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("reclaim.dicom")
-BUFFER_BYTES: Final = 132 * 1024
-"""One PDU of DCMTK's greatest length with what comes before it. Fits the second-level cache; larger buffers cost several
-times the kernel time (docs/decisions/0010)."""
-ALL_BUFFERS_BYTES: Final = 1 << 23
-SMALLEST_BUFFER_BYTES: Final = 1 << 15
-"""The more connections there are, the smaller is the buffer of a new one."""
 LEAST_ROOM: Final = 1 << 16
 """What is received is written before less of the buffer than this, or than half of it, is left."""
 WHOLE_FROM: Final = 1 << 15
 """From so many bytes of a data set on, the kernel collects them: the thread is woken once instead of for each segment."""
 PACE_BYTES: Final = 1 << 16
 """A message under way must bring so much in every network timeout: a peer that drips is as dead as a silent one."""
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What all sessions share."""
-
-    settings: DicomSettings
-    reception: Reception
-    handlers: Handlers
-    rules: Rules
-    gate: Gate
-
-
-def buffer_bytes(connections: int) -> int:
-    """Of a new connection, beside so many others."""
-    return max(SMALLEST_BUFFER_BYTES, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // (connections + 1)))
 
 
 class Session:
@@ -147,12 +123,16 @@ class Session:
         """Receive once and have the state machine say what it means; returns the number of bytes, 0 at the end."""
         room = self._room(self._least_room)
         size = self._connection.receive(room)
-        if not size:
-            return 0
-        if self._rests:
-            self._window_began, self._window_bytes = time.monotonic(), 0
+        if size:
+            if self._rests:
+                self._window_began, self._window_bytes = time.monotonic(), 0
+            self._filled += size
+            self._take_in(association, room, size)
+        return size
+
+    def _take_in(self, association: Association, room: memoryview, size: int) -> None:
+        """Have the state machine say what the first `size` bytes of `room` mean."""
         incoming, before = self._incoming, self._data_bytes
-        self._filled += size
         received = room[:size]
         taken = self._take_plain(association, received, 0)
         if taken < size and (missing := association.missing(received, taken)):
@@ -162,9 +142,11 @@ class Session:
             self._carry_out(association.receive(received[taken:]))
         if not self._pieces:
             self._filled = 0
+            if self._incoming is None and association.is_idle:
+                self._rests = True
+                return
         # of an object under way nothing but its own bytes counts as progress
         self._keep_pace(self._data_bytes - before if incoming is not None and incoming is self._incoming else size)
-        return size
 
     def _await(self, room: memoryview, size: int, missing: int) -> memoryview:
         """What was received, with the rest of a command of which the sender has written the headers first, as DCMTK does."""
@@ -207,17 +189,56 @@ class Session:
         size = self._connection.receive(room[:ahead], whole=True)
         if size:
             self._filled += size
-            self._data_bytes += size
-            self._pieces.append(room[:size])
-            ended = association.take(size)
-            if ended is not None:
-                self._finish_store(ended)
-                self._filled = 0
-            elif size >= PACE_BYTES:  # enough for every window
-                self._window_began, self._window_bytes, self._rests = time.monotonic(), 0, False
-                return size
-            self._keep_pace(size)
+            self._take_data(association, room[:size])
+            if header := association.repeated:
+                return self._receive_run(association, header)
         return size
+
+    def _take_data(self, association: Association, piece: memoryview) -> None:
+        """Take more of a data set, which may end it."""
+        size = len(piece)
+        self._data_bytes += size
+        self._pieces.append(piece)
+        ended = association.take(size)
+        if ended is not None:
+            self._finish_store(ended)
+            self._filled, self._rests = 0, True
+        elif size >= PACE_BYTES:  # enough for every window
+            self._window_began, self._window_bytes, self._rests = time.monotonic(), 0, False
+        else:
+            self._keep_pace(size)
+
+    def _receive_run(self, association: Association, header: bytes) -> int:
+        """Fragments behind the very headers of the last one, of which each is enough for every window; returns 0 at the end.
+
+        Most of a large object comes so, and it changes nothing in the state machine: headers, content, written; headers,
+        content, written. Everything else is left to it.
+        """
+        start, length = len(header), association.length_of(header)
+        if length < PACE_BYTES or start + length > len(self._buffer):
+            return length
+        self._flush()
+        incoming, receive = self._incoming, self._connection.receive
+        head, content = self._buffer[:start], self._buffer[start : start + length]
+        while incoming is not None and not self._is_endless:
+            size = receive(head)
+            if size < start or head != header:
+                self._filled = size
+                if size:
+                    self._take_in(association, self._buffer, size)
+                return size
+            size = receive(content, whole=True)
+            if size < length:
+                association.resume(head, 0)
+                self._filled = start + size
+                if size:
+                    self._take_data(association, content[:size])
+                return size
+            incoming.write((content,))
+            self._is_endless = incoming.is_endless
+            self._data_bytes += length
+            self._window_began, self._window_bytes = time.monotonic(), 0
+        return length
 
     def _room(self, least: int) -> memoryview:
         """The unused part of the buffer; all of it where less than `least` would be left."""

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from models.facets import code_of
 from services.assembly.outlines import Common, Outlines
 from services.assembly.sources import BrokenStructureError, Source
-from services.assembly.structure import DEFLATED, check_structure, plain_source
+from services.assembly.structure import DEFLATED, check_structure, foreseen, plain_source
 
 TAGS: Final[Mapping[str, int]] = {
     "SpecificCharacterSet": 0x00080005,
@@ -124,6 +124,18 @@ def read_facts(source: Source, transfer_syntax_uid: str, memory: Memory | None =
         raise UnreadableHeader(str(error), error.tag) from None
     except Exception as error:  # noqa: BLE001 - pydicom raises many kinds; none may quote a value
         raise UnreadableHeader(type(error).__name__) from None
+
+
+def foresee_facts(head: bytes, transfer_syntax_uid: str, memory: Memory) -> tuple[InstanceFacts, int] | None:
+    """What `read_facts` would return of a data set that begins with `head`, if it has the size that is returned as well.
+
+    So an object is known while it still comes. None where that takes a walk, or an error.
+    """
+    try:
+        found = foreseen(head, transfer_syntax_uid, memory.outlines)
+        return None if found is None else (memory.facts_of(found[0]), found[1])
+    except Exception:  # noqa: BLE001 - `read_facts` says it again when the object is whole
+        return None
 
 
 class _Header:

@@ -87,6 +87,20 @@ def check_structure(
     return walker.values
 
 
+def foreseen(head: bytes, transfer_syntax_uid: str, outlines: Outlines) -> tuple[dict[int, bytes], int] | None:
+    """What `check_structure` would return of a data set that begins with `head`, if it has the size that is returned as well.
+
+    None where outlines do not tell: then it has to be walked when it is whole.
+    """
+    if transfer_syntax_uid in (IMPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED):
+        return None
+    recalled = outlines.recall(head[:_HEAD])
+    if recalled is None:
+        return None
+    size = pixels_end(head[:_HEAD], recalled.position)
+    return (recalled.values, size) if size > 0 else None
+
+
 class _Walker:
     """Positions are byte offsets into the data set; each method returns where the thing it walked ends.
 

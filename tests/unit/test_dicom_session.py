@@ -9,14 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from listeners.dicom import environment as shared
 from listeners.dicom import session
 from listeners.dicom.acceptance import Rules
 from listeners.dicom.association import Acceptance, AcceptedContext, Association, Closed, StoreBegun, StoreEnded
 from listeners.dicom.commands import Command
+from listeners.dicom.environment import Environment
 from listeners.dicom.gate import Gate
 from listeners.dicom.pdu import DATA_HEADER
 from listeners.dicom.reception import Reception
-from listeners.dicom.session import Environment, Session
+from listeners.dicom.session import Session
 from schemas.settings import DicomSettings
 from services.assembly.files import ArchiveFiles
 from services.assembly.index import ArchiveIndex
@@ -104,13 +106,15 @@ def sending(uid, data, sizes):
     return stream + p_data(1, 2, rest[-1])
 
 
-def served(environment, stream, sizes, cuts, room, whole_from, monkeypatch):
+def served(environment, stream, sizes, cuts, room, whole_from, monkeypatch, pace=session.PACE_BYTES):
     """What a session says to a stream, and the data sets that it stores, by name; the archive is empty again afterwards.
 
-    Where nothing is awaited whole, everything goes through the state machine's `receive`.
+    Where nothing is awaited whole, everything goes through the state machine's `receive`. Fragments of `pace` bytes and more are
+    received in runs.
     """
     with monkeypatch.context() as patch:
         patch.setattr(session, "WHOLE_FROM", whole_from)
+        patch.setattr(session, "PACE_BYTES", pace)
         if whole_from == ENDLESS:
             patch.setattr(Association, "begin", lambda *_: None)
             patch.setattr(Association, "resume", lambda *_: 0)
@@ -144,7 +148,8 @@ def test_both_ways_store_and_answer_the_same(environment, monkeypatch, data):
         stream = stream[: data.draw(st.integers(0, len(stream)))]
     slow = served(environment, stream, data.draw(pieces), (), 6000, ENDLESS, monkeypatch)
     sizes, cuts, room = data.draw(pieces), data.draw(pieces), data.draw(st.integers(64, 9000))
-    fast = served(environment, stream, sizes, cuts, room, data.draw(st.integers(1, 200)), monkeypatch)
+    pace = data.draw(st.sampled_from([1, 300, session.PACE_BYTES]))
+    fast = served(environment, stream, sizes, cuts, room, data.draw(st.integers(1, 200)), monkeypatch, pace)
     assert fast == slow
     assert all(data.endswith(expected[name]) for name, data in fast[1].items())
     if stream.endswith(RELEASE_RQ):
@@ -155,21 +160,43 @@ def test_both_ways_store_and_answer_the_same(environment, monkeypatch, data):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_both_ways_end_damaged_streams_alike(environment, monkeypatch, data):
-    stream = bytearray(association_request() + sending("1.2.3.1", dataset("1.2.3.1", bytes(3000)), [900, 300]) + RELEASE_RQ)
+    sizes = data.draw(st.sampled_from([[900, 300], [400] * 6]))
+    stream = bytearray(association_request() + sending("1.2.3.1", dataset("1.2.3.1", bytes(3000)), sizes) + RELEASE_RQ)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(len(association_request()), len(stream) - 1))
         stream[at] = data.draw(st.integers(0, 255))
     slow = served(environment, bytes(stream), data.draw(pieces), (), 6000, ENDLESS, monkeypatch)
-    fast = served(environment, bytes(stream), data.draw(pieces), data.draw(pieces), 2000, 1, monkeypatch)
+    pace = data.draw(st.sampled_from([1, session.PACE_BYTES]))
+    fast = served(environment, bytes(stream), data.draw(pieces), data.draw(pieces), 2000, 1, monkeypatch, pace)
     assert fast == slow
 
 
 def test_an_object_without_end_is_cut_off_whichever_way_it_comes(environment, monkeypatch):
     stream = association_request() + p_data(1, 3, command(STORE)) + p_data(1, 0, bytes(4000)) * 100
-    for whole_from in (1, ENDLESS):
-        sent, stored, _ = served(environment, stream, (), (), 9000, whole_from, monkeypatch)
+    for whole_from, pace in ((1, session.PACE_BYTES), (1, 1000), (ENDLESS, 1000)):
+        sent, stored, _ = served(environment, stream, (), (), 9000, whole_from, monkeypatch, pace)
         assert sent.endswith(struct.pack(">BBLBBBB", ABORT, 0, 4, 0, 0, 2, 0))
         assert stored == {}
+
+
+def test_fragments_with_the_same_headers_are_received_in_one_run(environment, monkeypatch):
+    content = dataset("1.2.3.1", bytes(range(250)) * 200)
+    stream = association_request() + sending("1.2.3.1", content, [4000] * 10) + RELEASE_RQ
+    seen = []
+    resume = Association.resume
+    monkeypatch.setattr(Association, "resume", lambda *arguments: seen.append(1) or resume(*arguments))
+    sent, stored, rows = served(environment, stream, (), (), 6000, 1, monkeypatch, 4000)
+    assert ([data[-len(content) :] for data in stored.values()], rows, sent.count(b"1.2.3.1")) == ([content], 1, 1)
+    # the first one, the first of the two largest, and the last one
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("cut", [1, 12, 2000, 4011])
+def test_a_run_that_breaks_off_stores_nothing(environment, monkeypatch, cut):
+    stream = association_request() + sending("1.2.3.1", dataset("1.2.3.1", bytes(40_000)), [4000] * 9)
+    stream = stream[: len(association_request()) + len(p_data(1, 3, command(STORE, instance="1.2.3.1"))) + 5 * 4012 + cut]
+    _, stored, rows = served(environment, stream, (), (), 6000, 1, monkeypatch, 4000)
+    assert (stored, rows) == ({}, 0)
 
 
 def test_a_command_that_comes_in_two_pieces_is_taken_at_sight(environment, monkeypatch):
@@ -274,7 +301,7 @@ def test_nothing_is_ahead_but_data_of_the_store_under_way(words):
 
 
 def test_many_buffers_take_little_memory():
-    sizes = [session.buffer_bytes(others) for others in range(1000)]
-    assert sizes[:60] == [session.BUFFER_BYTES] * 60
+    sizes = [shared.buffer_bytes(others) for others in range(1000)]
+    assert sizes[:60] == [shared.BUFFER_BYTES] * 60
     assert sum(sizes[:200]) < 20_000_000
-    assert min(sizes) == session.SMALLEST_BUFFER_BYTES
+    assert min(sizes) == shared.SMALLEST_BUFFER_BYTES
