@@ -83,6 +83,12 @@ def orders_since(session: Session, model: str, kind: OrderKind, since: datetime 
     return session.exec(query.where(col(Order.created_at) >= since).order_by(col(Order.created_at)).limit(5)).all()
 
 
+def last_remedy(session: Session, model: str) -> Order | None:
+    """The newest repair of a model that went out, if there is one."""
+    query = select(Order).where(Order.model == model, Order.kind == OrderKind.REMEDY, col(Order.state).in_(STARTED))
+    return session.exec(query.order_by(col(Order.created_at).desc()).limit(1)).first()
+
+
 def orders(
     session: Session, model: str = "", states: Sequence[OrderState] = (), limit: int = 10, days: Days = (None, None)
 ) -> Sequence[Order]:

@@ -289,13 +289,15 @@ class RemedyOptions(Answer):
     suggestion: str | None
     told: str | None = Field(None, description="The label request that said that no rung is left")
     more_studies: int = Field(0, description="Labelled studies that must arrive before the ladder begins anew")
+    labels: str = Field("", description="What the first or next evaluation lacks")
 
     def say(self) -> str:
-        """Cases, former remedies, suggestion."""
+        """What the next evaluation lacks; cases, former remedies, suggestion."""
         tried = f" Turned down: {', '.join(self.tried)}." if self.tried else ""
-        began = f" since the decline began on {words.date(self.since)}" if self.since else ""
+        began = f", since the decline began on {words.date(self.since)}" if self.since else ""
         return (
-            f"{self.model}{began}: {self.tune_cases} cases to train on (at least {self.min_tune_cases}), "
+            f"{self.model}: {self.labels}. For a repair{began}: "
+            f"{self.tune_cases} cases to train on (at least {self.min_tune_cases}), "
             f"{self.gate_cases} to prove it on (at least {self.min_gate_cases}), "
             f"{self.rejected_challengers} repairs turned down by the gate.{tried} "
             f"Next rung: {(self.suggestion or 'ask for labels').replace('_', ' ')}."

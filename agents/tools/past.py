@@ -34,6 +34,7 @@ def _story(session: Session, row: RegisteredModel, desk: Desk) -> Explanation:
     noticed = repository.noticed_at(session, row.name, decline.version) if decline else None
     began = noticed or (decline.evaluated_at if decline else None)
     waiting = repository.orders(session, row.name, (OrderState.AWAITING_APPROVAL,), 1)
+    repairs = repository.orders_since(session, row.name, OrderKind.REMEDY, began) if began else _last(session, row.name)
     return Explanation(
         model=row.name,
         champion=row.champion,
@@ -41,12 +42,18 @@ def _story(session: Session, row: RegisteredModel, desk: Desk) -> Explanation:
         evaluation=evaluation_facts(newest) if newest else None,
         decline=evaluation_facts(decline) if decline else None,
         noticed_on=_day(began) if began else "",
-        repairs=tuple(_repair(session, order) for order in repository.orders_since(session, row.name, OrderKind.REMEDY, began)),
+        repairs=tuple(_repair(session, order) for order in repairs),
         waiting=f"{_remedy(waiting[0])} ({waiting[0].order_id})" if waiting and decline else "",
         labels_asked=_labels(repository.orders_since(session, row.name, OrderKind.LABEL_REQUEST, began)),
         labels=missing(model_state(session, desk.settings, row)),
         rolled_back=_rolled_back(repository.orders_since(session, row.name, OrderKind.ROLLBACK, began)),
     )
+
+
+def _last(session: Session, model: str) -> Sequence[Order]:
+    """The one repair that is told of a model which has not declined: a person ordered it."""
+    newest = repository.last_remedy(session, model)
+    return [] if newest is None else [newest]
 
 
 def _repair(session: Session, order: Order) -> Repair:

@@ -272,7 +272,7 @@ def _options(session: Session, row: RegisteredModel, desk: Desk) -> RemedyOption
     diagnosis = Diagnosis(newest.diagnosis) if newest else Diagnosis.NONE
     join, allowed = desk.settings.join, _covered(row.name, desk)
     rung = next_rung(tune, limits.min_tune_cases, rejected, diagnosis, allowed)
-    missing = max((cases_for_another_round(each.cases, tune + gate) for each in turned), default=0)
+    more = max((cases_for_another_round(each.cases, tune + gate) for each in turned), default=0)
     return RemedyOptions(
         model=row.name,
         champion=row.champion,
@@ -288,7 +288,8 @@ def _options(session: Session, row: RegisteredModel, desk: Desk) -> RemedyOption
         active_remedy=repository.open_order(session, row.name, OrderKind.REMEDY),
         suggestion=rung,
         told=repository.told_that_used_up(session, row.name, turned) if rung is None else None,
-        more_studies=labels_for(missing, join.tune_share + join.gate_share) if rung is None else 0,
+        more_studies=labels_for(more, join.tune_share + join.gate_share) if rung is None else 0,
+        labels=missing(model_state(session, desk.settings, row)),
     )
 
 

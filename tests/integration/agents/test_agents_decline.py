@@ -309,6 +309,17 @@ def test_a_model_that_never_declined_has_no_story_but_a_status(hospital):
     assert reply.startswith("No decline of brain_mri has been found so far.\nVersion 1 serves now. It is healthy")
 
 
+def test_a_repair_that_a_person_ordered_without_a_decline_is_told_with_its_verdict(hospital):
+    hospital.cases(tune=60, gate=40)
+    hospital.handle(hospital.evaluation(Status.HEALTHY, Diagnosis.NONE))
+    hospital.say("fine-tune brain, head only")
+    assert "ordered to" in hospital.say("why is version 2 of brain not serving?").reply
+    hospital.handle(hospital.verdict(Verdict.REJECT, gate_cases=40.0, mcnemar_wins=2.0, mcnemar_losses=2.0))
+    reply = hospital.say("why is version 2 of brain not serving?").reply
+    assert reply.startswith("No decline of brain_mri has been found so far.\nOn ")
+    assert "the gate turned it down" in reply
+
+
 def test_labels_that_a_judgement_at_the_terminal_has_asked_for_are_not_asked_for_again(hospital):
     """Also where all rungs are used up: the request stands in the verdict's own transaction, with its own number."""
     hospital.cases(tune=60, gate=40, waiting=30)
