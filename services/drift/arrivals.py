@@ -7,7 +7,7 @@ from schemas.vocabulary import Diagnosis
 from services.drift import repository, wording
 from services.drift.budget import FEED as SIGNAL
 from services.drift.budget import Budget
-from services.drift.feed import DAY, Arrival, Feed, judge_feed
+from services.drift.feed import DAY, Arrival, Feed, judge_beginning, judge_feed
 from services.drift.repository import FEED, Version
 from services.drift.signals import Signal
 from services.drift.storing import Observation, store
@@ -19,9 +19,25 @@ def look(tx: Transaction, settings: DriftSettings) -> None:
     budget = Budget(settings.warnings_per_year, settings.windows_per_year)
     for version in repository.serving(tx.session):
         feed = feed_of(tx, version, settings)
-        arrival = judge_feed(feed, budget.part) if feed is not None else None
-        if feed is not None and arrival is not None:
-            _tell(tx, version, feed, arrival)
+        if feed is None:
+            _look_at_beginning(tx, version)
+        else:
+            _tell(tx, version, feed, judge_feed(feed, budget.part) or _again(tx, version, feed))
+
+
+def _look_at_beginning(tx: Transaction, version: Version) -> None:
+    """A model that has scored nothing: an empty feed is a fault from the first day on, and not only when it was full before."""
+    now, began = tx.clock.now(), repository.registered(tx.session, version[0])
+    arrival = judge_beginning(began, now, repository.announced(tx.session, began, now))
+    _tell(tx, version, Feed((began,), began, now, 0, 0, 0, None), arrival)
+
+
+def _again(tx: Transaction, version: Version, feed: Feed) -> Arrival | None:
+    """That studies are scored again after a fault, while too little is known to judge at what rate."""
+    before = repository.last_window(tx.session, version, FEED)
+    if before is None or not before.warning or feed.scored_at[-1] <= before.last_at:
+        return None
+    return Arrival(0.0, 0.0, False, "Studies are scored.")
 
 
 def feed_of(tx: Transaction, version: Version, settings: DriftSettings) -> Feed | None:
@@ -44,9 +60,9 @@ def feed_of(tx: Transaction, version: Version, settings: DriftSettings) -> Feed 
     )
 
 
-def _tell(tx: Transaction, version: Version, feed: Feed, arrival: Arrival) -> None:
+def _tell(tx: Transaction, version: Version, feed: Feed, arrival: Arrival | None) -> None:
     before = repository.last_window(tx.session, version, FEED)
-    if arrival.warning == bool(before and before.warning):
+    if arrival is None or arrival.warning == bool(before and before.warning):
         return
     signal = Signal(SIGNAL, arrival.statistic, arrival.threshold, arrival.warning, arrival.sentence, arrival.p_value)
     suspected = Diagnosis.PIPELINE if arrival.warning else Diagnosis.NONE

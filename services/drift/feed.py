@@ -62,6 +62,18 @@ def judge_feed(feed: Feed, chance: float) -> Arrival | None:
     return silence if silence.warning or share is None else share
 
 
+def judge_beginning(registered: datetime, now: datetime, announced: int) -> Arrival | None:
+    """Judge a serving model that has never scored a study, of `announced` ones that arrived; None while it is new.
+
+    Nothing is known of its usual rate, so there is no chance of a false warning to keep: that nothing comes is told as it is.
+    """
+    days = (now - registered) / DAY
+    if days < LEAST_DAYS:
+        return None
+    sentence = f"In the {days:.0f} days since it was registered no study has been scored, and {announced or 'none'} have arrived."
+    return Arrival(days, LEAST_DAYS, True, sentence)
+
+
 def _silence(feed: Feed, chance: float, days: float) -> Arrival:
     last = feed.scored_at[-1]
     # The silence itself must not lower the rate that it is compared with.

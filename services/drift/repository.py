@@ -177,6 +177,11 @@ def serving(session: Session) -> list[Version]:
     return [(row.model, row.version) for _, row in registry.scoring_versions(session) if row.state == VersionState.CHAMPION]
 
 
+def registered(session: Session, model: str) -> datetime:
+    """When a model was registered."""
+    return session.get_one(RegisteredModel, model).created_at
+
+
 def scored_times(session: Session, model: str, since: datetime, until: datetime) -> list[datetime]:
     """When a model's champions scored studies, oldest first; without those that a clock dated ahead which ran fast."""
     query = select(DriftCase.scored_at).where(

@@ -287,6 +287,27 @@ def test_studies_that_arrive_and_are_not_scored_are_a_fault(site):
     assert window.summary == "m: Of 30 studies of the last day 0 are scored, usually 100% are. Have a person look at the feed."
 
 
+def test_a_model_that_is_never_given_a_study_is_a_fault_and_its_first_study_ends_it(site):
+    clock = site.context.clock
+    clock.advance(13 * 86_400)
+    _look(site)
+    assert site.rows(DriftWindow) == []
+    _announce(site, [f"e{number:031x}" for number in range(7)])
+    clock.advance(2 * 86_400)
+    _look(site)
+    _look(site)
+    [window] = site.rows(DriftWindow)
+    assert (window.warning, window.suspected, window.cases) == (True, Diagnosis.PIPELINE, 0)
+    told = "m: In the 15 days since it was registered no study has been scored, and 7 have arrived. Have a person look at the feed."
+    assert window.summary == told
+    clock.advance(60)
+    site.score(1)
+    _look(site)
+    _look(site)
+    first, last = site.rows(DriftWindow)
+    assert (first.warning, last.warning, last.summary) == (True, False, "m: Studies are scored. The feed works again.")
+
+
 def _announce(site, keys):
     now = site.context.clock.now()
     with site.database.transaction() as tx:
