@@ -82,6 +82,7 @@ def _kinds(spec: ModelSpec) -> str:
             for word, has in (
                 ("other grey levels", kind.grey_levels is not None),
                 ("other feature statistics", kind.statistics),
+                ("a change of the last layer", kind.head > 0),
                 ("a correction of the logits", kind.calibration != Calibration()),
             )
             if has

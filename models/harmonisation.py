@@ -2,18 +2,21 @@
 
 Each image is told by its look (`models.look`). One of a new kind has its grey levels brought to those the network was made
 with (histogram standardisation: Nyúl, Udupa 1999; Nyúl, Udupa, Zhang 2000), passes BatchNorm layers with the statistics of
-its kind (domain-specific batch normalisation: Chang et al. 2019), and has its logits corrected. All weights are shared.
+its kind (domain-specific batch normalisation: Chang et al. 2019), has the last layer changed and its logits corrected. All
+other weights are shared.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.adaptation import Statistics, batch_norms
 from models.errors import BrokenBundle
+from models.heads import last_linear
 from models.look import FORM, LOOK, look_of
 from models.networks import build_network
 from models.spec import Calibration, GreyLevels, Harmonisation, PreprocessingSpec
@@ -28,10 +31,13 @@ class Harmoniser(nn.Module):
 
     State: by BatchNorm layer L, counted in the order of their names, `scale_L` and `shift_L` [kinds + 1, channels] that bring
     the layer's inputs of a kind to the mean and variance of the known images, which the layer then normalises; the last row
-    is theirs and changes nothing. All else is the specification's.
+    is theirs and changes nothing. By kind K with a change of the last layer `head_K` [classes, features + 1], the last column
+    an offset. All else is the specification's.
     """
 
-    def __init__(self, spec: Harmonisation, preprocessing: PreprocessingSpec, layers: Mapping[str, _BatchNorm]) -> None:
+    def __init__(
+        self, spec: Harmonisation, preprocessing: PreprocessingSpec, layers: Mapping[str, _BatchNorm], features: int = 0
+    ) -> None:
         super().__init__()
         if spec.form != FORM or any(len(kind.direction) != LOOK for kind in spec.kinds):
             raise BrokenBundle(f"the kinds of images are told by looks of form {spec.form}, not {FORM}")
@@ -54,6 +60,9 @@ class Harmoniser(nn.Module):
                 shape = (len(spec.kinds) + 1, layer.num_features)
                 self.register_buffer(f"scale_{place}", torch.ones(shape))
                 self.register_buffer(f"shift_{place}", torch.zeros(shape))
+        self._heads = [number for number, kind in enumerate(spec.kinds) if kind.head]
+        for number in self._heads:
+            self.register_buffer(f"head_{number}", torch.zeros(spec.kinds[number].head, features + 1))
 
     def kinds_of(self, images: torch.Tensor) -> torch.Tensor:
         """The kind of each image [n, C, (D,) H, W] as the network takes it: its place in the specification, -1 for the known."""
@@ -95,6 +104,20 @@ class Harmoniser(nn.Module):
                 corrected[rows] = _calibrated(logits[rows], kind.calibration)
         return corrected
 
+    def changed(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor | None:
+        """After the last layer: its change for images of new kinds."""
+        if self.kinds is None or not self._heads:
+            return None
+        changed = logits.clone()
+        for number in self._heads:
+            rows = (self.kinds == number).nonzero()[:, 0]
+            if len(rows):
+                change = self.get_buffer(f"head_{number}")
+                with torch.autocast(logits.device.type, enabled=False):
+                    more = nn.functional.linear(features[rows].to(change.dtype), change[:, :-1], change[:, -1])
+                changed[rows, : len(change)] += more.to(logits.dtype)
+        return changed
+
     def shifted(self, place: int, layer: _BatchNorm, given: torch.Tensor) -> torch.Tensor | None:
         """Before a BatchNorm layer that rests: bring images of new kinds to the statistics of the known ones."""
         if self.kinds is None or layer.training:
@@ -116,13 +139,29 @@ class _Shift:
         return self._harmoniser.shifted(self._place, layer, inputs[0])
 
 
+class _Change:
+    """The last layer's hook."""
+
+    def __init__(self, harmoniser: Harmoniser) -> None:
+        self._harmoniser = harmoniser
+
+    def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...], logits: torch.Tensor) -> torch.Tensor | None:
+        return self._harmoniser.changed(inputs[0], logits)
+
+
 def harmonise(module: nn.Module, spec: Harmonisation, preprocessing: PreprocessingSpec) -> Harmoniser:
-    """Have a plain network tell kinds of images from now on, in place. Raises BrokenBundle for looks of another form."""
+    """Have a plain network tell kinds of images from now on, in place.
+
+    Raises BrokenBundle for looks of another form, UnknownNetwork for a change of a last layer that is not linear.
+    """
     layers = batch_norms(module)
-    harmoniser = Harmoniser(spec, preprocessing, layers)
+    last = last_linear(module) if any(kind.head for kind in spec.kinds) else None
+    harmoniser = Harmoniser(spec, preprocessing, layers, last.in_features if last is not None else 0)
     module.add_module(ATTRIBUTE, harmoniser)
     module.register_forward_pre_hook(harmoniser.take)
     module.register_forward_hook(harmoniser.give)
+    if last is not None:
+        last.register_forward_hook(_Change(harmoniser))
     if any(kind.statistics for kind in spec.kinds):
         for place, layer in enumerate(layers.values()):
             layer.register_forward_pre_hook(_Shift(harmoniser, place))
@@ -155,6 +194,12 @@ def set_statistics(harmoniser: Harmoniser, kind: int, statistics: Statistics, la
         for what, value in (("scale", scale), ("shift", known - mean * scale)):
             buffer = harmoniser.get_buffer(f"{what}_{place}")
             buffer[kind] = value.to(buffer)
+
+
+def set_head(harmoniser: Harmoniser, kind: int, change: np.typing.NDArray[np.float64]) -> None:
+    """Keep a change [classes, features + 1] of the last layer as that of one kind of images."""
+    buffer = harmoniser.get_buffer(f"head_{kind}")
+    buffer[:] = torch.from_numpy(change).to(buffer)
 
 
 def mapped(shades: torch.Tensor, levels: GreyLevels) -> torch.Tensor:

@@ -30,6 +30,8 @@ def with_classes(spec: ModelSpec, module: nn.Module, added: Sequence[str]) -> tu
         wider.bias.fill_(UNLIKELY)
         wider.weight[: last.out_features] = last.weight
         wider.bias[: last.out_features] = last.bias if last.bias is not None else 0.0
+    for hook in last._forward_hooks.values():  # noqa: SLF001 - what kinds of images have of their own stays with the layer
+        wider.register_forward_hook(hook)
     parent, _, attribute = name.rpartition(".")
     setattr(grown.get_submodule(parent), attribute, wider)
     calibration = spec.calibration

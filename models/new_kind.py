@@ -1,8 +1,9 @@
 """The rung `harmonise`: images of another look are told apart and read in their own way; all others pass unchanged.
 
 No weight is trained. From recent images, labelled or not, and held-out old ones follow the discriminant of the two kinds, the
-change of grey levels and the BatchNorm statistics; the labelled new cases choose what of these is used and correct the
-logits. An old class can pay only through old images that are taken for new ones: the bar for that is chosen on held-out looks.
+change of grey levels and the BatchNorm statistics; the labelled new cases choose what of these is used and correct the last
+layer and the logits. An old class can pay only through old images that are taken for new ones: the bar for that is chosen on
+held-out looks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,10 @@ from torch import nn
 from models.adaptation import batch_norms, estimate_statistics
 from models.bundle import LoadedModel, network_of
 from models.data import TensorSet
-from models.harmonisation import ATTRIBUTE, harmonise, harmoniser_of, mapped, set_statistics
-from models.kind_calibration import fitted, studies_of
-from models.logits import Floats, Integers, StudyLogits, balanced_loss, study_logits
+from models.harmonisation import ATTRIBUTE, harmonise, harmoniser_of, mapped, set_head, set_statistics
+from models.kind_calibration import fitted, spread, studies_of
+from models.kind_head import head_of_kind, logits_and_features
+from models.logits import Floats, Integers, StudyLogits, balanced_loss, class_recalls, study_logits
 from models.look import FORM, look_of
 from models.sampling import seeded
 from models.selection import PRICE, TOLERANCE
@@ -59,12 +61,15 @@ class Harmonised:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """A way of reading the new kind: a network that reads every image so, its answers to labelled new cases, their correction."""
+    """A way of reading the new kind: a network that reads every image so, and its answers to labelled new cases.
+
+    The answers are without the kind's correction, and with changes of the last layer that were fitted without their study.
+    """
 
     kind: ImageKind
     network: nn.Module
     taught: StudyLogits
-    calibration: Calibration
+    record: dict[str, Any]
 
 
 class _NothingToDo(Exception):  # noqa: N818 - no fault, an answer
@@ -76,15 +81,21 @@ class _NothingToDo(Exception):  # noqa: N818 - no fault, an answer
 
 
 def harmonise_new(
-    champion: LoadedModel, taught: TensorSet, old: TensorSet, recent: TensorSet, device: torch.device, seed: int = 0
+    champion: LoadedModel,
+    taught: TensorSet,
+    old: TensorSet,
+    recent: TensorSet,
+    device: torch.device,
+    seed: int = 0,
+    usual: Mapping[int, float] | None = None,
 ) -> Harmonised:
     """Have the champion read images that look like the `recent` ones and unlike the `old` ones in their own way.
 
-    `taught` are labelled new studies; of `old` studies of the development data and of `recent` ones no label is used. The
-    champion is not touched.
+    `taught` are labelled new studies; of `old` studies of the development data and of `recent` ones no label is used. `usual`
+    are the recalls of the classes before the decline, which the new images shall be read with as well. The champion is not touched.
     """
     try:
-        return _Rung(champion, taught, old, recent, device, seed).run()
+        return _Rung(champion, taught, old, recent, device, seed, usual or {}).run()
     except _NothingToDo as reason:
         return Harmonised(champion.module, champion.spec, reason.record, unchanged=True)
 
@@ -93,10 +104,18 @@ class _Rung:
     """One run. Looks and shades are taken on the CPU, where the prepared images lie."""
 
     def __init__(
-        self, champion: LoadedModel, taught: TensorSet, old: TensorSet, recent: TensorSet, device: torch.device, seed: int
+        self,
+        champion: LoadedModel,
+        taught: TensorSet,
+        old: TensorSet,
+        recent: TensorSet,
+        device: torch.device,
+        seed: int,
+        usual: Mapping[int, float],
     ) -> None:
         self.champion, self.taught, self.old, self.device, self.seed = champion, taught, old, device, seed
         self.known, self.recent = _images(old), _images(recent)
+        self.usual = usual
         self.groups = _groups(old), _groups(recent)
         self.mean, self.std = champion.spec.preprocessing.mean, champion.spec.preprocessing.std
 
@@ -111,13 +130,13 @@ class _Rung:
         explained = {"before": distance(known, new), "after": distance(known, mapped(torch.from_numpy(new), levels).numpy())}
         present = study_logits(self.champion.module.to(self.device), self.taught, self.device)
         chosen, way, costs = self._best(self._ways(separation, levels), members, present)
-        kind = way.kind.model_copy(update={"calibration": way.calibration})
         bar, trials = self._bar(separation, way, present)
-        kind = kind.model_copy(update={"intercept": separation.discriminant.intercept - bar})
+        kind = way.kind.model_copy(update={"intercept": separation.discriminant.intercept - bar})
         spec = _with_kind(self.champion.spec, kind)
         record = {
             "chosen": chosen,
             "candidates": costs,
+            **way.record,
             "bar": bar,
             "bars": trials,
             "known_images": len(self.known),
@@ -188,9 +207,30 @@ class _Rung:
         best = min(costs, key=lambda name: costs[name])
         if costs[best] >= costs["as before"]:
             raise _NothingToDo("no other way of reading the new images suits their labels better", **costs)
-        taught = study_logits(networks[best], self.taught, self.device)
-        way = _Way(kinds[best], networks[best], taught, fitted(taught, base, self.seed)[0])
+        way = self._corrected(kinds[best], networks[best], present)
         return best, way, {name: round(cost, 5) for name, cost in costs.items()}
+
+    def _corrected(self, kind: ImageKind, network: nn.Module, present: StudyLogits) -> _Way:
+        """The way with its last layer and logits corrected: for the likelihood, then for what each class has to keep."""
+        base = self.champion.spec.calibration
+        taught, features = logits_and_features(network, self.taught, self.device)
+        found = fitted(taught, base, self.seed)[0]
+        said = _corrected(_corrected(taught, found), base)
+        head = head_of_kind(said, features, self.seed)
+        heat = found.temperature * base.temperature
+        unseen = replace(taught, logits=taught.logits + heat * (head.logits - said.logits))
+        before = class_recalls(present.probabilities(base), present.labels)
+        moves = spread(replace(said, logits=head.logits), self.usual, before)
+        offsets = np.asarray(found.offsets or (0.0,) * taught.classes) + base.temperature * np.asarray(moves)
+        own = found.model_copy(update={"offsets": tuple(float(each) for each in offsets)}) if any(moves) else found
+        kind = kind.model_copy(update={"calibration": own, "head": taught.classes if head.change is not None else 0})
+        told = _network(_with_kind(self.champion.spec, kind.model_copy(update={"intercept": ALWAYS})), network)
+        if head.change is not None:
+            harmoniser = harmoniser_of(told)
+            assert harmoniser is not None
+            set_head(harmoniser, len(harmoniser.spec.kinds) - 1, heat * head.change)
+        record = {"last_layer": head.penalty, "moved": [round(each, 4) for each in moves]}
+        return _Way(kind, told.to(self.device), unseen, record)
 
     def _bar(self, separation: Separation, way: _Way, present: StudyLogits) -> tuple[float, dict[str, dict[str, float]]]:
         """The log odds from which an image counts as new: least loss on new cases, known images keep their answers.
@@ -200,7 +240,7 @@ class _Rung:
         """
         base, found = self.champion.spec.calibration, separation.discriminant
         looks = found.scores(self._looks(_images(self.taught)))
-        own = _corrected(way.taught, way.calibration)
+        own = _corrected(way.taught, way.kind.calibration)
         doubtful = np.flatnonzero(separation.known > BARS[0])
         changed = self._changed([self.known[place] for place in doubtful], way)
         tried: dict[str, dict[str, float]] = {}
@@ -224,7 +264,7 @@ class _Rung:
         few = TensorSet(tuple(image[None] for image in images), (0,) * len(images), names, names)
         base = self.champion.spec.calibration
         before = study_logits(self.champion.module.to(self.device), few, self.device)
-        after = _corrected(study_logits(way.network, few, self.device), way.calibration)
+        after = study_logits(way.network, few, self.device)
         return np.asarray(before.probabilities(base).argmax(axis=1) != after.probabilities(base).argmax(axis=1))
 
     def _looks(self, images: Sequence[torch.Tensor]) -> Floats:
@@ -272,7 +312,9 @@ def _network(spec: ModelSpec, source: nn.Module) -> nn.Module:
     for name, own in harmoniser.state_dict().items():
         given = former.state_dict().get(name) if former is not None else None
         if given is not None:
-            own[: len(given) - 1] = given[:-1].to(own)
+            # Behind the kinds' statistics stand those of the known images, which change nothing.
+            rows = len(given) - (not name.startswith("head_"))
+            own[:rows] = given[:rows].to(own)
     return network.eval()
 
 

@@ -82,13 +82,17 @@ class RepairSettings(Spec):
 
 @dataclass(frozen=True, slots=True)
 class RepairData:
-    """Studies of a repair, patients disjoint. `recent` have no use of their labels; sets that a rung does not need may be empty."""
+    """Studies of a repair, patients disjoint. `recent` have no use of their labels; sets that a rung does not need may be empty.
+
+    `usual` are the recalls of the champion's classes before the decline, which the gate will ask for; those on `old_valid` else.
+    """
 
     new: TensorSet
     new_valid: TensorSet
     old: TensorSet
     old_valid: TensorSet
     recent: TensorSet
+    usual: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ def repair(
     if remedy in FITTED:
         made = _fitted(remedy, champion, data, settings, jury)
     elif remedy == Remedy.HARMONISE:
-        made = _harmonised(champion, data, settings)
+        made = _harmonised(champion, data, settings, jury)
     elif remedy == Remedy.ADAPT_STATISTICS:
         made = _adapted(champion, data, settings)
     else:
@@ -157,10 +161,12 @@ def _fitted(remedy: Remedy, champion: LoadedModel, data: RepairData, settings: R
     return Repaired(champion.module, spec, {"calibration": found.record}, unchanged=found.calibration == base)
 
 
-def _harmonised(champion: LoadedModel, data: RepairData, settings: RepairSettings) -> Repaired:
+def _harmonised(champion: LoadedModel, data: RepairData, settings: RepairSettings, jury: Jury) -> Repaired:
     device, taught = choose_device(settings.training.device), together(data.new, data.new_valid)
     known = together(data.old_valid, some(data.old, KNOWN, settings.training.seed))
-    found = harmonise_new(champion, taught, known, data.recent, device, settings.training.seed)
+    classes = champion.spec.classes
+    usual = {classes.index(name): recall for name, recall in data.usual.items()} or jury.reference
+    found = harmonise_new(champion, taught, known, data.recent, device, settings.training.seed, usual)
     return Repaired(found.module, found.spec, {"harmonisation": found.record}, unchanged=found.unchanged)
 
 

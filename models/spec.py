@@ -129,14 +129,15 @@ class ImageKind(Spec):
     """Images of another look (scanner, protocol, presentation) than those the model was made with, and how it reads them.
 
     An image is of this kind where its look (`models.look`) times `direction`, plus `intercept`, is above zero; of several
-    kinds it is of the one with the greatest such number. `statistics`: BatchNorm statistics of its own lie with the weights.
-    `calibration` comes before the model's own.
+    kinds it is of the one with the greatest such number. `statistics`: BatchNorm statistics of its own lie with the weights;
+    so does a change of the last layer for the first `head` classes. `calibration` comes behind that and before the model's own.
     """
 
     direction: tuple[float, ...]
     intercept: float
     grey_levels: GreyLevels | None = None
     statistics: bool = False
+    head: int = Field(0, ge=0)
     calibration: Calibration = Field(default_factory=Calibration)
 
 
@@ -180,8 +181,8 @@ class ModelSpec(Spec):
             msg = "calibration.offsets needs one value per class"
             raise ValueError(msg)
         kinds = self.harmonisation.kinds if self.harmonisation else ()
-        if any(len(kind.calibration.offsets) > len(self.classes) for kind in kinds):
-            msg = "a kind of images has more offsets than there are classes"
+        if any(max(len(kind.calibration.offsets), kind.head) > len(self.classes) for kind in kinds):
+            msg = "a kind of images has more offsets than there are classes, or changes the last layer for more"
             raise ValueError(msg)
         return self
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from models.bundle import BundleInfo, load_bundle, save_bundle
 from models.data import split_by_patient
+from models.predictor import Predictor
 from models.remedies import KNOWN, REFERENCE, STRATEGIES, Hooks, RepairData, Repaired, repair
-from models.scoring import ScoredCase
+from models.scoring import ScoredCase, score
 from models.training_settings import EpochRecord
 from schemas.vocabulary import Remedy
 from services.remediation import data, jobs, options
@@ -125,7 +126,10 @@ def _repair(context: Context, claim: jobs.Claim, material: Material, keeper: job
     )
     first_rate = options.first_body_rate(material.champion.training)
     ties = options.repair_settings(chosen, context.settings.inference.device, limits.max_cases, limits.devices, first_rate)
-    return repair(claim.remedy, material.champion, _sets(claim, material, limits.max_cases, keeper), ties, hooks)
+    sets = _sets(claim, material, limits.max_cases, keeper)
+    if claim.remedy == Remedy.HARMONISE:
+        sets = replace(sets, usual=_usual(context, material, keeper))
+    return repair(claim.remedy, material.champion, sets, ties, hooks)
 
 
 def _sets(claim: jobs.Claim, material: Material, most: int, keeper: jobs.LeaseKeeper) -> RepairData:
@@ -145,6 +149,17 @@ def _sets(claim: jobs.Claim, material: Material, most: int, keeper: jobs.LeaseKe
         old_valid=data.load(held_out, spec, None, keeper.check),
         recent=data.load(material.recent, spec, material.rule, keeper.check),
     )
+
+
+def _usual(context: Context, material: Material, keeper: jobs.LeaseKeeper) -> dict[str, float]:
+    """The champion's recall of each class on the baseline, which the gate asks for; of the baseline nothing else is used."""
+    champion, settings = material.champion, context.settings.inference
+    tensors = data.load(data.split_of(material.old, TEST), champion.spec, None, keeper.check)
+    scored = score(Predictor(champion, settings.device, settings.precision, settings.batch_size), tensors, champion.spec.classes)
+    right: dict[str, list[bool]] = {}
+    for case in scored:
+        right.setdefault(case.truth, []).append(case.predicted == case.truth)
+    return {name: sum(each) / len(each) for name, each in right.items()}
 
 
 def _report_step(context: Context, claim: jobs.Claim, words: str) -> None:

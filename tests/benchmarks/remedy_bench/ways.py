@@ -101,7 +101,9 @@ def by_rung(remedy: Remedy, champion: LoadedModel, sets: Protocol, tune: Pool, e
     """One rung."""
     started = time.perf_counter()
     with Meter() as meter:
-        made = repair(remedy, champion, material(sets, tune, effort.seed), effort.repairing())
+        made = repair(
+            remedy, champion, replace(material(sets, tune, effort.seed), usual=usual(champion, sets.test)), effort.repairing()
+        )
     choice = made.record.get("penalties", {}).get("chosen", "") if remedy in STRATEGIES else ""
     share = made.record.get("interpolation", made.record.get("statistics", {})).get("share")
     note = ", ".join(filter(None, [choice, f"share {share:g}" if share is not None else "", "unchanged" if made.unchanged else ""]))
@@ -167,9 +169,13 @@ def promising(champion: LoadedModel, made: Repair, rung: Remedy, tune: Pool, gat
     """Whether a cheap rung is put to the gate, as remediation decides it."""
     if rung not in SCREENED:
         return True
-    usual = {name: float(recall) for name, recall in zip(champion.spec.classes, by_class(champion, old), strict=True)}
     taught = paired(champion, made.model, tune)
-    return unpromising(taught, usual, len(gate.labels), champion.spec.classes, Rules(draws=300, looks=looks)) is None
+    return unpromising(taught, usual(champion, old), len(gate.labels), champion.spec.classes, Rules(draws=300, looks=looks)) is None
+
+
+def usual(champion: LoadedModel, old: Pool) -> dict[str, float]:
+    """The recalls of the classes before the decline."""
+    return {name: float(recall) for name, recall in zip(champion.spec.classes, by_class(champion, old), strict=True)}
 
 
 def judged(champion: LoadedModel, challenger: LoadedModel, gate: Pool, old: Pool, looks: int) -> Judgement:

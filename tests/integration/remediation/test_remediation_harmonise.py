@@ -69,7 +69,7 @@ def test_another_presentation_is_harmonised_and_old_studies_read_as_ever(stripes
 
 def _check_service(context: Context, new: list, expected: Predictor) -> None:
     """The version in service is loaded as the gate scored it."""
-    cache = BundleCache(context.settings.models_dir, lambda loaded: Predictor(loaded, "cpu"))
+    cache = BundleCache(context.settings.models_dir, lambda loaded: Predictor(loaded, "cpu"), context.clock.monotonic)
     with context.database.read() as session:
         ready, broken = cache.refresh(scoring_versions(session))
     assert not broken
