@@ -17,11 +17,15 @@ LINGER_BYTES: Final = 1 << 20
 _QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)
 
 
+class HandshakeFailed(ConnectionError):  # noqa: N818 - named for what happened
+    """TLS was not agreed upon. The text says why and what to do; it never quotes the peer."""
+
+
 class Connection(Protocol):
     """One peer's connection; `interrupt` may be called from any thread."""
 
     def handshake(self, seconds: float) -> None:
-        """Make the connection usable; raises OSError (TimeoutError, ssl.SSLError)."""
+        """Make the connection usable; raises OSError (TimeoutError, HandshakeFailed)."""
 
     def set_timeout(self, seconds: float) -> None:
         """How long one `receive` or `send` may wait."""
@@ -113,7 +117,12 @@ class TlsConnection(PlainConnection):
     def handshake(self, seconds: float) -> None:
         """See `Connection`."""
         self._tls.settimeout(seconds)
-        self._tls.do_handshake()
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLEOFError:
+            raise
+        except ssl.SSLError as error:
+            raise HandshakeFailed(_words_on(error)) from None
 
     def set_timeout(self, seconds: float) -> None:
         """See `Connection`. OpenSSL does not pass the kernel's time limit on: Python keeps the time."""
@@ -149,3 +158,19 @@ def tls_context(settings: DicomSettings) -> ssl.SSLContext | None:
             f"RECLAIM_DICOM_TLS_*: certificate, key or CA cannot be used ({type(error).__name__}: {error})"
         ) from None
     return context
+
+
+def _words_on(error: ssl.SSLError) -> str:
+    """What is the matter and what to do, from OpenSSL's own names of reasons."""
+    reason = str(error.reason or "").upper()
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "it shows no certificate: give it one that RECLAIM_DICOM_TLS_CA has signed"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted, {error.verify_message}: renew it, or add its CA to RECLAIM_DICOM_TLS_CA"
+    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "BAD_RECORD_TYPE", "PACKET_LENGTH_TOO_LONG"):
+        return "it speaks no TLS: switch TLS on there, or send to another port"
+    if reason in ("UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW", "NO_SHARED_CIPHER"):
+        return "it offers neither TLS 1.3 nor TLS 1.2 with forward secrecy: set it to the BCP 195 profile"
+    if "ALERT" in reason:
+        return f"it does not accept our certificate or protocol, {reason}: give it the CA of RECLAIM_DICOM_TLS_CERTIFICATE"
+    return reason or type(error).__name__

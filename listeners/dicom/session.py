@@ -21,7 +21,7 @@ from listeners.dicom.association import (
     StoreBegun,
     StoreEnded,
 )
-from listeners.dicom.connection import Connection
+from listeners.dicom.connection import Connection, HandshakeFailed
 from listeners.dicom.environment import BUFFER_BYTES, Environment
 from listeners.dicom.operations import Peer
 from listeners.dicom.pdu import DATA_HEADER
@@ -96,6 +96,9 @@ class Session:
                 self._serve()
             except TimeoutError:
                 self._time_out()
+            except HandshakeFailed as failed:
+                self._outcome = "no TLS"
+                logger.warning("DCM-325 no TLS with %s: %s", self._peer.address, failed)
             except OSError as error:
                 self._note_end(f"the connection broke ({type(error).__name__})")
             except Exception as error:  # noqa: BLE001 - a defect costs this association, never the listener

@@ -1,8 +1,10 @@
 """Who may call, from where, and what they may store; TLS with mutual authentication."""
 
+import contextlib
 import shutil
 import ssl
 import subprocess
+import time
 
 import pytest
 
@@ -142,6 +144,50 @@ def _tls_rejection(listener, context):
     with connect(listener.port) as plain, context.wrap_socket(plain) as connection:
         connection.sendall(association_request())
         return receive_pdu(connection)[0]
+
+
+def _told(caplog):
+    """What the log says of handshakes that failed."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("DCM-325")]
+        if told:
+            caplog.clear()
+            return told
+        time.sleep(0.01)
+    return []
+
+
+def test_why_a_handshake_failed_and_what_to_do_is_in_the_log(own, authority, caplog):
+    caplog.set_level("INFO")
+    server, ca = authority["server"], authority["ca"]
+    with own(tls_certificate=server[0], tls_key=server[1], tls_ca=ca[0]) as listener:
+        old, distrustful = _tls(authority, "client"), ssl.create_default_context()
+        distrustful.check_hostname = False
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+        old.set_ciphers("ALL:@SECLEVEL=0")
+        weak = _tls(authority, "client")
+        weak.maximum_version = ssl.TLSVersion.TLSv1_2
+        weak.set_ciphers("AES128-SHA:@SECLEVEL=0")
+        for context, says in (
+            (_tls(authority), "shows no certificate: give it one that RECLAIM_DICOM_TLS_CA has signed"),
+            (_tls(authority, "stranger"), "self-signed certificate"),
+            (old, "TLS 1.2"),
+            (weak, "TLS 1.2"),
+            (distrustful, "does not accept our certificate"),
+        ):
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
+                _tls_rejection(listener, context)
+            (told,) = _told(caplog)
+            assert says in told
+        with connect(listener.port) as plain:
+            plain.sendall(association_request())
+            receive_pdu(plain)
+        (told,) = _told(caplog)
+        assert "speaks no TLS" in told
+        connect(listener.port).close()  # a load balancer's check is no failed handshake
+        time.sleep(0.3)
+        assert "DCM-325" not in caplog.text
 
 
 def test_only_certified_peers_get_in(own, authority):
