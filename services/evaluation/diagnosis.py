@@ -143,7 +143,8 @@ def feed_doubt(before: Findings, baseline: Findings, after: Findings) -> Cause |
         risen = share - highest >= FEED_RISE and p_value is not None and p_value < RISK / len(doubts)
         if risen or (not references and share >= FEED_SHARE):
             was = earlier / compared if compared else 0.0
-            return Cause(Diagnosis.PIPELINE, f"{name.replace('_', ' ')} in {share:.0%} of the studies, was {was:.0%}", p_value)
+            doubt, tests = name.replace("_", " "), {} if p_value is None else {name.replace("_", " "): p_value}
+            return Cause(Diagnosis.PIPELINE, f"{doubt} in {share:.0%} of the studies, was {was:.0%}", p_value, tests)
     return None
 
 
@@ -185,16 +186,17 @@ def _described(before: Sequence[StreamCase], after: Sequence[StreamCase], label:
         wrong = [case for case in after if case.truth == label]
         before = [case for case in wrong if case.predicted == case.truth]
         after = [case for case in wrong if case.predicted != case.truth]
-    moved: list[tuple[int, float, str]] = []
+    moved: list[tuple[int, float, str, str]] = []
     for name in names:
         then, now = _values(before, name), _values(after, name)
         p_value, words = _facet_moved(name, then, now)
         if words and p_value < RISK / len(names):
-            moved.append((_PLACES.get(name, 1), p_value, words))
+            moved.append((_PLACES.get(name, 1), p_value, words, facet(name)))
     if not moved:
         return None
     named = sorted(moved)[:MOST_FACETS]
-    return Cause(Diagnosis.COVARIATE, ", ".join(words for *_, words in named), min(p_value for _, p_value, _ in named))
+    tests = {name: p_value for _, p_value, _, name in named}
+    return Cause(Diagnosis.COVARIATE, ", ".join(words for _, _, words, _ in named), min(tests.values()), tests)
 
 
 def _facet_moved(name: str, then: Sequence[str], now: Sequence[str]) -> tuple[float, str]:

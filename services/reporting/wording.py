@@ -125,6 +125,7 @@ _MEASURED: Final[dict[str, str]] = {
 _OWNERS: Final = {"champion": "before", "challenger": "after", "macro_recall": "all classes together"}
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])(?:(?<!e\.g\.)(?<!i\.e\.)(?<!\bno\.)(?<!\bvs\.)(?<!\bca\.) | (?![a-z0-9(“]))")
 _LONGEST_SENTENCE: Final = 480
+_LEAST_P: Final = 0.001
 _FILLERS: Final = ("A report on the model is written.", "The report has the figures behind it.")
 KEYWORD: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 """Between the words of a DICOM keyword."""
@@ -256,6 +257,8 @@ def evidence_value(key: str, value: Any) -> str:
         return _chance(float(value))
     if key == "rule_metric":
         return metric_name(str(value))
+    if key.endswith("p_value") and isinstance(value, int | float) and value < _LEAST_P:
+        return f"below {_LEAST_P:g}"
     if isinstance(value, int | float) and not isinstance(value, bool) and is_rate(key) and -1 <= value <= 1:
         return percent(float(value))
     return moment(value) if isinstance(value, str) else number(value)

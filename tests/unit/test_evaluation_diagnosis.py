@@ -41,6 +41,7 @@ def test_doubts_about_the_images_are_a_broken_feed():
     cause = found(stream(lambda number: {"findings": ["window_missing"] if number % 4 else []}))
     assert cause.kind is Diagnosis.PIPELINE
     assert cause.what == "window missing in 75% of the studies, was 0%"
+    assert cause.tests == {"window missing": cause.p_value}
     assert cause.p_value < 1e-6
 
 
@@ -77,6 +78,8 @@ def test_of_a_new_scanner_its_station_comes_first_then_how_it_scans_then_what_th
     cases += [one for one in stream(lambda _: {"facets": new}) if one.batch >= 4]
     cause = found(cases)
     assert cause.what.startswith("station CT2, slices 1.25 mm instead of 5 mm, ")
+    assert list(cause.tests) == ["station", "slices", "model"]
+    assert max(cause.tests.values()) < 1e-6
     line = root_cause(replace(cause, what="station CT2, slices 1.25 mm instead of 5 mm"), FALL, START)
     assert line == "since 12 March 2026, station CT2, slices 1.25 mm instead of 5 mm; recall of glioma 0.71, was 0.90"
 

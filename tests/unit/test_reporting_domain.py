@@ -10,7 +10,16 @@ from services.reporting.files import write_report
 from services.reporting.remedy import split_pairs
 from services.reporting.render import escape_markdown
 from services.reporting.statistics import cases_for_half_width, confusion, rate, recalls, reliability
-from services.reporting.wording import fall_sentence, metric_name, metric_value, number, sentences, two_sentences, with_interval
+from services.reporting.wording import (
+    evidence_value,
+    fall_sentence,
+    metric_name,
+    metric_value,
+    number,
+    sentences,
+    two_sentences,
+    with_interval,
+)
 
 
 def case(truth, predicted, confidence=0.8):
@@ -146,3 +155,9 @@ def test_a_report_is_replaced_whole(tmp_path):
     write_report(folder, {"a": b"3"})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a": b"3"}
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_p_value_is_never_written_as_zero():
+    assert evidence_value("cause_p_value", 0.0) == "below 0.001"
+    assert evidence_value("cause_p_value", 0.04) == "0.040"
+    assert evidence_value("subgroups", 0) == "0"
