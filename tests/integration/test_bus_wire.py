@@ -4,7 +4,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from sqlmodel import col, select
 
 from schemas.events import MaintenanceReport
 from schemas.settings import DeadLetterSettings, KafkaSettings, OutboxSettings
-from schemas.tables import Audit, DeadLetter, Outbox
+from schemas.tables import Audit, DeadLetter, Lease, Outbox
 from schemas.topics import LABEL, REPORT, TOPICS
 from schemas.vocabulary import Status
 from services.runtime import dead_letters, relay
@@ -294,7 +295,7 @@ def _all_sent(context: Context) -> bool:
 
 async def test_tickers_and_workers_need_no_broker_and_one_process_ticks(sqlite_url: str, tmp_path: Path) -> None:
     nowhere = make_context(sqlite_url, KafkaSettings(bootstrap="127.0.0.1:1"), tmp_path)
-    ticked: list[str] = []
+    ticked: list[tuple[str, datetime]] = []
     worked: list[bool] = []
 
     async def work(stop: StopSignal) -> None:
@@ -302,12 +303,16 @@ async def test_tickers_and_workers_need_no_broker_and_one_process_ticks(sqlite_u
         await stop.wait()
 
     def service(name: str) -> Service:
-        ticker = Ticker("shared", 0.05, lambda tx: (tx.audit("t", "tick", name), ticked.append(name))[0])
-        return Service(name, tickers=(ticker,), workers=(Worker(name, work),))
+        def tick(tx: Transaction) -> None:
+            lease = tx.session.get_one(Lease, "tick:shared")
+            ticked.append((name, lease.expires_at))
+
+        return Service(name, tickers=(Ticker("shared", 0.05, tick),), workers=(Worker(name, work),))
 
     async with running(nowhere, service("a")), running(nowhere, service("b")):
         await until(lambda: len(ticked) >= 10 and len(worked) == 2, 10, "ten ticks and two workers")
-    assert len(set(ticked)) == 1
+    handed_over = [after - before for (one, before), (other, after) in pairwise(ticked) if one != other]
+    assert all(later >= timedelta(seconds=5.05) for later in handed_over), "ticked before the other's lease ended"
 
 
 async def test_a_broker_that_is_away_is_waited_for(sqlite_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
