@@ -130,7 +130,9 @@ def told_of(refused: Mapping[str, int]) -> str:
             f"SOP class {_some(unknown)}: a storage class is added with RECLAIM_DICOM_SOP_CLASSES, all else is not offered"
         )
     if others:
-        parts.append(f"no transfer syntax of SOP class {_some(others)}: the sender has to offer another (docs/conformance.md, 2.2)")
+        parts.append(
+            f"no transfer syntax of SOP class {_some(others)}: the sender has to offer another (docs/conformance.md, 4.2.1.4.1)"
+        )
     return "; ".join(parts)
 
 
