@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import socket
 import ssl
 import subprocess
 import time
@@ -14,7 +15,7 @@ from listeners.dicom.scp import is_within, networks
 from schemas.settings import DicomSettings
 from services.runtime.errors import InvalidInput
 from tests.dicom_listener import CT, MR, Listener, associated, dcmtk, encoded, make, one, refused, store
-from tests.dicom_wire import accepted, association_request, connect, receive_pdu, rejection
+from tests.dicom_wire import ACCEPT, accepted, association_request, connect, receive_pdu, rejection
 
 
 @pytest.fixture
@@ -49,6 +50,16 @@ def test_an_address_outside_the_networks_is_not_spoken_to(own):
 )
 def test_networks(address, inside):
     assert is_within(address, networks(("10.0.0.0/8", "fe80::/10"))) is inside
+
+
+def test_ipv6_is_served(own):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("NOT TESTED: this machine has no IPv6")
+    with own(host="::1", allowed_networks=("::1/128",)) as listener, socket.create_connection(("::1", listener.port), 10) as peer:
+        peer.sendall(association_request())
+        assert receive_pdu(peer)[0] == ACCEPT
 
 
 def test_associations_of_one_address_have_their_own_limit(own):
