@@ -217,31 +217,36 @@ class Session:
         Most of a large object comes so, and it changes nothing in the state machine: headers, content, written; headers,
         content, written. Everything else is left to it.
         """
-        start, length = len(header), association.length_of(header)
-        if length < PACE_BYTES or start + length > len(self._buffer):
-            return length
+        start, total = len(header), len(header) + association.length_of(header)
+        if total < PACE_BYTES or total > len(self._buffer):
+            return total
         self._flush()
         incoming, receive = self._incoming, self._connection.receive
-        head, content = self._buffer[:start], self._buffer[start : start + length]
+        head, fragment, content = self._buffer[:start], self._buffer[:total], self._buffer[start:total]
         while incoming is not None and not self._is_endless:
-            size = receive(head)
+            size = receive(fragment)
             if size < start or head != header:
                 self._filled = size
                 if size:
                     self._take_in(association, self._buffer, size)
                 return size
-            size = receive(content, whole=True)
-            if size < length:
-                association.resume(head, 0)
-                self._filled = start + size
-                if size:
-                    self._take_data(association, content[:size])
-                return size
+            if size < total:
+                size += receive(fragment[size:], whole=True)
+            if size < total:
+                return self._leave_run(association, size)
             incoming.write((content,))
             self._is_endless = incoming.is_endless
-            self._data_bytes += length
+            self._data_bytes += total - start
             self._window_began, self._window_bytes = time.monotonic(), 0
-        return length
+        return total
+
+    def _leave_run(self, association: Association, size: int) -> int:
+        """Take the beginning of a fragment of which no more came; returns 0 where nothing came behind its headers."""
+        start = association.resume(self._buffer, 0)
+        self._filled = size
+        if size > start:
+            self._take_data(association, self._buffer[start:size])
+        return size - start
 
     def _room(self, least: int) -> memoryview:
         """The unused part of the buffer; all of it where less than `least` would be left."""
