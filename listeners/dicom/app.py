@@ -146,5 +146,7 @@ def _announce(state_dir: Path, port: int) -> Path:
         fresh.write_text(json.dumps({"port": port, "pid": os.getpid()}), encoding="utf-8")
         fresh.replace(path)
     except OSError as error:
-        logger.warning("%s cannot be written (%s)", path, error.strerror)
+        logger.warning(
+            "DCM-307 %s cannot be written (%s): is the disk full? `reclaim doctor` may look at another port", path, error.strerror
+        )
     return path

@@ -119,8 +119,8 @@ class Reporter:
             settle(tx, owed.transaction_uid, CommitmentState.REPORTED, owed.attempts + 1)
         telemetry.count("reclaim.commitments.finished", outcome="failures" if report.failed else "committed")
         level = logging.WARNING if report.failed else logging.INFO
-        text = "SCM-101 %s has its commitment report: %d instances committed, %d not"
-        logger.log(level, text, owed.peer_ae, len(report.committed), len(report.failed))
+        numbers = (len(report.committed), len(report.failed))
+        logger.log(level, "SCM-101 %s has its commitment report: %d instances committed, %d not", owed.peer_ae, *numbers)
         return True
 
     def _check(self, owed: OwedReport) -> Report:

@@ -1,6 +1,8 @@
 """Every message id that the code can log stands in the runbook, once, with an action, and none that it cannot."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -65,3 +67,24 @@ def test_every_metric_is_described_and_no_other() -> None:
 
     text = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(reclaim\.[a-z.]+)` \|", text, re.MULTILINE) == [*COUNTERS, *HISTOGRAMS]
+
+
+def log_lines() -> Iterator[tuple[str, ast.expr, list[ast.expr]]]:
+    """Where something is logged, its text, and what stands in it, in the parts whose lines all have ids by the runbook."""
+    for folder in ("listeners/dicom", "listeners/dicomweb", "services/assembly", "services/results"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                match node:
+                    case ast.Call(func=ast.Attribute(value=ast.Name(id="logger"), attr=level), args=[*arguments]):
+                        if level != "isEnabledFor":
+                            text, *rest = arguments[1:] if level == "log" else arguments
+                            yield f"{file.relative_to(ROOT)}:{node.lineno}", text, rest
+
+
+def test_every_log_line_begins_with_a_message_id() -> None:
+    lines = list(log_lines())
+    assert len(lines) > 30
+    for place, text, rest in lines:
+        assert isinstance(text, ast.Constant), place
+        named = isinstance(rest[0], ast.Attribute) and rest[0].attr == "message_id" if rest else False
+        assert re.match(r"[A-Z]{3}-\d{3} ", text.value) or (text.value.startswith("%s ") and named), place
