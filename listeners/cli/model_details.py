@@ -8,7 +8,8 @@ from sqlmodel import Session
 from models.bundle import read_spec, read_training
 from models.remedies import REFERENCE
 from models.spec import ModelSpec
-from schemas.tables import ModelVersion
+from schemas.tables import DetectorCalibration, ModelVersion
+from services.evaluation import repository as evaluations
 from services.runtime import registry
 from services.runtime.chance import standing
 from services.runtime.service import Context
@@ -25,7 +26,7 @@ def details(context: Context, name: str, number: int | None) -> list[Line]:
         classes = registry.classes_of(session, name, wanted)
         state = row.state if owner.serving or wanted != owner.champion else f"{row.state} (stopped)"
         first = [("version", f"{name} {wanted}"), ("state", state), ("task", owner.task), ("classes", ", ".join(classes))]
-        baseline = list(_baseline(session, row, classes))
+        baseline = [*_baseline(session, row, classes), *_detector(evaluations.calibration(session, name, wanted))]
     folder = context.settings.models_dir / row.bundle
     training = read_training(folder)
     return [*first, *_made(row), *_network(read_spec(folder)), *_start(training), *_training(training), *baseline]
@@ -75,3 +76,12 @@ def _baseline(session: Session, row: ModelVersion, classes: tuple[str, ...]) -> 
     numbers = [f"{name} {row.metrics[name]:.3g}" for name in shown if isinstance(row.metrics.get(name), float)]
     if numbers:
         yield "gate", ", ".join(numbers)
+
+
+def _detector(kept: DetectorCalibration | None) -> Iterator[Line]:
+    if kept is None:
+        return
+    year = f"in a year of {kept.batches_per_year} batches of {kept.batch_size} labelled cases"
+    fall = kept.smallest_fall if kept.smallest_fall is not None and kept.smallest_fall < 1 else None
+    shown = "no fall of a single class is sure to show" if fall is None else f"a fall of {100 * fall:.0f} points in one class shows"
+    yield "detector", f"alarms at log evidence {kept.threshold_a:.2f} or {kept.threshold_b:.2f} ({kept.origin}); {year} {shown}"

@@ -9,16 +9,15 @@ from sqlmodel import Session
 
 from schemas.evaluation_settings import EvaluationSettings
 from schemas.events import BatchReady, EvaluationCompleted
-from schemas.tables import BaselineCase, Batch, DetectorCalibration, Evaluation
+from schemas.tables import Batch, Evaluation
 from schemas.topics import BATCH_READY, EVALUATION_COMPLETED
 from services.evaluation import repository
-from services.evaluation.calibration import bound, calibrate, fingerprint
 from services.evaluation.detector import Thresholds
 from services.evaluation.evaluate import Material, Outcome, evaluate
 from services.evaluation.pace import blocks_per_year
 from services.evaluation.picture_repository import pictures
-from services.evaluation.power import with_smallest_fall
-from services.evaluation.stream import StreamCase, count, one_per_patient
+from services.evaluation.stream import StreamCase, one_per_patient
+from services.evaluation.thresholds import Conditions, keep
 from services.evaluation.truth_repository import scored_cases
 from services.runtime.consumer import Batch as Polled
 from services.runtime.consumer import BatchConsumer
@@ -83,9 +82,11 @@ class Evaluate(BatchConsumer[Prepared]):
             task = repository.task_of(session, found.batch_id)
             known = taught | {row.patient_key for row in baseline}
             per_year = blocks_per_year((case.acquired_at for case in one_per_patient(stream, known)), self.batch_size)
-            mark, kept = self._kept_thresholds(session, found, baseline, classes, per_year)
+            conditions = Conditions(baseline, classes, self.batch_size, per_year)
+            mark = conditions.mark(self.settings)
+            kept = repository.thresholds(session, found.model, found.version, mark)
             seen = self._seen(session, found, stream)
-        thresholds = kept or self._calibrate(mark, baseline, classes, per_year)
+        thresholds = kept or self._calibrate(mark, conditions)
         material = seen(classes=classes, baseline=baseline, taught=taught, thresholds=thresholds)
         return Finished(found, task, event.data.corrected, evaluate(material), mark, thresholds, self.batch_size)
 
@@ -112,23 +113,10 @@ class Evaluate(BatchConsumer[Prepared]):
             run_length=self.settings.cusum_run_length,
         )
 
-    def _kept_thresholds(
-        self, session: Session, batch: Batch, baseline: list[BaselineCase], classes: tuple[str, ...], per_year: int
-    ) -> tuple[str, Thresholds | None]:
-        counts = count(one_per_patient(baseline), (), classes, 1)
-        budget, seed = self.settings.false_alarms_per_year, self.settings.seed
-        mark = fingerprint(counts.baseline_errors[0], counts.baseline_cases[0], self.batch_size, budget, seed, per_year)
-        return mark, repository.thresholds(session, batch.model, batch.version, mark)
-
-    def _calibrate(self, mark: str, baseline: list[BaselineCase], classes: tuple[str, ...], per_year: int) -> Thresholds:
-        """Seconds of simulation, once per version and volume; the bound where there is no test set to simulate from."""
+    def _calibrate(self, mark: str, conditions: Conditions) -> Thresholds:
+        """Seconds, once per version and volume."""
         if mark not in self._fresh:
-            budget, seed = self.settings.false_alarms_per_year, self.settings.seed
-            counts = count(one_per_patient(baseline), (), classes, 1)
-            errors, cases = counts.baseline_errors[0], counts.baseline_cases[0]
-            size = self.batch_size
-            made = calibrate(errors, cases, size, budget, seed, per_year) if baseline else bound(budget, per_year)
-            self._fresh[mark] = with_smallest_fall(made, errors, cases, size, seed) if baseline else made
+            self._fresh[mark] = conditions.thresholds(self.settings)
         return self._fresh[mark]
 
 
@@ -154,7 +142,7 @@ def store(tx: Transaction, event: Received[Any], finished: Finished) -> None:
         "summary": outcome.summary[:1000],
         "evaluated_at": tx.clock.now(),
     }
-    tx.insert_new(DetectorCalibration, [_calibration(tx, finished)], returning="model")
+    keep(tx, (batch.model, batch.version), finished.fingerprint, finished.thresholds, finished.batch_size)
     parts: dict[str, Any] = {
         name: [each.model_dump(mode="json") for each in getattr(outcome, name)] for name in ("metrics", "subgroups", "rules")
     }
@@ -176,19 +164,3 @@ def store(tx: Transaction, event: Received[Any], finished: Finished) -> None:
     }
     subject = f"{batch.model}:{batch.version}"
     tx.audit(CONSUMER, "evaluation.completed", subject, evaluation=identity, event=event.event_id, **detail)
-
-
-def _calibration(tx: Transaction, finished: Finished) -> DetectorCalibration:
-    batch, kept = finished.batch, finished.thresholds
-    return DetectorCalibration(
-        model=batch.model,
-        version=batch.version,
-        fingerprint=finished.fingerprint,
-        threshold_a=kept.a,
-        threshold_b=kept.b,
-        origin=kept.origin,
-        batch_size=finished.batch_size,
-        batches_per_year=kept.per_year,
-        smallest_fall=kept.smallest_fall,
-        made_at=tx.clock.now(),
-    )

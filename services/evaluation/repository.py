@@ -164,6 +164,21 @@ def classes(session: Session, model: str, version: int) -> tuple[str, ...]:
     return tuple((row.classes if row else ()) or owner.classes) if owner else ()
 
 
+def without_thresholds(session: Session) -> list[tuple[str, int]]:
+    """Champions, serving or stopped, for which no thresholds were ever made."""
+    known = select(DetectorCalibration.model).where(
+        DetectorCalibration.model == RegisteredModel.name, DetectorCalibration.version == RegisteredModel.champion
+    )
+    query = select(RegisteredModel).where(col(RegisteredModel.champion).is_not(None), ~known.exists())
+    return [(row.name, row.champion) for row in session.exec(query.order_by(RegisteredModel.name)) if row.champion is not None]
+
+
+def calibration(session: Session, model: str, version: int) -> DetectorCalibration | None:
+    """The newest thresholds of a version; None before the first."""
+    query = select(DetectorCalibration).where(DetectorCalibration.model == model, DetectorCalibration.version == version)
+    return session.exec(query.order_by(col(DetectorCalibration.made_at).desc()).limit(1)).first()
+
+
 def thresholds(session: Session, model: str, version: int, fingerprint: str) -> Thresholds | None:
     """Thresholds kept from an earlier calibration for exactly these conditions."""
     row = session.get(DetectorCalibration, (model, version, fingerprint))

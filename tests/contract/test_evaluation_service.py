@@ -1,5 +1,6 @@
 """The evaluation on both databases, fed through the join: status, evidence, corrections, redelivery, audit."""
 
+import asyncio
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -14,10 +15,12 @@ from schemas.settings import EvaluationSettings, JoinSettings
 from schemas.tables import Audit, BaselineCase, DeadLetter, DetectorCalibration, Evaluation, ModelVersion, Outbox, TrainingPatient
 from services.evaluation import calibration, power, repository
 from services.evaluation.app import build
+from services.evaluation.thresholds import Prepare
 from services.ground_truth.handlers import Join
 from services.runtime import registry
 from services.runtime.consumer import process
 from services.runtime.messages import Record, headers_of
+from services.runtime.service import StopSignal
 
 START = datetime(2026, 3, 2, 8, tzinfo=UTC)
 JOIN = JoinSettings(batch_size=50, tune_share=0.0, gate_share=0.0)
@@ -302,3 +305,37 @@ def test_patients_that_the_model_was_trained_on_are_no_evidence(site):
     assert recall["cases"] == 5
     assert recall["value"] < 0.5
     assert row.status == "degraded"
+
+
+def test_thresholds_are_made_when_a_version_begins_to_serve_and_are_those_of_its_first_evaluation(site):
+    site.register()
+    prepare = Prepare(site.database, site.context.settings.evaluation, JOIN.batch_size)
+    assert [prepare.once(), prepare.once()] == [1, 0]
+    with site.database.read() as session:
+        before = session.exec(select(DetectorCalibration)).one()
+        kept = before.fingerprint, before.threshold_a, before.threshold_b
+        audit = session.exec(select(Audit).where(Audit.action == "detector.calibrated")).one()
+    assert 0 < before.smallest_fall <= 1
+    assert audit.detail["fingerprint"] == before.fingerprint
+    site.score_and_label(50)
+    site.evaluate()
+    with site.database.read() as session:
+        after = session.exec(select(DetectorCalibration)).one()
+        assert (after.fingerprint, after.threshold_a, after.threshold_b) == kept
+        assert session.exec(select(Evaluation)).one().evidence["threshold_a"] == before.threshold_a
+
+
+async def test_the_worker_makes_them_and_ends_when_it_shall(site):
+    site.register()
+    stop = StopSignal()
+    (worker,) = build(site.context).workers
+    task = asyncio.create_task(worker.run(stop))
+    for _ in range(400):
+        await asyncio.sleep(0.05)
+        with site.database.read() as session:
+            if session.exec(select(DetectorCalibration)).all():
+                break
+    stop.set()
+    await asyncio.wait_for(task, 20)
+    with site.database.read() as session:
+        assert len(session.exec(select(DetectorCalibration)).all()) == 1
