@@ -19,6 +19,7 @@ from schemas.vocabulary import Verdict
 from services.remediation import betting, groups, resampling
 from services.remediation.discordance import discordant
 from services.remediation.introductions import introductions
+from services.remediation.losses import lost
 from services.remediation.resampling import Floats
 from services.remediation.shortage import Loss, cases_needed, cases_that_bound, within_reach
 
@@ -97,12 +98,18 @@ class _Arrays:
         self.truth: npt.NDArray[np.int64] = np.array([classes.index(case.truth) for case in cases], dtype=np.int64)
         self.present = sorted(set(self.truth.tolist()))
         self.old, self.old_confidence = _answers([case.champion for case in cases], classes, self.truth)
+        self.called = _called([case.champion for case in cases], classes)
         self.new, self.new_confidence = _answers([case.challenger for case in cases], classes, self.truth)
         self.brier_gain = _brier([case.champion for case in cases], classes, self.truth) - _brier(
             [case.challenger for case in cases], classes, self.truth
         )
         self.draws = resampling.counts(self.patients, rules.draws, rules.seed)
         self.once = np.ones((1, len(cases)))
+
+
+def _called(rows: Sequence[Mapping[str, float]], classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    scores = np.array([[row[name] for name in classes] for row in rows], dtype=np.float64)
+    return np.asarray(scores.argmax(axis=1), dtype=np.int64)
 
 
 def _answers(rows: Sequence[Mapping[str, float]], classes: Sequence[str], truth: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
@@ -329,28 +336,9 @@ def _class_losses(
         enough = number >= 3 / rules.margin
         small += [] if enough else [f"{classes[label]} ({number})"]
         name = classes[label]
-        loss = _lost(cases, own, reference, label, rules)
+        loss = lost(cases, label, rules.margin, rules.bound_level, reference)
         fine &= _tolerated(where, f"class {name}", f"recall:{name}", loss, rules, found, bounded=enough)
     return small, fine
-
-
-def _lost(cases: _Arrays, own: npt.NDArray[np.bool_], reference: _Arrays | None, label: int, rules: Rules) -> Loss:
-    """Loss of a class's recall: against the champion on the same cases, or on `reference` where it has less.
-
-    A recall that enough baseline cases show is a goal that stands fixed, as in a trial with one arm; the uncertainty of one that
-    few show counts too. The smaller bound counts.
-    """
-    loss = cases.old[own] - cases.new[own]
-    paired = Loss(float(loss.mean()), resampling.upper(resampling.means(loss, cases.draws[:, own]), rules.bound_level))
-    kept = reference.old[reference.truth == label] if reference is not None else loss[:0]
-    if reference is None or not len(kept) or kept.mean() >= cases.old[own].mean():
-        return paired
-    few = len(kept) < 3 / rules.margin
-    goal = resampling.means(kept, reference.draws[:, reference.truth == label]) if few else kept.mean(keepdims=True)
-    draws = goal - resampling.means(cases.new[own], cases.draws[:, own])
-    lost = float(kept.mean() - cases.new[own].mean())
-    beside = Loss(lost, resampling.upper(draws, rules.bound_level), float(np.nanstd(goal)))
-    return min(paired, beside, key=lambda each: each.bound)
 
 
 def _tolerated(where: str, words: str, name: str, loss: Loss, rules: Rules, found: _Findings, *, bounded: bool) -> bool:
@@ -359,9 +347,11 @@ def _tolerated(where: str, words: str, name: str, loss: Loss, rules: Rules, foun
     What the gate has too few cases to tell is no objection: it is left open.
     """
     found.numbers |= {f"{where}_loss:{name}": loss.lost, f"{where}_loss_upper:{name}": loss.bound}
+    found.numbers |= {f"{where}_granted:{name}": loss.granted} if loss.granted else {}
     if loss.lost <= rules.margin and (not bounded or loss.bound <= rules.margin):
         return True
     limits = f"{loss.lost:.1%} recall, up to {loss.bound:.1%}; tolerated are {rules.margin:.1%}"
+    limits += f", beyond the {loss.granted:.1%} that all classes lack" if loss.granted else ""
     reason = f"On the {where} it may lose too much, {words}: {limits}."
     if bounded:
         _wanting(reason, where, loss, rules, found)

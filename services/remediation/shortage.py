@@ -14,11 +14,15 @@ REACHABLE: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss of recall and its upper bound; `fixed` is the standard error that further cases of the gate leave as it is."""
+    """A loss of recall and its upper bound, both beyond what is `granted`.
+
+    `fixed` is the standard error that further cases of the gate leave as it is.
+    """
 
     lost: float
     bound: float
     fixed: float = 0.0
+    granted: float = 0.0
 
 
 def cases_that_bound(loss: Loss, cases: int, margin: float, level: float) -> int:

@@ -112,6 +112,7 @@ _MEASURED: Final[dict[str, str]] = {
     "baseline_loss_upper": "Recall lost on the old test set, at most",
     "gate_loss": "Recall lost on the gate's cases",
     "gate_loss_upper": "Recall lost on the gate's cases, at most",
+    "gate_granted": "Recall that all classes lack on the gate's cases, left out of the loss",
     "baseline_classes_absent": "Classes that the old test set does not show",
     "gate_classes_absent": "Classes that the gate's cases do not show",
     "added_cases": "Cases of the gate, new class",
