@@ -127,7 +127,7 @@ def told_of(refused: Mapping[str, int]) -> str:
     parts = []
     if unknown:
         parts.append(
-            f"SOP class {_some(unknown)}: a storage class is added with RECLAIM_DICOM_SOP_CLASSES, all else is not offered"
+            f"SOP class {_some(unknown)}: a private storage class is added with RECLAIM_DICOM_SOP_CLASSES, other services are not offered"
         )
     if others:
         parts.append(
