@@ -126,9 +126,8 @@ def told_of(refused: Mapping[str, int]) -> str:
     others = [uid for uid, result in refused.items() if result != _CLASS_UNKNOWN]
     parts = []
     if unknown:
-        parts.append(
-            f"SOP class {_some(unknown)}: a private storage class is added with RECLAIM_DICOM_SOP_CLASSES, other services are not offered"
-        )
+        advice = "RECLAIM_DICOM_SOP_CLASSES adds private storage classes; no other service is offered"
+        parts.append(f"SOP class {_some(unknown)}: {advice}")
     if others:
         parts.append(
             f"no transfer syntax of SOP class {_some(others)}: the sender has to offer another (docs/conformance.md, 4.2.1.4.1)"
