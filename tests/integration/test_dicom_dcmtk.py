@@ -1,5 +1,6 @@
 """Real peers: DCMTK and our own sender against the listener."""
 
+import re
 import shutil
 import subprocess
 
@@ -42,6 +43,44 @@ def test_dcmtk_reads_and_sends_synthesised_images(listener, tmp_path, modality, 
     assert (listener.archive / row.path).read_bytes().endswith(encoded(dataset))
     offset = int(dataset.get("RescaleIntercept", 0))
     assert np.array_equal(dataset.pixel_array.astype(int) + offset, image.astype(int) + offset)
+
+
+OF_MANY_KINDS = (
+    "CT_small.dcm",
+    "693_J2KI.dcm",
+    "GDCMJ2K_TextGBR.dcm",
+    "MR_small_RLE.dcm",
+    "SC_rgb_jpeg_gdcm.dcm",
+    "SC_jpeg_no_color_transform.dcm",
+    "image_dfl.dcm",
+)
+"""Explicit VR, deflated, RLE, JPEG baseline and lossless, JPEG 2000 both. Big endian dcmsend turns over by itself."""
+
+
+@pytest.mark.dcmtk
+def test_dcmsend_sends_what_it_finds_as_it_lies_there(listener, tmp_path):
+    for name in OF_MANY_KINDS:
+        shutil.copy(PACKAGED / name, tmp_path)
+    command = [dcmtk("dcmsend"), "-v", "--decompress-never", "+sd", "127.0.0.1", str(listener.port), tmp_path]
+    sent = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert sent.returncode == 0, sent.stderr
+    told = sent.stdout + sent.stderr
+    assert re.search(rf"with status SUCCESS\s*: {len(OF_MANY_KINDS)}\b", told), told
+    for name in OF_MANY_KINDS:
+        source = dcmread(PACKAGED / name)
+        kept = dcmread(listener.archive / listener.instance(source.SOPInstanceUID).path)
+        assert kept.file_meta.TransferSyntaxUID == source.file_meta.TransferSyntaxUID
+        assert kept.PixelData == source.PixelData
+
+
+@pytest.mark.dcmtk
+@pytest.mark.parametrize("tool", ["findscu", "movescu", "getscu"])
+def test_questions_are_refused_at_once_and_the_log_says_so(listener, tool, caplog):
+    caplog.set_level("INFO")
+    key = ["-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2.3"]
+    asked = [dcmtk(tool), "-S", *key, "127.0.0.1", str(listener.port)]
+    assert subprocess.run(asked, check=False, capture_output=True, timeout=20).returncode != 0
+    assert "1.2.840.10008.5.1.4.1.2.2" in next(text for text in caplog.messages if text.startswith("DCM-324"))
 
 
 def test_echo_knows_a_silent_port(listener, free_port):
