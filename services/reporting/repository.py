@@ -1,8 +1,9 @@
 """All SQL of the reports: gathers the facts as they stood at the cause, stores the finished report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import and_, not_, or_
 from sqlalchemy import case as when
@@ -102,7 +103,7 @@ def _judgements(session: Session, model: str, until: datetime) -> list[Evaluatio
 
 
 def _history(judgements: Sequence[EvaluationFacts]) -> list[EvaluationFacts]:
-    """Each batch with its newest figures and the status that the stream had with it: a later judgement is no alarm of then.
+    """Each batch with its newest figures, and what the stream showed with it: a later judgement is no alarm of then.
 
     What a batch showed before, where labels were corrected or came late, is kept as its revisions.
     """
@@ -120,12 +121,21 @@ def _history(judgements: Sequence[EvaluationFacts]) -> list[EvaluationFacts]:
         replace(
             each,
             status=first[batch].status,
+            evidence=first[batch].evidence,
+            rules=_of_then(each, first[batch]),
             evaluated_at=first[batch].evaluated_at,
             revisions=_revisions(earlier[batch], each),
         )
         for batch, each in newest.items()
     ]
     return sorted(merged, key=lambda each: (each.closed_at, each.version, each.number))
+
+
+def _of_then(newest: EvaluationFacts, first: EvaluationFacts) -> tuple[Mapping[str, Any], ...]:
+    """The 5 % rule is about the batch, charts are about the stream up to it."""
+    return tuple(
+        rule for each, ours in ((newest, True), (first, False)) for rule in each.rules if (rule.get("rule") == "reclaim") is ours
+    )
 
 
 def _revisions(judgements: Sequence[EvaluationFacts], newest: EvaluationFacts) -> tuple[Revision, ...]:

@@ -69,11 +69,16 @@ def judged_again(context, number, identity, **values):
 def test_a_correction_of_an_old_batch_moves_no_alarm(story, clock):
     clock.advance(3600)
     newest = {"status": "degraded", "stream_cases": 700, "evaluated_at": clock.now(), "summary": "It is worse. Still."}
-    judged_again(story, 2, "corrected", **newest, evidence=fall_evidence(), diagnosis="covariate")
+    cusum = {"rule": "cusum", "alarmed": True, "metric": "recall:glioma", "statistic": 9.0, "limit": 5.1}
+    judged_again(story, 2, "corrected", **newest, evidence=fall_evidence(), diagnosis="covariate", rules=[cusum])
     clock.advance(60)
     process(story.database, consumer_of(story), [ordered(story, OrderKind.REPORT)])
     [report] = reported(story)
-    data = json.loads(contents(story, report)["report.json"])["data"]
+    document = json.loads(contents(story, report)["report.json"])
+    data = document["data"]
+    [batches] = [each for each in document["tables"] if each["title"] == "Batches of version 1"]
+    [second] = [row for row in batches["rows"] if row[0] == "2"]
+    assert (second[3], second[4], second[6]) == ("healthy", "4 %", "–"), "of the stream as it was judged with this batch"
     assert [each["status"] for each in data["history"]] == ["healthy"] * 4 + ["watch"] + ["degraded"] * 2
     assert report.summary == "It is worse. Still.", "the newest judgement of the stream"
     assert data["latest"]["batch_number"] == 7, "with the figures of the newest batch"
