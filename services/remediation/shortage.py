@@ -26,19 +26,20 @@ class Loss:
 
 
 def cases_that_bound(loss: Loss, cases: int, margin: float, level: float) -> int:
-    """Gate cases, of the mix that there is, with which a repair that loses nothing is shown to be within `margin`, power 80 %.
+    """Gate cases, of the mix that there is, with which a repair that loses little is shown to be within `margin`, power 80 %.
 
-    `loss` is bounded at `level` on `cases` cases; half the level counts, because one more judgement follows. The number is that
-    of a planned trial: it does not depend on the loss that was seen. 0 where there are so many cases already, where no number would
-    do, and where the loss is more than the margin by a standard error and more: labels are not spent on what is likely lost.
+    Little is nothing, or half the margin where there are enough cases for nothing. `loss` is bounded at `level` on `cases` cases;
+    half the level counts, because one more judgement follows. The number is that of a planned trial: it does not depend on the loss
+    that was seen. 0 where there are so many cases already, where no number would do, and where the loss is more than the margin by
+    a standard error and more: labels are not spent on what is likely lost.
     """
     spread = max(loss.bound - loss.lost, 0.0) / float(norm.ppf(1 - level))
-    wanted = margin / float(norm.ppf(1 - level / 2) + norm.ppf(POWER))
-    left = wanted**2 - loss.fixed**2
-    if loss.lost - spread > margin or left <= 0:
+    if loss.lost - spread > margin:
         return 0
-    needed = math.ceil(cases * max(spread**2 - loss.fixed**2, 0.0) / left)
-    return needed if needed > cases else 0
+    certainty = float(norm.ppf(1 - level / 2) + norm.ppf(POWER))
+    left = [(room / certainty) ** 2 - loss.fixed**2 for room in (margin, margin / 2)]
+    planned = [math.ceil(cases * max(spread**2 - loss.fixed**2, 0.0) / each) for each in left if each > 0]
+    return next((needed for needed in planned if needed > cases), 0)
 
 
 def within_reach(needed: int, cases: int) -> bool:

@@ -17,6 +17,7 @@ free cores (48 pixels, 1500 images a set, small network); `--full` takes all net
 wants a GPU.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -189,8 +190,29 @@ def one_model(plan: Plan, data: Path, name: str, network: str) -> tuple[list[dic
     if plan.real and name in images.REAL:
         others["other hospital"] = partial(other_hospital, plan, data, name, 0)
     for shift, parts in others.items():
-        rows += measured(plan, {"set": name, "network": network, "shift": shift}, champion, sets, usual, parts())
+        found = measured(plan, {"set": name, "network": network, "shift": shift}, champion, sets, usual, parts())
+        tell(found)
+        rows += found
     return rows, {"set": name, "network": network, "shift": "none"} | false_alarms(champion, published, 0)
+
+
+def tell(rows: list[dict[str, Any]]) -> None:
+    """What is found so far, in few words: a run takes long."""
+    for row in rows:
+        words = (
+            "set",
+            "network",
+            "shift",
+            "way",
+            "degraded",
+            "after",
+            "below ceiling",
+            "worst old class lost",
+            "GFLOP",
+            "gate",
+            "note",
+        )
+        print(" | ".join(str(row[word]) for word in words), file=sys.stderr, flush=True)
 
 
 def targets_of(rows: list[dict[str, Any]]) -> list[Target]:
