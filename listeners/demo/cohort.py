@@ -50,7 +50,7 @@ class Sizes:
     """Studies per chapter."""
 
     stable: int = 440
-    shifted: int = 900
+    shifted: int = 1100
     recovered: int = 1100
 
     @property

@@ -119,7 +119,9 @@ def _overrides() -> dict[str, str]:
         "RECLAIM_POLICY_COOL_DOWN_S": "0",
         "RECLAIM_REMEDIATION_EPOCHS": "30",
         "RECLAIM_REMEDIATION_BODY_LEARNING_RATE": "0.001",
-        "RECLAIM_REMEDIATION_REHEARSAL_SHARE": "0.75",
+        # Half of the patients teach: of a third of them the small network does not learn the classes' new borders well enough.
+        "RECLAIM_JOIN_TUNE_SHARE": "0.5",
+        "RECLAIM_JOIN_GATE_SHARE": "0.2",
     }
 
 
