@@ -7,7 +7,6 @@ import threading
 import time
 from contextlib import contextmanager
 
-import pytest
 from pynetdicom import AE, evt
 from sqlmodel import select
 from typer.testing import CliRunner
@@ -29,7 +28,6 @@ from tests.pacs_world import Orthanc, make_study, port
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 QUICK = Timeouts(connect_s=2.0, answer_s=1.0)
-needs_dcmtk = pytest.mark.skipif(shutil.which("movescu") is None, reason="NOT TESTED with DCMTK: no movescu on PATH")
 
 
 class Site:

@@ -19,7 +19,8 @@ from schemas.settings import PeerSettings
 from services.runtime import scu
 from services.runtime.errors import InvalidInput
 from services.runtime.scu import Peer, PeerAway, PeerLost, PeerRefuses
-from tests.pacs_site import QUICK, needs_dcmtk, reclaim, running_site, scp
+from tests.dicom_listener import dcmtk
+from tests.pacs_site import QUICK, reclaim, running_site, scp
 from tests.pacs_world import port
 
 
@@ -99,9 +100,8 @@ def test_studies_and_series_are_found(site):
 
 
 @pytest.mark.dcmtk
-@needs_dcmtk
 def test_dcmtk_finds_the_same(site):
-    command = ["findscu", "-v", "-S", "-aec", "PACS", "127.0.0.1", str(site.pacs.port), "-k", "QueryRetrieveLevel=STUDY"]
+    command = [dcmtk("findscu"), "-v", "-S", "-aec", "PACS", "127.0.0.1", str(site.pacs.port), "-k", "QueryRetrieveLevel=STUDY"]
     keys = ["-k", "PatientID=PAT-1", "-k", "StudyInstanceUID"]
     told = subprocess.run([*command, *keys], capture_output=True, text=True, check=True, timeout=60)
     theirs = set(re.findall(r"\(0020,000d\) UI \[([0-9.]+)", told.stdout + told.stderr, re.IGNORECASE))

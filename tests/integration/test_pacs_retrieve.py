@@ -13,7 +13,8 @@ from listeners.dicom.query import StudyMatch
 from listeners.dicom.retrieve import MOST_CONTEXTS, get_study, move_study, storage_contexts
 from listeners.dicom.synthesize import study_instance_uid
 from services.runtime.scu import Peer, PeerAcceptsNothing
-from tests.pacs_site import CT, MR, QUICK, needs_dcmtk, reclaim, running_site, same_data, scp
+from tests.dicom_listener import dcmtk
+from tests.pacs_site import CT, MR, QUICK, reclaim, running_site, same_data, scp
 from tests.pacs_world import make_study
 
 
@@ -83,10 +84,9 @@ def test_priors_of_an_archived_study_are_fetched(site, monkeypatch):
 
 
 @pytest.mark.dcmtk
-@needs_dcmtk
 def test_dcmtk_may_move_a_study_to_us(site):
     uid = study_instance_uid("prior0")
-    command = ["movescu", "-S", "-aec", "PACS", "-aem", "RECLAIM", "127.0.0.1", str(site.pacs.port)]
+    command = [dcmtk("movescu"), "-S", "-aec", "PACS", "-aem", "RECLAIM", "127.0.0.1", str(site.pacs.port)]
     with site.listening():
         subprocess.run(
             [*command, "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={uid}"],

@@ -1,6 +1,5 @@
 """`reclaim send` towards receivers that die, refuse, or accept only a part: every file is in the tally."""
 
-import shutil
 import subprocess
 import time
 from contextlib import contextmanager
@@ -13,10 +12,10 @@ from listeners.dicom import send
 from listeners.dicom.send import NO_ANSWER, NOT_ACCEPTED, send_folder, send_to
 from services.runtime.errors import InvalidInput
 from services.runtime.scu import Peer
+from tests.dicom_listener import dcmtk
 from tests.pacs_world import make_study, port
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
-needs_dcmtk = pytest.mark.skipif(shutil.which("storescp") is None, reason="NOT TESTED with DCMTK: no storescp on PATH")
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +38,11 @@ def receiver(on_store, sop_classes=(CT, MR)):
 
 
 @pytest.mark.dcmtk
-@needs_dcmtk
 def test_a_receiver_that_dies_midway_leaves_a_whole_tally(tmp_path):
     make_study(tmp_path / "in", "dies", count=12)
     store, number = tmp_path / "store", port()
     store.mkdir()
-    command = ["storescp", "-od", str(store), str(number)]
+    command = [dcmtk("storescp"), "-od", str(store), str(number)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _answers(number)
@@ -61,7 +59,6 @@ def test_a_receiver_that_dies_midway_leaves_a_whole_tally(tmp_path):
 
 
 @pytest.mark.dcmtk
-@needs_dcmtk
 def test_a_receiver_that_comes_back_gets_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(send, "RECONNECT_DELAYS_S", (0.3, 0.6, 2.0))
     make_study(tmp_path / "in", "back", count=12)
@@ -69,7 +66,7 @@ def test_a_receiver_that_comes_back_gets_the_rest(tmp_path, monkeypatch):
     store.mkdir()
 
     def start():
-        command = ["storescp", "-od", str(store), str(number)]
+        command = [dcmtk("storescp"), "-od", str(store), str(number)]
         lives.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
     def restart(done, _total):
