@@ -9,6 +9,7 @@ from schemas.events import MaintenanceOrder
 from schemas.tables import Audit, DeadLetter, Evaluation, Order, Report
 from schemas.topics import ORDER
 from schemas.vocabulary import OrderKind, OrderState, Remedy
+from services.reporting.wording import DASH
 from services.runtime import registry
 from services.runtime.consumer import process
 from services.runtime.messages import decode
@@ -50,7 +51,7 @@ def test_an_alarm_report_names_class_start_and_cause(story):
     assert "“glioma”" in text
     assert "28 March 2026, 08:00 UTC" in text
     assert "batch 5" in text, "the run of unhealthy batches began with batch 5"
-    assert "The likely cause is new images (scanner, protocol or patients): manufacturer model name Aera." in text
+    assert "The likely cause is new images (scanner, protocol or patients): model Aera." in text
     assert "about 34 percentage points lower than before (95 % interval 21 to 47)" in text
     assert "less than about 9 percentage points" in text
     page = files["report.html"].decode()
@@ -78,7 +79,7 @@ def test_a_correction_of_an_old_batch_moves_no_alarm(story, clock):
     data = document["data"]
     [batches] = [each for each in document["tables"] if each["title"] == "Batches of version 1"]
     [second] = [row for row in batches["rows"] if row[0] == "2"]
-    assert (second[3], second[4], second[6]) == ("healthy", "4 %", "–"), "of the stream as it was judged with this batch"
+    assert (second[3], second[4], second[6]) == ("healthy", "4 %", DASH), "of the stream as it was judged with this batch"
     assert [each["status"] for each in data["history"]] == ["healthy"] * 4 + ["watch"] + ["degraded"] * 2
     assert report.summary == "It is worse. Still.", "the newest judgement of the stream"
     assert data["latest"]["batch_number"] == 7, "with the figures of the newest batch"
