@@ -233,7 +233,8 @@ def delays(found: Sequence[Found]) -> list[dict[str, Any]]:
         times = [each.first for each in found if each.kind is kind and kind is not Diagnosis.NONE]
         if times:
             counts = {f"by {cases}": share([time is not None and time <= cases for time in times]) for cases in SEEN}
-            rows.append({"what": "right and stays right", "truth": str(kind)} | counts)
+            middle = float(np.median([np.inf if time is None else time for time in times]))
+            rows.append({"what": "right and stays right", "truth": str(kind), "median": f"at most {middle:g} cases"} | counts)
     return rows
 
 
