@@ -4,8 +4,11 @@ They flatter it. Where even they show that it gives back little of what was lost
 the ladder goes on: more labels would be asked for a repair that nobody wants, and each judgement makes the next one stricter.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
+
+import numpy as np
 
 from schemas.vocabulary import Remedy, Verdict
 from services.remediation.discordance import discordant
@@ -15,7 +18,7 @@ from services.remediation.shortage import cases_that_show
 SCREENED: Final = (Remedy.RETHRESHOLD, Remedy.HARMONISE, Remedy.ADAPT_STATISTICS)
 """Rungs with a few numbers to choose: what they do to the cases they were chosen on, they do to others at best."""
 ENOUGH: Final = 0.5
-"""A repair that gives back this share of the lost recall is judged however few the gate's cases are."""
+"""A repair that gives back this share of the lost recall, within a standard error, is judged however few the gate's cases are."""
 
 
 def unpromising(
@@ -27,7 +30,8 @@ def unpromising(
     changes = [float(_right(case, "challenger")) - _right(case, "champion") for case in taught]
     wins, losses = discordant((case.patient for case in taught), changes)
     needed = cases_that_show(wins, losses, len(taught), rules.level)
-    if 0 < needed <= gate_cases or (wins > losses and after - before >= ENOUGH * lost):
+    gain = after - before
+    if 0 < needed <= gate_cases or (gain > 0 and gain + _error(taught, changes, classes) >= ENOUGH * lost):
         return None
     reason = (
         f"Not put to the gate: on the {len(taught)} cases that it was made from it reads {wins} patients better and {losses} "
@@ -60,6 +64,13 @@ def recovery(gate: Sequence[PairedCase], usual: Mapping[str, float], classes: Se
 def _right(case: PairedCase, side: str) -> bool:
     scores: Mapping[str, float] = getattr(case, side)
     return max(scores, key=lambda name: scores[name]) == case.truth
+
+
+def _error(cases: Sequence[PairedCase], changes: Sequence[float], classes: Sequence[str]) -> float:
+    """Standard error of the change of the mean recall."""
+    groups = ([change for case, change in zip(cases, changes, strict=True) if case.truth == name] for name in classes)
+    squares = [float(np.var(group)) / len(group) for group in groups if group]
+    return math.sqrt(sum(squares)) / max(len(squares), 1)
 
 
 def _macro_recall(cases: Sequence[PairedCase], classes: Sequence[str], side: str) -> float:
