@@ -36,17 +36,22 @@ def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as `PARAMETER.NAME` tensors."""
+    """The optimiser's state as `PARAMETER.NAME` tensors, in the plain layout, which the files take."""
     state: Mapping[int, Mapping[str, torch.Tensor]] = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": tensor.detach().cpu().clone() for index, each in state.items() for name, tensor in each.items()}
+    named = {f"{index}.{name}": tensor for index, each in state.items() for name, tensor in each.items()}
+    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in named.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put `optimizer_tensors` back into an optimiser over the same parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
+        like = parameters[int(index)]
+        # In its parameter's layout, as it was: a step in another one would round otherwise.
+        laid_out = torch.empty_like(like, dtype=tensor.dtype, device="cpu").copy_(tensor) if tensor.shape == like.shape else tensor
+        state.setdefault(int(index), {})[key] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

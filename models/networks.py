@@ -37,7 +37,10 @@ def build_network(name: str, classes: int, channels: int = 1, spatial_dims: int 
     """An untrained network. Raises UnknownNetwork for an unknown name, option or number of dimensions."""
     architecture = _architecture(name)
     if spatial_dims not in architecture.spatial_dims:
-        raise UnknownNetwork(f"network {name!r} takes {architecture.spatial_dims} spatial dimensions, not {spatial_dims}")
+        others = ", ".join(each for each, known in ARCHITECTURES.items() if spatial_dims in known.spatial_dims)
+        raise UnknownNetwork(
+            f"network {name!r} takes {architecture.spatial_dims} spatial dimensions, not {spatial_dims}, which {others} take"
+        )
     try:
         module = architecture.build(classes, channels, spatial_dims, options)
     except TypeError as error:

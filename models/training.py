@@ -75,7 +75,10 @@ class _Run:
 
 
 class Ties(TypedDict, total=False):
-    """What a training may be tied to. A run that finds its own checkpoint goes on after it; before each batch it asks to stop."""
+    """What a training may be tied to. A run that finds its own checkpoint goes on after it; before each batch it asks to stop.
+
+    `on_epoch` hears of each epoch at least once: of that of the checkpoint again, because the process may have ended in between.
+    """
 
     rehearsal: TensorSet | None
     on_epoch: Callable[[EpochRecord], None] | None
@@ -104,7 +107,9 @@ def train(
     report = on_epoch if on_epoch is not None and distributed.world()[0] == 0 else lambda _: None
     with _repeatable():
         _resume(run, checkpoint_dir, fingerprint)
-        if settings.compare_start and not run.history:
+        if run.history:
+            report(run.history[-1])
+        elif settings.compare_start:
             report(_record(run, 0, None, time.monotonic()))
         reason = _epochs(run, stop, report, checkpoint_dir, fingerprint)
     module.load_state_dict(run.best or snapshot(module))

@@ -280,7 +280,7 @@ class MaintenanceApproval(Event):
 
 
 class MaintenanceRun(Event):
-    """Progress of a remedy's job."""
+    """Progress of a remedy's job; without an order and with the remedy `none`, of a training that a person asked for."""
 
     run_id: str
     order_id: str

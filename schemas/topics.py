@@ -77,7 +77,7 @@ APPROVAL: Final = Topic(
     ("chat",),
     "An order waits for a person, or a person has decided",
 )
-RUN: Final = Topic("maintenance.run.v1", events.MaintenanceRun, "model", "remediation", ("chat",), "Progress of a remedy")
+RUN: Final = Topic("maintenance.run.v1", events.MaintenanceRun, "model", "remediation", ("chat",), "Progress of a remedy or a training")
 PROMOTION: Final = Topic(
     "maintenance.promotion.v1",
     events.MaintenancePromotion,

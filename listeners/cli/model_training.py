@@ -23,12 +23,20 @@ Manifest = Annotated[
 ]
 Epochs = Annotated[int, typer.Option(min=1)]
 Seed = Annotated[int, typer.Option(min=0)]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, dir_okay=False, help="YAML or JSON with everything else that can be set (see docs/examples/training.yaml)"
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(help="Start weights: PATH, package:NAME or package:NAME/FILE, hub:NAME of torchvision, or an https address"),
 ]
 Hash = Annotated[str | None, typer.Option("--sha256", help="SHA-256 of the start weights; an address needs it")]
-Devices = Annotated[int, typer.Option(min=1, help="GPUs that share each batch, or processes where there is none")]
+Devices = Annotated[
+    int | None, typer.Option(min=1, help="GPUs that share each batch, or processes where there is none  [default: 1]")
+]
 
 
 def train(
@@ -41,34 +49,41 @@ def train(
     network: Annotated[
         str, typer.Option(help="small, resnet50, inception_v3, efficientnet_b0, efficientnet_v2_s, vgg16, densenet121 …")
     ] = "small",
-    size: Annotated[int, typer.Option(min=16, max=1024, help="Edge of the image in pixels")] = 96,
-    epochs: Epochs = 12,
-    seed: Seed = 0,
+    size: Annotated[int | None, typer.Option(min=16, max=1024, help="Edge of the image in pixels  [default: 96]")] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(min=4, max=512, help="Slices of a volume: a 3D network takes whole series"),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="At most so many; ends early  [default: 12]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="[default: 0]")] = None,
     weights: Weights = None,
     sha256: Hash = None,
-    devices: Devices = 1,
+    devices: Devices = None,
+    config: Config = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Let it serve even if its baseline is at chance level")] = False,
 ) -> None:
     """Train a model on a labelled data set, baseline it on the test split and register it.
 
-    Where no version of that name serves, the new one does; otherwise it is a candidate for `reclaim models promote`.
+    Where no version of that name serves, the new one does; otherwise it is a candidate for `reclaim models promote`. A training
+    that was ended, by whatever, goes on after its last epoch when the same command is given again.
 
     Example: reclaim models train data/manifest.csv --name lung --task pneumonia --modality DX --epochs 8
     """
     from listeners.training import TrainingRequest
+    from listeners.training_file import TrainingFile, read_training_file
 
     modalities, body_parts = tuple(each.value for each in modality), tuple(body_part)
-    request = TrainingRequest(
-        manifest, name, task, modalities, body_parts, description, network, size, epochs, seed, weights, sha256, devices
-    )
+    chosen = (network, size, epochs, seed, weights, sha256, devices, depth)
+    file = read_training_file(config) if config is not None else TrainingFile()
+    request = TrainingRequest(manifest, name, task, modalities, body_parts, description, *chosen, file=file)
     _train(open_context(), request, yes=yes)
 
 
 def _train(context: Context, request: "TrainingRequest", *, yes: bool) -> None:
     from listeners.training import train_and_register
 
-    with _progress(request.epochs) as (progress, on_epoch):
-        version = train_and_register(context, request, on_epoch, accept_asked(yes=yes, before=progress.stop))
+    with _progress(request.wanted_epochs) as (progress, on_epoch):
+        version = train_and_register(context, request, on_epoch, accept_asked(yes=yes, before=progress.stop), console.print)
     tell(context, version)
 
 

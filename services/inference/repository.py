@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import sqlalchemy
 from sqlalchemy import case, update
 from sqlmodel import Session, col, delete, func, select
 
@@ -121,12 +122,13 @@ def unscored(session: Session, since: datetime, damaged: str = "") -> list[Unsco
     marked = func.max(case((col(UnscoredStudy.reason) == damaged, 1), else_=0))
     kind = (UnscoredStudy.model, UnscoredStudy.modality, UnscoredStudy.body_part)
     query = (
-        select(*kind, number, marked)
+        sqlalchemy.select(*kind, number, marked)
         .where((col(UnscoredStudy.model) != "") | (col(UnscoredStudy.noticed_at) >= since))
         .group_by(*kind)
         .order_by(number.desc(), *kind)
     )
-    return [Unscored(*row, damaged=bool(mark)) for *row, mark in session.execute(query)]
+    rows = session.execute(query)
+    return [Unscored(model, modality, part, studies, bool(mark)) for model, modality, part, studies, mark in rows]
 
 
 def audit_broken(tx: Transaction, broken: Iterable[tuple[RegisteredVersion, str]]) -> None:

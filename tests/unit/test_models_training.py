@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on_exactly(reference, tmp_path, batches):
     assert numbers(result) == numbers(reference[0])
     assert result.best_epoch == reference[0].best_epoch
     assert same(weights(module), weights(reference[1]))
-    assert len(heard) == 5 - batches // 12
+    assert heard == list(range(max(1, batches // 12), 6)), "the checkpoint's epoch is told again: its hook may not have heard of it"
     assert not [path for path in tmp_path.rglob("*") if path.suffix in {".pt", ".pkl"}]
 
 

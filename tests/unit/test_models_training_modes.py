@@ -66,6 +66,19 @@ def test_channels_last_gives_the_same_numbers_but_for_rounding():
     assert max(float((plain[name] - last[name]).abs().max()) for name in plain if plain[name].is_floating_point()) < 5e-2
 
 
+@pytest.mark.parametrize("changes", [{"channels_last": True}, {"channels_last": True, "average": 0.9, "schedule": "plateau"}])
+def test_a_run_in_another_layout_resumes_exactly(tmp_path, changes):
+    whole, half, rest = (network_of(SPEC) for _ in range(3))
+    settings = QUICK.model_copy(update={"epochs": 3, **changes})
+    expected = train(whole, SPEC, TRAIN, VALID, settings)
+    steps = iter(range(1000))
+    stopped = train(half, SPEC, TRAIN, VALID, settings, checkpoint_dir=tmp_path, should_stop=lambda: next(steps) >= 6)
+    assert (stopped.stopped_by, len(stopped.history)) == ("request", 1)
+    found = train(rest, SPEC, TRAIN, VALID, settings, checkpoint_dir=tmp_path)
+    assert [each.valid_loss for each in found.history] == [each.valid_loss for each in expected.history]
+    assert all(torch.equal(tensor, rest.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
 def test_on_a_cpu_precision_is_float32_unless_it_is_asked_for():
     auto, full, half = (run(network_of(SPEC), precision=each) for each in ("auto", "float32", "bfloat16"))
     assert all(torch.equal(auto[name], full[name]) for name in auto)

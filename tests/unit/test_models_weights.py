@@ -128,3 +128,13 @@ def test_the_densenet_of_torchvision_fits_that_of_monai(tmp_path):
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(ours.features(image), theirs.features(image), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_a_published_volume_network_fit_with_its_options(tmp_path):
+    """Published weights for 3D residual networks have none on their shortcuts (type A), and `module.` before each name."""
+    start = build_network("monai_resnet18", 3, 1, 3, shortcut_type="A")
+    torch.save({"state_dict": {f"module.{name}": value for name, value in start.state_dict().items()}}, tmp_path / "r18.pth")
+    with pytest.raises(BrokenBundle, match="does not fit the network"):
+        load_pretrained(build_network("monai_resnet18", 2, 1, 3), tmp_path / "r18.pth")
+    taken = load_pretrained(build_network("monai_resnet18", 2, 1, 3, shortcut_type="A"), tmp_path / "r18.pth")
+    assert len(taken) == len(start.state_dict()) - 2

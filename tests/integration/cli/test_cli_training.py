@@ -1,0 +1,210 @@
+"""`reclaim models train` beyond its first options: volumes, every setting of a training, a killed one, what is told meanwhile."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from sqlmodel import select
+
+from listeners.dicom.synthesize import StudyFacts, write_image
+from listeners.training_file import read_training_file
+from models.bundle import load_bundle
+from models.networks import build_network
+from models.spec import PreprocessingSpec
+from models.training_settings import TrainingSettings
+from schemas.tables import Outbox
+from schemas.topics import RUN
+from services.runtime import registry
+from services.runtime.service import Context
+
+Reclaim = Callable[..., Any]
+CLASSES = ("dark", "light")
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "docs" / "examples" / "training.yaml"
+BEGIN = ("--name", "shade", "--task", "shade", "--modality", "MR", "--yes")
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> str:
+    """Plain images, dark or light on one side."""
+    rows, generator = ["path,label,patient,split"], np.random.default_rng(0)
+    for split, count in (("train", 16), ("valid", 6), ("test", 8)):
+        for number in range(count):
+            image = generator.normal(90, 10, (24, 24))
+            image[:, :12] += 100 * (number % 2)
+            facts = StudyFacts("MR", f"{split}-{number}", f"{split}-{number}", datetime(2026, 3, 2, tzinfo=UTC))
+            write_image(tmp_path / f"{split}-{number}.dcm", image.clip(0, 255).astype(np.uint8), facts)
+            rows.append(f"{split}-{number}.dcm,{CLASSES[number % 2]},{split}-{number},{split}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return str(tmp_path / "manifest.csv")
+
+
+def written(folder: Path, document: dict[str, Any]) -> tuple[str, str]:
+    (folder / "training.json").write_text(json.dumps(document))
+    return "--config", str(folder / "training.json")
+
+
+def bundle_of(site: Context, number: int = 1) -> Any:
+    with site.database.read() as session:
+        return load_bundle(site.settings.models_dir / registry.version(session, "shade", number).bundle)
+
+
+def events(site: Context) -> list[dict[str, Any]]:
+    with site.database.read() as session:
+        return [json.loads(body) for body in session.exec(select(Outbox.body).where(Outbox.topic == RUN.name).order_by(Outbox.id))]
+
+
+def test_every_setting_can_be_given_and_is_on_record(reclaim: Reclaim, manifest: str, site: Context, tmp_path: Path) -> None:
+    training = {
+        "epochs": 9,
+        "batch_size": 8,
+        "accumulation": 2,
+        "precision": "bfloat16",
+        "channels_last": True,
+        "balance": "weights",
+        "focal_gamma": 1.5,
+        "schedule": "plateau",
+        "patience": 3,
+        "average": 0.9,
+        "seed": 3,
+        "augmentation": {"rotation_degrees": 2, "flip": False},
+    }
+    preprocessing = {"size": [32, 24], "intensity": {"kind": "percentile"}, "fit": "stretch"}
+    file = written(tmp_path, {"options": {"width": 4}, "preprocessing": preprocessing, "training": training})
+    made = reclaim("models", "train", manifest, *BEGIN, *file, "--epochs", "2")
+    assert made.code == 0, made.text
+    loaded = bundle_of(site)
+    assert loaded.spec.preprocessing == PreprocessingSpec.model_validate(preprocessing)
+    assert (loaded.spec.options, loaded.spec.seed) == ({"width": 4}, 3)
+    assert loaded.training["settings"] == TrainingSettings.model_validate(training | {"epochs": 2}).model_dump(mode="json")
+
+
+def test_the_example_holds_settings_that_can_be_used(reclaim: Reclaim, manifest: str, site: Context) -> None:
+    written = read_training_file(EXAMPLE)
+    assert set(written.training) <= set(TrainingSettings.model_fields)
+    made = reclaim("models", "train", manifest, *BEGIN, "--config", str(EXAMPLE), "--size", "16", "--epochs", "1")
+    assert made.code == 0, made.text
+    assert bundle_of(site).spec.preprocessing.size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"training": {"scheduel": "plateau", "focal_gamma": -1}}, ("scheduel", "focal_gamma")),
+        ({"preprocessing": {"spacing": [1, 1, 1]}}, ("spacing is for volumes",)),
+        ({"trainig": {}}, ("trainig",)),
+        ({"options": {"widht": 4}}, ("does not take these options",)),
+        ([], ("none of the parts",)),
+    ],
+)
+def test_settings_that_cannot_be_used_are_told_before_any_image_is_read(
+    reclaim: Reclaim, manifest: str, site: Context, tmp_path: Path, document: Any, words: tuple[str, ...]
+) -> None:
+    said = reclaim("models", "train", manifest, *BEGIN, *written(tmp_path, document))
+    assert said.code == 2
+    assert all(word in said.text for word in words), said.text
+
+
+def test_a_network_that_cannot_take_the_size_says_so(reclaim: Reclaim, manifest: str, site: Context) -> None:
+    small = reclaim("models", "train", manifest, *BEGIN, "--network", "inception_v3", "--size", "48")
+    assert (small.code, "does not take images of 48 x 48 pixels" in small.text) == (2, True), small.text
+    flat = reclaim("models", "train", manifest, *BEGIN, "--network", "resnet50", "--depth", "16")
+    assert (flat.code, "monai_resnet18" in flat.text) == (2, True), flat.text
+
+
+def test_a_volume_network_takes_whole_series(reclaim: Reclaim, manifest: str, site: Context) -> None:
+    made = reclaim("models", "train", manifest, *BEGIN, "--size", "16", "--depth", "8", "--epochs", "1")
+    assert made.code == 0, made.text
+    loaded = bundle_of(site)
+    assert loaded.spec.preprocessing.size == (8, 16, 16)
+    assert any(isinstance(layer, torch.nn.Conv3d) for layer in loaded.module.modules())
+
+
+def test_start_weights_are_learnt_from_carefully_unless_it_is_said_how(
+    reclaim: Reclaim, manifest: str, site: Context, tmp_path: Path
+) -> None:
+    save_file(build_network("small", 3).state_dict(), tmp_path / "start.safetensors")
+    begin = (manifest, *BEGIN, "--size", "16", "--epochs", "1", "--weights", str(tmp_path / "start.safetensors"))
+    assert reclaim("models", "train", *begin).code == 0
+    assert reclaim("models", "train", *begin, *written(tmp_path, {"training": {"body_learning_rate": 0.001}})).code == 0
+    rates = [bundle_of(site, number).training["settings"]["body_learning_rate"] for number in (1, 2)]
+    assert rates == [TrainingSettings().body_learning_rate / 10, 0.001]
+
+
+def test_each_epoch_is_an_event_and_so_is_the_end(reclaim: Reclaim, manifest: str, site: Context) -> None:
+    assert reclaim("models", "train", manifest, *BEGIN, "--size", "16", "--epochs", "3").code == 0
+    told = events(site)
+    assert [(each["state"], each["epoch"], each["epochs"]) for each in told] == [
+        *[("running", epoch, 3) for epoch in (1, 2, 3)],
+        ("succeeded", None, 3),
+    ]
+    assert len({each["run_id"] for each in told}) == 1
+    assert (told[0]["model"], told[0]["remedy"], set(told[0]["metrics"]) >= {"valid_loss", "macro_recall"}) == (
+        "shade",
+        "none",
+        True,
+    )
+    assert list((site.settings.state_dir / "runs").iterdir()) == []
+
+
+def test_a_training_that_fails_is_announced(reclaim: Reclaim, manifest: str, site: Context) -> None:
+    Path(manifest).with_name("valid-0.dcm").write_bytes(b"no image")
+    said = reclaim("models", "train", manifest, *BEGIN, "--size", "16", "--epochs", "1")
+    assert (said.code, "study of row" in said.text) == (2, True), "an unreadable image is an error, never a black one"
+    assert [each["state"] for each in events(site)] == ["failed"]
+
+
+def test_a_killed_training_goes_on_when_asked_for_again(reclaim: Reclaim, manifest: str, site: Context, tmp_path: Path) -> None:
+    settings = written(tmp_path, {"options": {"width": 4}, "training": {"epochs": 30, "patience": 30}})
+    command = ("models", "train", manifest, *BEGIN, "--size", "64", *settings)
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    runs, ends = site.settings.state_dir / "runs", time.monotonic() + 120
+    with subprocess.Popen([sys.executable, "-m", "listeners.cli", *command], env=environment, stdout=subprocess.DEVNULL) as process:
+        while not list(runs.glob("*/epoch-00002")) and time.monotonic() < ends:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    [kept] = {path.parent for path in runs.glob("*/epoch-*")}
+    before = {each["epoch"] for each in events(site)}
+    again = reclaim(*command)
+    assert again.code == 0, again.text
+    assert "it goes on from there" in again.text
+    told = events(site)
+    assert sorted(each["epoch"] for each in told if each["epoch"]) == list(range(1, 31)), "each epoch once"
+    assert before < {each["epoch"] for each in told}
+    assert {each["run_id"] for each in told} == {kept.name}
+    assert not kept.exists()
+
+
+def test_a_checkpoint_that_cannot_be_used_is_put_away(reclaim: Reclaim, manifest: str, site: Context, monkeypatch: Any) -> None:
+    from listeners import training
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "save_bundle", killed)
+        with pytest.raises(KeyboardInterrupt):
+            training.train_and_register(
+                site,
+                training.TrainingRequest(Path(manifest), "shade", "shade", ("MR",), size=16, epochs=2),
+                lambda _: None,
+                lambda _: True,
+            )
+    [folder] = (site.settings.state_dir / "runs").iterdir()
+    (folder / "epoch-00002" / "weights.safetensors").write_bytes(b"cut short")
+    said = reclaim("models", "train", manifest, *BEGIN, "--size", "16", "--epochs", "2")
+    assert said.code == 0, said.text
+    assert "is damaged" in said.text
+    assert "begins anew" in said.text
