@@ -322,6 +322,7 @@ class MaintenanceReport(Event):
     title: str
     summary: str = Field(description="Two sentences")
     location: str = Field(description="HTML report, relative to the reports folder")
+    link: str = Field(default="", description="Its address, where RECLAIM_CHAT_REPORTS_URL says where the site serves the folder")
     markdown: str
     data: str = Field(description="JSON report, relative to the reports folder")
     pdf: str = Field(default="", description="PDF report, relative to the reports folder; empty in reports of older versions")

@@ -104,7 +104,8 @@ def write(
     begin = _moment(since, "--since") if since else end - WEEK
     if not begin < end <= context.clock.now():
         raise InvalidInput(f"the period from {begin:%F %R} to {end:%F %R} UTC is empty or ends in the future")
-    writer = Writer(context.database, context.settings.reports_dir, partial(rules_for, context.settings))
+    chosen = context.settings
+    writer = Writer(context.database, chosen.reports_dir, partial(rules_for, chosen), chosen.chat.reports_url)
     actor, identity = f"user:{getuser()}", uuid.uuid4().hex
     written = writer.write(Cause(identity, end, model, actor=actor, settings={"kind": "routine"}, since=begin))
     with context.database.transaction() as tx:

@@ -11,6 +11,7 @@ from services.runtime.service import Context, Service
 
 def build(context: Context) -> Service:
     """The consumer that writes reports into `reports_dir`, and the timer that orders the routine ones."""
-    writer = Writer(context.database, context.settings.reports_dir, partial(rules_for, context.settings))
+    chosen = context.settings
+    writer = Writer(context.database, chosen.reports_dir, partial(rules_for, chosen), chosen.chat.reports_url)
     tickers = (ticker(context.settings.reports),) if context.settings.reports.weekly else ()
     return Service(name=Reporting.name, consumers=(Reporting(writer),), tickers=tickers)

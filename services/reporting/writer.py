@@ -43,10 +43,14 @@ class Written:
 
 
 class Writer:
-    """Writes reports into the reports folder and enters them. `rules` tells those of a model by its name."""
+    """Writes reports into the reports folder and enters them. `rules` tells those of a model by its name.
 
-    def __init__(self, database: Database, reports: Path, rules: Callable[[str], Rules]) -> None:
+    `address` is where the site serves the reports folder, empty where it does not.
+    """
+
+    def __init__(self, database: Database, reports: Path, rules: Callable[[str], Rules], address: str = "") -> None:
         self._database = database
+        self._address = address.rstrip("/")
         self._reports = reports
         self._rules = rules
 
@@ -62,7 +66,7 @@ class Writer:
     def enter(self, tx: Transaction, written: Written, event: Received[Any] | None = None) -> MaintenanceReport:
         """The report's row, its event and its audit record; once, however often it is entered."""
         page, cause = written.page, written.cause
-        data = _event_of(page, cause, tx.clock.now())
+        data = _event_of(page, cause, tx.clock.now(), self._address)
         if repository.store(tx, _row_of(data)):
             tx.emit(REPORT, data, event_id=_hash(f"report.written|{page.report_id}")[:32], cause=event)
             tx.audit(ACTOR, "report.written", page.model, report=page.report_id, cause=cause.event_id, kind=page.kind)
@@ -85,7 +89,7 @@ def report_id(cause: Cause) -> str:
     return f"{cause.as_of:%Y%m%d}-{_hash(f'reporting|{cause.event_id}')[:16]}"
 
 
-def _event_of(page: Page, cause: Cause, now: datetime) -> MaintenanceReport:
+def _event_of(page: Page, cause: Cause, now: datetime, address: str) -> MaintenanceReport:
     return MaintenanceReport(
         report_id=page.report_id,
         model=page.model,
@@ -95,6 +99,7 @@ def _event_of(page: Page, cause: Cause, now: datetime) -> MaintenanceReport:
         title=page.title[:255],
         summary=page.summary,
         location=f"{page.report_id}/report.html",
+        link=f"{address}/{page.report_id}/report.html" if address else "",
         markdown=f"{page.report_id}/report.md",
         data=f"{page.report_id}/report.json",
         pdf=f"{page.report_id}/report.pdf",
@@ -106,7 +111,7 @@ def _event_of(page: Page, cause: Cause, now: datetime) -> MaintenanceReport:
 
 
 def _row_of(data: MaintenanceReport) -> Report:
-    return Report(html=data.location, **data.model_dump(exclude={"location", "since", "until"}))
+    return Report(html=data.location, **data.model_dump(exclude={"location", "link", "since", "until"}))
 
 
 def _hash(text: str) -> str:

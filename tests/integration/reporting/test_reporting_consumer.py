@@ -227,3 +227,13 @@ def test_orders_of_other_kinds_are_left_to_others(told):
     process(told.database, consumer_of(told), [ordered(told, OrderKind.REMEDY, remedy=Remedy.HEAD_ONLY)])
     assert reported(told) == []
     assert list(told.settings.reports_dir.iterdir()) == []
+
+
+def test_the_event_has_a_link_where_the_site_serves_the_reports(told):
+    settings = told.settings.model_copy(
+        update={"chat": told.settings.chat.model_copy(update={"reports_url": "https://a.example/r/"})}
+    )
+    served = type(told)(settings, told.database, told.clock, told.pseudonyms)
+    process(served.database, consumer_of(served), [ordered(served, OrderKind.REPORT)])
+    [report] = reported(told)
+    assert report.link == f"https://a.example/r/{report.location}"
