@@ -234,8 +234,10 @@ class Incoming:
 
     def write(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Take a part of the data set; never raises."""
-        self.received += sum(map(len, pieces))
-        if self._answer is not None or self._temporary is None:
+        size = sum(map(len, pieces))
+        self.received += size
+        temporary = self._temporary
+        if temporary is None:  # it was refused
             return
         if self.received > self._reception.max_object_bytes:
             self._refuse(answers.TOO_LARGE)
@@ -245,9 +247,9 @@ class Incoming:
             self._head_bytes = _beginning(pieces, HEAD_BYTES)
             if self._memory is not None:
                 self._foreseen = foresee_facts(self._head_bytes, self._head.transfer_syntax_uid, self._memory)
-            pieces = [self._meta, *pieces]
+            pieces, size = [self._meta, *pieces], size + len(self._meta)
         try:
-            self._temporary.write(pieces)
+            temporary.write(pieces, size)
         except OSError as error:
             self._refuse(_of_os_error(error))
 

@@ -78,7 +78,8 @@ class ArchiveFiles:
         """Write a temporary file and bring its bytes to stable storage; OSError leaves nothing behind."""
         temporary = self.open_temporary()
         try:
-            temporary.write(list(parts))
+            pieces = list(parts)
+            temporary.write(pieces, sum(map(len, pieces)))
             temporary.sync()
         except OSError:
             temporary.discard()
@@ -120,12 +121,15 @@ class ArchiveFiles:
 
     def _opened(self, folder: str) -> "_Folder":
         """A folder, made if need be, and open: what is linked into it is synchronised in the same folder for certain."""
+        return self._open_folders.get(folder) or self._open(folder)
+
+    def _open(self, folder: str) -> "_Folder":
+        """The same for one that is not open. Others need not wait for it: to make a folder takes several turns of the disk."""
         with self._opening:
-            opened = self._open_folders.pop(folder, None)
+            opened = self._open_folders.get(folder)
             if opened is None:
                 self._make_folder(folder)
-                opened = _Folder(folder)
-            self._open_folders[folder] = opened
+                opened = self._open_folders[folder] = _Folder(folder)
             if len(self._open_folders) > _MOST_OPEN_FOLDERS:
                 del self._open_folders[next(iter(self._open_folders))]
         return opened
@@ -183,19 +187,20 @@ class Temporary:
         self._check_space, self._check_at = check_space, BYTES_BETWEEN_CHECKS
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
 
-    def write(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Append all pieces; raises OSError."""
+    def write(self, pieces: Sequence[bytes | memoryview], size: int) -> None:
+        """Append all pieces, of `size` bytes together; raises OSError."""
         if len(pieces) > _MOST_PIECES:
-            for start in range(0, len(pieces), _MOST_PIECES):
-                self.write(pieces[start : start + _MOST_PIECES])
+            self.write([b"".join(pieces)], size)
             return
-        wanted = sum(map(len, pieces))
-        if self.size + wanted >= self._check_at:
+        end = self.size + size
+        if end >= self._check_at:
             self._check_space()
-            self._check_at = self.size + wanted + BYTES_BETWEEN_CHECKS
+            self._check_at = end + BYTES_BETWEEN_CHECKS
         written = os.writev(self.descriptor, pieces)
-        self.size += written
-        if written < wanted:
+        if written == size:
+            self.size = end
+        else:
+            self.size += written
             self._write_rest(pieces, written)
 
     def _write_rest(self, pieces: Sequence[bytes | memoryview], written: int) -> None:

@@ -239,6 +239,30 @@ def test_a_file_that_comes_again_says_so_by_its_time(tmp_path):
     files.close()
 
 
+def test_nobody_waits_for_the_folders_of_another_study(tmp_path, monkeypatch):
+    """To make folders takes several turns of the disk; who has an open one goes on."""
+    files, making, made = ArchiveFiles(tmp_path), threading.Event(), threading.Event()
+    assert files.publish(files.write([b"first"]), "ab/study/series/1.dcm")
+    second, third = files.write([b"second"]), files.write([b"third"])
+    mkdir = Path.mkdir
+
+    def slowly(*arguments, **options):
+        making.set()
+        made.wait(20)
+        mkdir(*arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", slowly)
+    other = threading.Thread(target=files.publish, args=(second, "cd/study/series/2.dcm"))
+    other.start()
+    assert making.wait(20)
+    assert files.publish(third, "ab/study/series/3.dcm")
+    assert not (tmp_path / "cd").exists()
+    made.set()
+    other.join()
+    assert (tmp_path / "cd/study/series/2.dcm").read_bytes() == b"second"
+    files.close()
+
+
 def test_a_taken_name_is_never_overwritten_where_there_are_no_links(tmp_path, monkeypatch):
     """Two senders at once, in two processes' worth of archives, on a file system without link(2)."""
     rename, both = os.rename, threading.Barrier(2)

@@ -59,7 +59,7 @@ def test_a_file_of_another_size_than_was_received_is_never_acknowledged(listener
     """What writes a file may have defects of its own: here it writes more than came."""
     dataset = make("size", tmp_path)
     ordinary = Temporary.write
-    monkeypatch.setattr(Temporary, "write", lambda self, pieces: ordinary(self, [*pieces, b"more"]))
+    monkeypatch.setattr(Temporary, "write", lambda self, pieces, size: ordinary(self, [*pieces, b"more"], size + 4))
     assert one(listener, encoded(dataset), dataset.SOPInstanceUID).Status == 0x0110
 
 
