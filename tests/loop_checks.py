@@ -32,6 +32,8 @@ def settled(loop: Loop, chosen: Sequence[Sample]) -> bool:
 def _unread(loop: Loop) -> list[str]:
     """Events in the outbox that one of their readers has not dealt with yet."""
     handled = {(row[0], row[1]) for row in loop.query("SELECT consumer, event_id FROM inbox")}
+    pages = loop.query("SELECT consumer, event_ids FROM inbox_page")
+    handled |= {(consumer, event_id) for consumer, event_ids in pages for event_id in json.loads(event_ids)}
     readers = {topic.name: topic.readers for topic in TOPICS}
     events = loop.query("SELECT topic, event_id FROM outbox")
     return [event for topic, event in events for reader in readers[topic] if (reader, event) not in handled]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import and_
+from sqlalchemy import and_, not_
 from sqlmodel import Session, col, func, select
 
 from agents import repository
@@ -17,6 +17,7 @@ from schemas.tables import (
     DeadLetter,
     Evaluation,
     Inbox,
+    InboxPage,
     ModelVersion,
     Order,
     Outbox,
@@ -29,6 +30,7 @@ from services.evaluation.next_batch import next_batch
 from services.runtime import registry
 from services.runtime.dead_letters import WAITING
 from services.runtime.outbox import REFUSED
+from services.runtime.pages import paged
 
 LOOKED_AT: Final = 1000
 """Newest events of a topic that are looked at to say how far its consumers are."""
@@ -187,8 +189,11 @@ def _behind(session: Session, reader: str, topic: Topic) -> tuple[int, datetime 
     newest = query.order_by(col(Outbox.created_at).desc()).limit(LOOKED_AT).subquery()
     own = and_(col(Inbox.consumer) == reader, col(Inbox.event_id) == newest.c.event_id)
     rejected = and_(col(DeadLetter.consumer) == reader, col(DeadLetter.event_id) == newest.c.event_id)
-    unread = and_(col(Inbox.event_id).is_(None), col(DeadLetter.event_id).is_(None))
+    unread = and_(
+        col(Inbox.event_id).is_(None), col(DeadLetter.event_id).is_(None), not_(paged(session, reader, newest.c.event_id))
+    )
     found = select(func.count().filter(unread), func.min(newest.c.created_at).filter(unread), func.max(Inbox.handled_at))
     joined = newest.outerjoin(Inbox, own).outerjoin(DeadLetter, rejected)
     waiting, oldest, last = session.execute(found.select_from(joined)).one()
-    return waiting, oldest, last
+    by_page = session.exec(select(func.max(InboxPage.handled_at)).where(InboxPage.consumer == reader)).one()
+    return waiting, oldest, max((at for at in (last, by_page) if at), default=None)

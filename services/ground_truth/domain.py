@@ -70,20 +70,6 @@ def newest_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
     return [newest[key] for key in sorted(newest)]
 
 
-def newest_labels(labels: Iterable[Label]) -> list[Label]:
-    """One label per study, task and source, in key order: the latest by `labelled_at`.
-
-    At the same instant the last to arrive, but a withdrawal stands above a label whichever comes first.
-    """
-    newest: dict[tuple[str, str, str], Label] = {}
-    for item in labels:
-        key = (item.study_key, item.task, item.source)
-        known = newest.get(key)
-        if known is None or item.labelled_at > known.labelled_at or (item.labelled_at == known.labelled_at and not known.withdrawn):
-            newest[key] = item
-    return [newest[key] for key in sorted(newest)]
-
-
 def check_prediction(prediction: Prediction) -> None:
     """Raise InvalidInput for what the contract's types let through but no table or statistic can take."""
     check_words(prediction)

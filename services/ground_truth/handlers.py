@@ -2,34 +2,25 @@
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from schemas.events import BatchReady, Event, Label, Prediction
+from schemas.events import BatchReady, Event, Label
 from schemas.settings import JoinSettings
 from schemas.tables import Batch
 from schemas.topics import BATCH_READY, LABEL, PREDICTION
 from schemas.vocabulary import CaseRole, CaseState
 from services.ground_truth import repository
-from services.ground_truth.domain import (
-    CaseKey,
-    check_label,
-    check_numbers,
-    check_words,
-    decide,
-    newest_labels,
-    newest_predictions,
-    role_of,
-    time_fault,
-)
+from services.ground_truth.domain import CLOCK_SKEW, CaseKey, StoredLabel, check_label, decide
+from services.ground_truth.reading import Reading, Values, read, text_of
 from services.ground_truth.repository import KnownCase, Version
-from services.ground_truth.states import CaseEvent, Effect, step, truth_event
+from services.ground_truth.sayings import Changes, Said, SourceKey, said_of
+from services.ground_truth.statements import SCORE_COLUMNS
+from services.ground_truth.states import RESCORABLE, CaseEvent, Effect, step, truth_event
 from services.runtime.consumer import Batch as Polled
 from services.runtime.consumer import BatchConsumer
-from services.runtime.errors import InvalidInput
 from services.runtime.messages import Received
 from services.runtime.transaction import Transaction
 
@@ -38,144 +29,173 @@ AUDITED_AT_ONCE: Final = 500
 logger = logging.getLogger(__name__)
 
 
-class Join(BatchConsumer[None]):
+class Join(BatchConsumer[Reading]):
     """Joins predictions with labels; emits `evaluation.batch.ready.v1` when a batch is full or its truth was corrected."""
 
     name = CONSUMER
     topics = (PREDICTION, LABEL)
     max_records = 4000
     polls_ahead = 7
+    knows_repeats = True
 
     def __init__(self, settings: JoinSettings) -> None:
         self.settings = settings
 
-    def apply(self, tx: Transaction, batch: Polled, prepared: None) -> None:  # noqa: ARG002
+    @property
+    def _shares(self) -> tuple[float, float]:
+        return self.settings.tune_share, self.settings.gate_share
+
+    def prepare(self, batch: Polled) -> Reading:
+        """Check events and make rows of them."""
+        return read(batch, self._shares)
+
+    def apply(self, tx: Transaction, batch: Polled, prepared: Reading) -> None:  # noqa: ARG002
         """Store scores and labels, join what belongs together, close full batches, re-open corrected ones."""
-        good = self._valid(tx, batch)
-        now = tx.clock.now()
+        good = self._usable(tx, prepared)
+        now = text_of(tx.clock.now())
+        studies = good.studies
         repository.look_up_by_key(tx.session)
-        repository.lock_studies(tx.session, good.studies)
-        repository.store_labels(tx.session, newest_labels(good.labels), now)
-        known, new = self._scored(tx, good)
-        labels = repository.known_labels(tx.session, {case.study_key for case in chain(known, new.cases)})
-        joined = settle_all(chain(known, new.cases), {place: decide(found) for place, found in labels.items()})
+        repository.lock_studies(tx.session, studies)
+        stored, said = _said(tx, good, studies, now)
+        known, new = self._scored(tx, good, studies)
+        truths = _truths(said_of(stored, said.rows))
+        joined = settle_all(known, truths)
         repository.clear_truths(tx.session, joined.withdrawn)  # before open cases are counted: these are open no more
+        new.settle(truths, joined)
         closed = [batch for version in joined.versions for batch in plan(tx, version, joined, self.settings.batch_size)]
-        truths = joined.placed(closed)
-        causes = good.causes if joined.changes or joined.reopened or closed else {}
+        changed = joined.changed_studies
+        causes = causes_of(good, changed, new, said, now) if changed else {}
         record(tx, joined.changes, causes)
         reopen(tx, joined.reopened, causes)
         for full in closed:
-            close(tx, full, "size", causes)
-        entered = [truths.pop(case[:3], WAITING) for case in new.cases]
+            close(tx, full, "size", good.events)
         tx.writing()  # from here on there are a dozen long statements and the commit
-        repository.store_cases(tx.session, new.scores, entered, now)
-        repository.set_truths(tx.session, sorted(truths.items()), now)
+        placed = {key: batch_id for full in closed for key, batch_id in full.entries()}
+        repository.store_cases(tx.session, new.rows(placed, now))
+        repository.set_truths(tx.session, sorted(joined.placed(placed).items()), now)
+        repository.store_labels(tx.session, said.rows, now)
 
-    def _valid(self, tx: Transaction, batch: Polled) -> "Good":
+    def _usable(self, tx: Transaction, prepared: Reading) -> Reading:
         """Without those that nobody can use: they go to the dead letters."""
-        tasks = {event.data.task for event in batch if isinstance(event.data, Label)}
-        check = Checks(repository.classes_by_task(tx.session, tasks) if tasks else {}, tx.clock.now())
-        good = Good([], [], [])
-        for event in batch:
-            try:
-                good.add(event, check)
-            except InvalidInput as error:
-                tx.reject(self.name, event.record, type(error).__name__, error.reason)
-                logger.warning("rejected %s %s: %s", event.topic.name, event.event_id, error.reason)
-        return good
+        tasks = {task for task, *_ in prepared.words}
+        classes = repository.classes_by_task(tx.session, tasks) if tasks else {}
+        now = tx.clock.now()
+        unknown = any((known := classes.get(task)) and not taken and value not in known for task, value, _, taken in prepared.words)
+        if unknown or prepared.latest > text_of(now + CLOCK_SKEW):
+            prepared = prepared.without(lambda label: check_label(label, classes.get(label.task, ()), now), self._shares)
+        for event, error in prepared.refused:
+            tx.reject(self.name, event.record, type(error).__name__, error.reason)
+            logger.warning("rejected %s %s: %s", event.topic.name, event.event_id, error.reason)
+        return prepared
 
-    def _scored(self, tx: Transaction, good: "Good") -> tuple[Sequence[KnownCase], "New"]:
+    def _scored(self, tx: Transaction, good: Reading, studies: Sequence[str]) -> tuple[Sequence[KnownCase], "New"]:
         """The stored cases of the studies, with new scores where they were scored again, and the new cases."""
-        predictions = newest_predictions(good.predictions)
-        scores = repository.score_rows(tx.session, predictions, self._roles(tx, {item.patient_key for item in predictions}))
-        known = repository.known_cases(tx.session, good.studies)
-        keys = {case[:3] for case in known}
-        again = [score for score in scores if score[:3] in keys]
-        if again:
-            repository.store_cases(tx.session, again, [WAITING] * len(again), tx.clock.now())
-            known = repository.known_cases(tx.session, good.studies)
-            scores = [score for score in scores if score[:3] not in keys]
-        return known, New(scores)
+        known = repository.known_cases(tx.session, studies)
+        stored = {case[:3]: case for case in known}
+        new = [score for score in good.scores if score[:3] not in stored]
+        higher = [score for score in good.scores if (case := stored.get(score[:3])) and _replaces(score, case)]
+        roles = self._roles(tx, good, [*new, *higher])
+        if higher:
+            repository.store_cases(tx.session, [(*score, roles[score[PATIENT]], *WAITING, None) for score in higher])
+            known = repository.known_cases(tx.session, studies)
+        return known, New(new, roles, higher)
 
-    def _roles(self, tx: Transaction, patients: set[str]) -> dict[str, CaseRole]:
-        known = repository.roles_of(tx.session, patients)
-        shares = (self.settings.tune_share, self.settings.gate_share)
-        return {patient: known.get(patient) or role_of(patient, *shares) for patient in patients}
+    def _roles(self, tx: Transaction, good: Reading, scores: Sequence[Values]) -> Mapping[str, CaseRole]:
+        return good.roles | repository.roles_of(tx.session, {score[PATIENT] for score in scores})
 
 
 Causes = Mapping[str, tuple[int, Received[Any]]]
-"""Study to the last event of this transaction that belongs to it, and that event's place among all."""
+"""Study to the last event of this transaction that belongs to it and was no repetition, and that event's place among all."""
 _STATES: Final = {str(state): state for state in CaseState}
 WAITING: Final[repository.Truth] = (CaseState.WAITING, None, None)
+PATIENT: Final = SCORE_COLUMNS.index("patient_key")
+REVISION: Final = SCORE_COLUMNS.index("revision")
 
 
-class Good(NamedTuple):
-    """The events of a batch that can be used."""
+def _replaces(score: Values, case: KnownCase) -> bool:
+    return score[REVISION] > case.revision and case.state in RESCORABLE
 
-    events: list[Received[Any]]
-    predictions: list[Prediction]
-    labels: list[Label]
 
-    def add(self, event: Received[Any], check: "Checks") -> None:
-        """One more; InvalidInput, and nothing done, when nobody can use it."""
-        data = event.data
-        if isinstance(data, Prediction):
-            check.prediction(data)
-            self.predictions.append(data)
-        elif isinstance(data, Label):
-            check.label(data)
-            self.labels.append(data)
-        self.events.append(event)
+def _said(tx: Transaction, good: Reading, studies: Sequence[str], now: str) -> tuple[Mapping[SourceKey, Said], Changes]:
+    """What was said of the studies before, and what these labels change of it; remembers what has to be remembered."""
+    stored = repository.known_labels(tx.session, studies)
+    doubtful = good.sayings.doubtful(stored, now)
+    identities = {item.identity for labels in doubtful.values() for item in labels}
+    known = repository.remembered(tx.session, CONSUMER, identities) if identities else set()
+    changes = good.sayings.changes(stored, doubtful, known, now)
+    if changes.remembered:
+        tx.claim(CONSUMER, changes.remembered)
+    return stored, changes
 
-    @property
-    def causes(self) -> Causes:
-        """The last event of each study."""
-        return {event.data.study_key: (place, event) for place, event in enumerate(self.events)}
 
-    @property
-    def studies(self) -> set[str]:
-        """All that they speak of."""
-        return {item.study_key for item in self.predictions} | {item.study_key for item in self.labels}
+def _truths(said: Iterable[Said]) -> dict[tuple[str, str], str | None]:
+    """The truth by study and task; None where all labels were withdrawn."""
+    single: dict[tuple[str, str], Said] = {}
+    several: dict[tuple[str, str], list[Said]] = {}
+    for item in said:
+        place = item[:2]
+        known = single.setdefault(place, item)
+        if known is not item:
+            several.setdefault(place, [known]).append(item)
+    found = {place: item.value for place, item in single.items()}
+    for place, items in several.items():
+        found[place] = decide([StoredLabel(item.value, item.source, item.at) for item in items])
+    return found
 
 
 class New:
-    """Cases that are not stored yet, in key order."""
+    """Cases that are not stored yet, in key order; `higher` are new scores of stored ones."""
 
-    def __init__(self, scores: Sequence[repository.Values]) -> None:
-        self.scores = scores
-        self.cases = [
-            KnownCase(study, model, version, task, CaseState.WAITING, role, serving, None, None, acquired_at)
-            for study, model, version, task, _patient, role, _revision, serving, *_, acquired_at, _scored in scores
+    def __init__(self, scores: Sequence[Values], roles: Mapping[str, CaseRole], higher: Sequence[Values]) -> None:
+        self.scores, self.higher = scores, higher
+        self._roles = [roles[score[PATIENT]] for score in scores]
+        self._truths: list[str | None] = []
+
+    def settle(self, truths: Mapping[tuple[str, str], str | None], joined: "Joined") -> None:
+        """Give those a truth whose studies have one, and enter the open ones into `joined.fresh`."""
+        open_cases = joined.fresh
+        for score, role in zip(self.scores, self._roles, strict=True):
+            study, model, version, task, _, _, serving, *_, acquired_at, _ = score
+            truth = truths.get((study, task))
+            self._truths.append(truth)
+            if truth is not None and serving and role == CaseRole.TRIGGER:
+                open_cases.setdefault((model, version), []).append((acquired_at, study))
+
+    def rows(self, placed: Mapping[CaseKey, str], now: str) -> list[Values]:
+        """As they are stored."""
+        return [
+            (*score, role, *WAITING, None)
+            if truth is None
+            else (*score, role, BATCHED, truth, batch_id, now)
+            if (batch_id := placed.get(score[:3]))
+            else (*score, role, JOINED, truth, None, now)
+            for score, role, truth in zip(self.scores, self._roles, self._truths, strict=True)
         ]
 
 
-class Checks:
-    """What an event must hold to be of use; remembers the words, which are always the same few."""
-
-    def __init__(self, classes: Mapping[str, Sequence[str]], now: datetime) -> None:
-        self._classes, self._now = classes, now
-        self._known: set[tuple[object, ...]] = set()
-
-    def label(self, data: Label) -> None:
-        """Raise InvalidInput for a label that nobody can use."""
-        words = (data.task, data.value, data.source, data.withdrawn)
-        if words not in self._known or time_fault(data.labelled_at, self._now):
-            check_label(data, self._classes.get(data.task, ()), self._now)
-            self._known.add(words)
-
-    def prediction(self, data: Prediction) -> None:
-        """Raise InvalidInput for a score that nobody can use."""
-        check_numbers(data)
-        names, facets = data.probabilities, data.facets
-        words = (data.model, data.task, data.predicted, len(names), *names, len(facets), *facets, *facets.values(), *data.findings)
-        if words not in self._known:
-            check_words(data)
-            self._known.add(words)
+JOINED: Final = step(CaseState.WAITING, CaseEvent.LABELLED)[0]
+BATCHED: Final = step(JOINED, CaseEvent.CLOSED)[0]
 
 
-Acquired = tuple[Any, str]
-"""(acquired_at as stored, study)"""
+def causes_of(good: Reading, studies: Collection[str], new: New, said: Changes, now: str) -> Causes:
+    """Repetitions change nothing and are no cause: what they caused was announced under their name before."""
+    scored = {(*score[:3], score[REVISION]) for score in chain(new.scores, new.higher) if score[0] in studies}
+    labelled, texts = {item for item in said.rows if item[0] in studies}, iter(good.said)
+    found: dict[str, tuple[int, Received[Any]]] = {}
+    for place, event in enumerate(good.events):
+        data = event.data
+        if isinstance(data, Label):
+            text = next(texts)
+            caused = text[0] in studies and text._replace(at=min(text.at, now)) in labelled
+        else:
+            caused = data.study_key in studies and (data.study_key, data.model, data.version, data.revision) in scored
+        if caused:
+            found[data.study_key] = (place, event)
+    return found
+
+
+Acquired = tuple[str, str]
+"""(acquired_at, study)"""
 
 
 class Change(NamedTuple):
@@ -213,26 +233,28 @@ class Joined:
     """Truths that were known before and are another one now, or none."""
 
     @property
+    def changed_studies(self) -> set[str]:
+        """Studies of the truths that were known before."""
+        return {change.case.study_key for found in self.changes.values() for change in found}.union(*self.reopened.values())
+
+    @property
     def versions(self) -> list[Version]:
         """Versions that may have a full batch now, in the order of locking."""
         return sorted(self.fresh)
 
-    def placed(self, closed: Sequence["Full"]) -> dict[CaseKey, repository.Truth]:
-        """All changes, with the batches that close now."""
-        truths: dict[CaseKey, repository.Truth] = {key: (state, truth, None) for key, (state, truth) in self.truths.items()}
-        state, _ = step(CaseState.JOINED, CaseEvent.CLOSED)
-        for full in closed:
-            for key, batch_id in full.entries():
-                if key in truths:
-                    truths[key] = (state, truths[key][1], batch_id)
-        return truths
+    def placed(self, batches: Mapping[CaseKey, str]) -> dict[CaseKey, repository.Truth]:
+        """All changes of stored cases, with the batches that close now."""
+        return {
+            key: (BATCHED, truth, batches[key]) if key in batches else (state, truth, None)
+            for key, (state, truth) in self.truths.items()
+        }
 
 
 def settle_all(cases: Iterable[KnownCase], truths: Mapping[tuple[str, str], str | None]) -> Joined:
     """Settle cases by the truths of their studies and tasks; a truth is None where all labels were withdrawn."""
     joined = Joined()
     for case in cases:
-        study, model, version, task, stored, role, serving, known, batch_id, acquired_at = case
+        study, model, version, task, stored, role, serving, known, batch_id, _, acquired_at = case
         if (study, task) not in truths:
             continue
         truth, state = truths[study, task], _STATES[stored]
@@ -287,9 +309,7 @@ def plan(tx: Transaction, version: Version, joined: Joined, size: int) -> list[F
     return divide(version, fresh, waiting, size, repository.next_number(tx.session, version))
 
 
-def divide(
-    version: Version, fresh: Sequence[tuple[Any, str]], waiting: Sequence[tuple[Any, str]], size: int, number: int
-) -> list[Full]:
+def divide(version: Version, fresh: Sequence[Acquired], waiting: Sequence[Acquired], size: int, number: int) -> list[Full]:
     """Full batches of these cases by acquisition, numbered from `number`; what is left over stays open."""
     ordered = sorted([(*case, True) for case in fresh] + [(*case, False) for case in waiting])
     batches: list[Full] = []
@@ -324,12 +344,16 @@ def close_overdue(tx: Transaction, size: int, max_age_s: float) -> None:
         repository.lock_version(tx.session, version)
         waiting = [study for _, study in repository.open_cases(tx.session, version, size)]
         if waiting:
-            close(tx, Full(version, repository.next_number(tx.session, version), (), waiting), "age", {})
+            close(tx, Full(version, repository.next_number(tx.session, version), (), waiting), "age", ())
 
 
-def close(tx: Transaction, full: Full, closed_by: str, causes: Causes) -> None:
-    """Store the batch with the cases that waited for it, and announce it. Fresh cases have it from `set_truths`."""
-    studies = [*full.fresh, *full.waiting]
+def close(tx: Transaction, full: Full, closed_by: str, events: Sequence[Received[Any]]) -> None:
+    """Store the batch with the cases that waited for it, and announce it. Fresh cases have it from `set_truths`.
+
+    The trace of the last event that belongs to one of its cases goes on.
+    """
+    studies = {*full.fresh, *full.waiting}
+    cause = next((event for event in reversed(events) if event.data.study_key in studies), None)
     batch = Batch(
         batch_id=full.batch_id,
         model=full.version[0],
@@ -342,7 +366,7 @@ def close(tx: Transaction, full: Full, closed_by: str, causes: Causes) -> None:
     state, _ = step(CaseState.JOINED, CaseEvent.CLOSED)
     repository.store_batch(tx.session, batch)
     repository.enter_batch(tx.session, batch, full.waiting, state)
-    _announce(tx, batch, corrected=False, event_id=batch.batch_id, cause=_last(studies, causes))
+    _announce(tx, batch, corrected=False, event_id=batch.batch_id, cause=cause)
 
 
 def _announce(tx: Transaction, batch: Batch, *, corrected: bool, event_id: str, cause: Received[Event] | None) -> None:

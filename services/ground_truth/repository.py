@@ -6,8 +6,8 @@ model versions (sorted). Whoever holds a version skips locked rows instead of wa
 
 import hashlib
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import cache
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
@@ -18,12 +18,14 @@ from sqlalchemy.dialects.sqlite import VARCHAR
 from sqlalchemy.types import TIMESTAMP
 from sqlmodel import Session, col, select
 
-from schemas.events import Label, Prediction
-from schemas.tables import OPEN_CASE, Batch, Case, ModelVersion, RegisteredModel
+from schemas.tables import OPEN_CASE, Batch, Case, Inbox, ModelVersion, RegisteredModel
 from schemas.vocabulary import CaseRole, CaseState, VersionState
-from services.ground_truth.domain import CaseKey, StoredLabel
+from services.ground_truth.domain import CaseKey
+from services.ground_truth.reading import texts_of
+from services.ground_truth.sayings import Said, SourceKey
 from services.ground_truth.statements import (
     CASE_COLUMNS,
+    DOCUMENTS,
     KNOWN_CASES,
     KNOWN_LABELS,
     LABEL_COLUMNS,
@@ -37,8 +39,8 @@ from services.ground_truth.statements import (
 Version = tuple[str, int]
 """(model, version)"""
 CHUNK: Final = 1000
-AT_ONCE: Final = tuple(2**power for power in range(10, -1, -1))
-"""Rows of one statement on SQLite: compiled once each, and run without the interpreter's lock, which takes long to get back."""
+MOST_AT_ONCE: Final = 1024
+"""Rows of one statement on SQLite: a power of two, so that few are compiled; it may have 32,766 values."""
 STUDY_LOCKS: Final = 512
 _CASE: Table = Case.__table__  # type: ignore[attr-defined]
 _BATCH_ENTRY: Final = Batch.__table__.insert()  # type: ignore[attr-defined]
@@ -50,7 +52,7 @@ Truth = tuple[CaseState, str | None, str | None]
 
 
 class KnownCase(NamedTuple):
-    """A case that is stored or about to be. `acquired_at` is as stored: comparable with others and nothing else."""
+    """A stored case. `acquired_at` is a text that sorts as the times do."""
 
     study_key: str
     model: str
@@ -61,7 +63,8 @@ class KnownCase(NamedTuple):
     serving: bool
     truth: str | None
     batch_id: str | None
-    acquired_at: Any
+    revision: int
+    acquired_at: str
 
 
 def classes_by_task(session: Session, tasks: Collection[str]) -> dict[str, list[str]]:
@@ -101,12 +104,13 @@ def look_up_by_key(session: Session) -> None:
         session.execute(text("SELECT set_config('enable_seqscan', 'off', true)"))
 
 
-def lock_studies(session: Session, studies: Iterable[str]) -> None:
+def lock_studies(session: Session, studies: Collection[str]) -> None:
     """Let one transaction at a time join a study: else a prediction and its label, stored by two consumers, miss each other.
 
     Studies share `STUDY_LOCKS` locks, because PostgreSQL has room for some thousands and a batch has thousands of studies.
     """
-    _lock(session, sorted({zlib.crc32(study.encode()) % STUDY_LOCKS for study in studies}))
+    if not _on_sqlite(session):
+        _lock(session, sorted({zlib.crc32(study.encode()) % STUDY_LOCKS for study in studies}))
 
 
 def lock_version(session: Session, version: Version) -> None:
@@ -127,77 +131,39 @@ def _lock(session: Session, numbers: Sequence[int]) -> None:
 
 def roles_of(session: Session, patients: Collection[str]) -> dict[str, CaseRole]:
     """Roles already given, which hold also after the shares in the settings have changed."""
-    return {patient: CaseRole(role) for patient, role in _rows(session, ROLES, patients)}
+    return {patient: CaseRole(role) for patient, role in _rows(session, ROLES, sorted(patients))}
 
 
-def known_cases(session: Session, studies: Collection[str]) -> list[KnownCase]:
-    """The stored cases of these studies, locked, in key order."""
-    return [*map(KnownCase._make, _rows(session, KNOWN_CASES, studies))]
+def known_cases(session: Session, studies: Sequence[str]) -> list[KnownCase]:
+    """The stored cases of these studies, locked."""
+    return [*map(KnownCase._make, _timed(session, _rows(session, KNOWN_CASES, studies)))]
 
 
-def known_labels(session: Session, studies: Collection[str]) -> dict[tuple[str, str], list[StoredLabel]]:
-    """The newest label of each source, by study and task."""
-    found: dict[tuple[str, str], list[StoredLabel]] = {}
-    for study, task, value, source, labelled_at in _rows(session, KNOWN_LABELS, studies):
-        found.setdefault((study, task), []).append(StoredLabel(value, source, labelled_at))
-    return found
+def known_labels(session: Session, studies: Sequence[str]) -> dict[SourceKey, Said]:
+    """The newest label of each source."""
+    return {row[:3]: Said._make(row) for row in map(tuple, _timed(session, _rows(session, KNOWN_LABELS, studies)))}
 
 
-def score_rows(session: Session, predictions: Sequence[Prediction], roles: Mapping[str, CaseRole]) -> list[Values]:
-    """Scores in the order of `SCORE_COLUMNS`, as they are stored."""
-    on_sqlite = _on_sqlite(session)
-    document = _json if on_sqlite else _same
-    times = [time for item in predictions for time in (item.acquired_at, item.scored_at)]
-    # In one time zone, as the database has them: comparing times of different ones takes several times as long.
-    stored = iter(texts_of(times) if on_sqlite else [time.astimezone(UTC) for time in times])
-    nothing = "[]" if on_sqlite else ()
-    return [
-        (
-            item.study_key,
-            item.model,
-            item.version,
-            item.task,
-            item.patient_key,
-            roles[item.patient_key],
-            item.revision,
-            item.serving,
-            item.predicted,
-            document(item.probabilities),
-            document(item.facets),
-            document(item.findings) if item.findings else nothing,
-            next(stored),
-            next(stored),
-        )
-        for item in predictions
-    ]
+def remembered(session: Session, consumer: str, identities: Collection[str]) -> set[str]:
+    """Those of the statements that are remembered."""
+    query = select(Inbox.event_id).where(Inbox.consumer == consumer)
+    return {found for chunk in _chunks(identities) for found in session.exec(query.where(col(Inbox.event_id).in_(chunk)))}
 
 
-def store_cases(session: Session, scores: Sequence[Values], truths: Sequence[Truth], now: datetime) -> None:
-    """Enter cases with their truth, if it is known; a higher revision replaces the score of a case that is in no batch yet."""
-    joined = _time(session, now)
-    rows = [(*score, *truth, None if truth[1] is None else joined) for score, truth in zip(scores, truths, strict=True)]
+def store_cases(session: Session, rows: Sequence[Values]) -> None:
+    """Enter cases (`CASE_COLUMNS`); a higher revision replaces the score of a case that is in no batch yet."""
     _store(session, STORE_CASES, CASE_COLUMNS, rows)
 
 
-def store_labels(session: Session, labels: Sequence[Label], now: datetime) -> None:
-    """Upsert each source's newest label, a withdrawal as one without a value; an older one than the stored is ignored.
-
-    A time in the future counts as now: where a source's clock runs ahead, its labels do not outlive later corrections.
-    """
-    received, given = _time(session, now), [item.labelled_at for item in labels]
-    # As texts they compare in a tenth of the time.
-    times = [min(time, received) for time in (texts_of(given) if _on_sqlite(session) else given)]
-    rows = [
-        (item.study_key, item.task, item.source, None if item.withdrawn else item.value, time, received)
-        for item, time in zip(labels, times, strict=True)
-    ]
+def store_labels(session: Session, labels: Sequence[Said], received: str) -> None:
+    """Enter what sources say, in place of what they said; a withdrawal is a label without a value."""
+    rows = [(*label, received) for label in labels]
     _store(session, STORE_LABELS, LABEL_COLUMNS, rows)
 
 
-def set_truths(session: Session, changes: Sequence[tuple[CaseKey, Truth]], now: datetime) -> None:
+def set_truths(session: Session, changes: Sequence[tuple[CaseKey, Truth]], joined_at: str) -> None:
     """Write the decided truths with the states and batches that follow from them; the first truth sets `joined_at`."""
-    joined = _time(session, now)
-    rows = [(truth, state, batch, joined, *key) for key, (state, truth, batch) in changes]
+    rows = [(truth, state, batch, joined_at, *key) for key, (state, truth, batch) in changes]
     _store(session, SET_TRUTHS, TRUTH_COLUMNS, rows)
 
 
@@ -213,12 +179,23 @@ def _store(session: Session, statement: Mapping[str, str], columns: Sequence[str
         if rows:
             _run(session, statement, (_records(columns, rows),))
         return
-    connection, width, start = session.connection(), len(columns), 0
-    for size in AT_ONCE:
-        while start + size <= len(rows):
-            values = tuple(chain.from_iterable(rows[start : start + size]))
-            connection.exec_driver_sql(_several(statement["sqlite"], width, size), values)
-            start += size
+    connection, start = session.connection(), 0
+    while start < len(rows):
+        size = _at_once(len(rows) - start)
+        part = rows[start : start + size]
+        if len(part) < size:
+            part = [*part, *[part[-1]] * (size - len(part))]
+        connection.exec_driver_sql(_several(statement["sqlite"], len(columns), size), tuple(chain.from_iterable(part)))
+        start += size
+
+
+def _at_once(rows: int) -> int:
+    """Rows of the next statement: rather some more, as repetitions of the last row, than another statement.
+
+    They change nothing, and after each statement the interpreter's lock has to be waited for.
+    """
+    more = 1 << (rows - 1).bit_length()
+    return min(MOST_AT_ONCE, more if rows * 4 >= more * 3 else more // 2)
 
 
 @cache
@@ -229,14 +206,25 @@ def _several(statement: str, columns: int, rows: int) -> str:
 
 
 def _records(columns: Sequence[str], rows: Sequence[Values]) -> str:
-    return _json([dict(zip(columns, row, strict=True)) for row in rows])
+    documents = [place for place, column in enumerate(columns) if column in DOCUMENTS]
+    return _json([dict(zip(columns, _embedded(row, documents), strict=True)) for row in rows])
 
 
-def _rows(session: Session, statement: Mapping[str, str], keys: Collection[str]) -> Sequence[Values]:
+def _embedded(row: Values, documents: Sequence[int]) -> Sequence[Any]:
+    """A row with its JSON texts as parts of a document."""
+    if not documents:
+        return row
+    values = list(row)
+    for place in documents:
+        values[place] = orjson.Fragment(values[place])
+    return values
+
+
+def _rows(session: Session, statement: Mapping[str, str], keys: Sequence[str]) -> Sequence[Values]:
     """Rows of these studies or patients, as the database has them."""
     if not keys:
         return ()
-    found = _run(session, statement, (_json(sorted(keys)),))
+    found = _run(session, statement, (_json(keys),))
     rows: Sequence[Values] = orjson.loads(found.scalar_one()) if _on_sqlite(session) else found.cursor.fetchall()
     return rows
 
@@ -254,25 +242,11 @@ def _json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
-def _time(session: Session, value: datetime) -> Any:
-    return texts_of([value])[0] if _on_sqlite(session) else value
-
-
-def texts_of(times: Sequence[datetime]) -> list[str]:
-    """As SQLAlchemy stores them on SQLite, so that times compare as texts."""
-    return [_text(time) for time in orjson.loads(orjson.dumps(times))]
-
-
-def _text(time: str) -> str:
-    """From RFC 3339; what is in UTC is only cut, which takes a quarter of the time."""
-    if time[-6:] != "+00:00":
-        return datetime.fromisoformat(time).astimezone(UTC).isoformat(" ", "microseconds")[:26]
-    fraction = time[20:26] if len(time) == len("2026-03-02T08:00:00.000000+00:00") else "000000"
-    return f"{time[:10]} {time[11:19]}.{fraction}"
+def _timed(session: Session, rows: Sequence[Values]) -> Sequence[Values]:
+    """Rows with their time, which stands last, as the text that SQLite has."""
+    if _on_sqlite(session):
+        return rows
+    return [(*row[:-1], time) for row, time in zip(rows, texts_of([row[-1] for row in rows]), strict=True)]
 
 
 def count_open(session: Session, version: Version) -> int:
@@ -281,8 +255,8 @@ def count_open(session: Session, version: Version) -> int:
     return int(session.exec(query).one())
 
 
-def open_cases(session: Session, version: Version, limit: int) -> list[tuple[Any, str]]:
-    """(acquired_at as stored, study) of the open cases acquired first. Cases another transaction is changing are left for it."""
+def open_cases(session: Session, version: Version, limit: int) -> list[tuple[str, str]]:
+    """(acquired_at as text, study) of the open cases acquired first. Cases another transaction is changing are left for it."""
     query = (
         select(type_coerce(_CASE.c.acquired_at, _AS_STORED), Case.study_key)
         .where(Case.model == version[0], Case.version == version[1], OPEN_CASE)
@@ -290,7 +264,7 @@ def open_cases(session: Session, version: Version, limit: int) -> list[tuple[Any
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return [(acquired_at, study) for acquired_at, study in session.execute(query)]
+    return [(at, study) for study, at in _timed(session, [(study, at) for at, study in session.execute(query)])]
 
 
 def overdue_versions(session: Session, now: datetime, max_age_s: float) -> list[Version]:

@@ -14,7 +14,6 @@ SCORE_COLUMNS: Final = (
     "version",
     "task",
     "patient_key",
-    "role",
     "revision",
     "serving",
     "predicted",
@@ -24,7 +23,9 @@ SCORE_COLUMNS: Final = (
     "acquired_at",
     "scored_at",
 )
-CASE_COLUMNS: Final = (*SCORE_COLUMNS, "state", "truth", "batch_id", "joined_at")
+DOCUMENTS: Final = frozenset({"probabilities", "facets", "findings"})
+"""Columns of a row that are JSON texts."""
+CASE_COLUMNS: Final = (*SCORE_COLUMNS, "role", "state", "truth", "batch_id", "joined_at")
 _REPLACED: Final = """
 ON CONFLICT (study_key, model, version) DO UPDATE SET
     task = excluded.task, patient_key = excluded.patient_key, role = excluded.role, revision = excluded.revision,
@@ -35,18 +36,18 @@ WHERE excluded.revision > "case".revision AND "case".state IN ('waiting', 'joine
 """The states are `states.RESCORABLE`."""
 STORE_CASES: Final = {
     "sqlite": """
-INSERT INTO "case" (study_key, model, version, task, patient_key, role, revision, serving, predicted, probabilities, facets,
-    findings, acquired_at, scored_at, state, truth, batch_id, joined_at)
+INSERT INTO "case" (study_key, model, version, task, patient_key, revision, serving, predicted, probabilities, facets,
+    findings, acquired_at, scored_at, role, state, truth, batch_id, joined_at)
 VALUES {rows}"""
     + _REPLACED,
     "postgresql": """
-INSERT INTO "case" (study_key, model, version, task, patient_key, role, revision, serving, predicted, probabilities, facets,
-    findings, acquired_at, scored_at, state, truth, batch_id, joined_at)
-SELECT study_key, model, version, task, patient_key, role, revision, serving, predicted, probabilities, facets,
-    findings, acquired_at, scored_at, state, truth, batch_id, joined_at
+INSERT INTO "case" (study_key, model, version, task, patient_key, revision, serving, predicted, probabilities, facets,
+    findings, acquired_at, scored_at, role, state, truth, batch_id, joined_at)
+SELECT study_key, model, version, task, patient_key, revision, serving, predicted, probabilities, facets, findings,
+    acquired_at AT TIME ZONE 'UTC', scored_at AT TIME ZONE 'UTC', role, state, truth, batch_id, joined_at AT TIME ZONE 'UTC'
 FROM json_to_recordset(%s) AS new (study_key varchar, model varchar, version integer, task varchar, patient_key varchar,
     role varchar, revision integer, serving boolean, predicted varchar, probabilities jsonb, facets jsonb, findings jsonb,
-    acquired_at timestamptz, scored_at timestamptz, state varchar, truth varchar, batch_id varchar, joined_at timestamptz)"""
+    acquired_at timestamp, scored_at timestamp, state varchar, truth varchar, batch_id varchar, joined_at timestamp)"""
     + _REPLACED,
 }
 """State, truth and batch are those of a new case; a score that replaces another leaves them."""
@@ -54,19 +55,16 @@ LABEL_COLUMNS: Final = ("study_key", "task", "source", "value", "labelled_at", "
 _CORRECTED: Final = """
 ON CONFLICT (study_key, task, source) DO UPDATE SET
     value = excluded.value, labelled_at = excluded.labelled_at, received_at = excluded.received_at
-WHERE excluded.labelled_at > ground_truth.labelled_at
-    OR excluded.labelled_at = ground_truth.labelled_at AND ground_truth.value IS NOT NULL
 """
-"""As `domain.newest_labels` chooses."""
 STORE_LABELS: Final = {
     "sqlite": """
 INSERT INTO ground_truth (study_key, task, source, value, labelled_at, received_at) VALUES {rows}"""
     + _CORRECTED,
     "postgresql": """
 INSERT INTO ground_truth (study_key, task, source, value, labelled_at, received_at)
-SELECT study_key, task, source, value, labelled_at, received_at
+SELECT study_key, task, source, value, labelled_at AT TIME ZONE 'UTC', received_at AT TIME ZONE 'UTC'
 FROM json_to_recordset(%s) AS new (study_key varchar, task varchar, source varchar, value varchar,
-    labelled_at timestamptz, received_at timestamptz)"""
+    labelled_at timestamp, received_at timestamp)"""
     + _CORRECTED,
 }
 ROLES: Final = {
@@ -80,20 +78,20 @@ SELECT patient_key, min(role) FROM "case" WHERE patient_key IN (SELECT json_arra
 KNOWN_CASES: Final = {
     "sqlite": """
 SELECT json_group_array(json_array(
-    c.study_key, c.model, c.version, c.task, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at))
+    c.study_key, c.model, c.version, c.task, c.state, c.role, c.serving, c.truth, c.batch_id, c.revision, c.acquired_at))
 FROM json_each(?) AS wanted CROSS JOIN "case" AS c ON c.study_key = wanted.value""",
     "postgresql": """
-SELECT c.study_key, c.model, c.version, c.task, c.state, c.role, c.serving, c.truth, c.batch_id, c.acquired_at
+SELECT c.study_key, c.model, c.version, c.task, c.state, c.role, c.serving, c.truth, c.batch_id, c.revision, c.acquired_at
 FROM "case" AS c WHERE c.study_key IN (SELECT json_array_elements_text(%s))
 ORDER BY c.study_key, c.model, c.version FOR UPDATE OF c""",
 }
 """The columns of `repository.KnownCase`. CROSS JOIN fixes SQLite's order of the loops: from the wanted studies on."""
 KNOWN_LABELS: Final = {
     "sqlite": """
-SELECT json_group_array(json_array(g.study_key, g.task, g.value, g.source, g.labelled_at))
+SELECT json_group_array(json_array(g.study_key, g.task, g.source, g.value, g.labelled_at))
 FROM json_each(?) AS wanted CROSS JOIN ground_truth AS g ON g.study_key = wanted.value""",
     "postgresql": """
-SELECT g.study_key, g.task, g.value, g.source, g.labelled_at
+SELECT g.study_key, g.task, g.source, g.value, g.labelled_at
 FROM ground_truth AS g WHERE g.study_key IN (SELECT json_array_elements_text(%s))""",
 }
 TRUTH_COLUMNS: Final = ("truth", "state", "batch_id", "joined_at", "study_key", "model", "version")
@@ -105,8 +103,8 @@ FROM (VALUES {rows}) AS new
 WHERE c.study_key = new.column5 AND c.model = new.column6 AND c.version = new.column7""",
     "postgresql": """
 UPDATE "case" AS c SET truth = new.truth, state = new.state, batch_id = coalesce(new.batch_id, c.batch_id),
-    joined_at = coalesce(c.joined_at, new.joined_at)
-FROM json_to_recordset(%s) AS new (truth varchar, state varchar, batch_id varchar, joined_at timestamptz,
+    joined_at = coalesce(c.joined_at, new.joined_at AT TIME ZONE 'UTC')
+FROM json_to_recordset(%s) AS new (truth varchar, state varchar, batch_id varchar, joined_at timestamp,
     study_key varchar, model varchar, version integer)
 WHERE c.study_key = new.study_key AND c.model || '' = new.model AND c.version + 0 = new.version""",
 }

@@ -23,7 +23,7 @@ from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLS
 
 from schemas.settings import KafkaSettings, Settings
 from services.runtime.backoff import backoff
-from services.runtime.consumer import BatchConsumer, Decoded, decode_all, process_decoded
+from services.runtime.consumer import BatchConsumer, Decoded, decode_for, process_decoded
 from services.runtime.database import Database
 from services.runtime.errors import Transient
 from services.runtime.guard import OffsetGuard
@@ -198,7 +198,7 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]
         if not raw:
             return None
         message.raw_message = _earliest((*message.raw_message, *raw))
-        return _Poll(raw, await asyncio.to_thread(decode_all, map(to_record, raw)))
+        return _Poll(raw, await asyncio.to_thread(decode_for, self._consumer, map(to_record, raw)))
 
     def _finish(self, records: tuple[Any, ...], rejected: int) -> None:
         self._failures = 0
@@ -225,7 +225,7 @@ class _Poll(NamedTuple):
 
     def process(self, database: Database, consumer: BatchConsumer[Any], writing: Callable[[], object]) -> int:
         """As `consumer.process_decoded`."""
-        return process_decoded(database, consumer, self.decoded or decode_all(map(to_record, self.raw)), writing)
+        return process_decoded(database, consumer, self.decoded or decode_for(consumer, map(to_record, self.raw)), writing)
 
 
 def _earliest(records: tuple["ConsumerRecord[Any, Any]", ...]) -> tuple["ConsumerRecord[Any, Any]", ...]:

@@ -44,6 +44,10 @@ class BatchConsumer(ABC, Generic[P]):
     polls_ahead: ClassVar[int] = 0
     """Polls that are read and decoded while the database writes the one before, until offsets are committed for all of them."""
 
+    knows_repeats: ClassVar[bool] = False
+    """Its own tables tell it which events come again: it is given all, its inbox is a page for each transaction (`InboxPage`),
+    and what it prepares is prepared as soon as a poll is decoded."""
+
     def prepare(self, batch: Batch) -> P:  # noqa: ARG002
         """Do the slow work outside the transaction; may run again for the same events, so it must have no effects."""
         return None  # type: ignore[return-value]
@@ -95,12 +99,14 @@ class Decoded(NamedTuple):
     good: list[Received[Event]]
     bad: list[tuple[Record, InvalidInput]]
     records: int
+    prepared: Any = None
+    """What the consumer made of `good`, if it knows repeats."""
 
 
 def process(database: Database, consumer: BatchConsumer[Any], records: Iterable[Record]) -> int:
     """Handle records; returns how many went to the dead letters. Raises Transient, or whatever bug a handler has."""
     with _COLLECTIONS.paused():
-        return process_decoded(database, consumer, decode_all(records))
+        return process_decoded(database, consumer, decode_for(consumer, records))
 
 
 def process_decoded(
@@ -110,7 +116,10 @@ def process_decoded(
     started = time.monotonic()
     with _COLLECTIONS.paused():
         _reject_all(database, consumer, decoded.bad)
-        rejected = len(decoded.bad) + _handle(database, consumer, decoded.good, writing)
+        if consumer.knows_repeats:
+            rejected = len(decoded.bad) + _handle_all(database, consumer, decoded.good, decoded.prepared, writing)
+        else:
+            rejected = len(decoded.bad) + _handle(database, consumer, decoded.good, writing)
     telemetry.handled(consumer.name, decoded.records, rejected, time.monotonic() - started)
     return rejected
 
@@ -129,6 +138,19 @@ def decode_all(records: Iterable[Record]) -> Decoded:
             except InvalidInput as error:
                 bad.append((record, error))
     return Decoded(list(good.values()), bad, seen)
+
+
+def decode_for(consumer: BatchConsumer[Any], records: Iterable[Record]) -> Decoded:
+    """Validate records and, where the consumer needs nothing from the database for that, prepare them."""
+    decoded = decode_all(records)
+    if not consumer.knows_repeats or not decoded.good:
+        return decoded
+    with _COLLECTIONS.paused():
+        try:
+            return decoded._replace(prepared=consumer.prepare(decoded.good))
+        except Exception as error:  # noqa: BLE001 - it is raised again where the batch is handled, which says what becomes of it
+            logger.debug("%s prepares nothing ahead: %s", consumer.name, type(error).__name__)
+            return decoded
 
 
 def _reject_all(database: Database, consumer: BatchConsumer[Any], bad: Sequence[tuple[Record, InvalidInput]]) -> None:
@@ -154,6 +176,23 @@ def _handle(
         except InvalidInput as error:
             return _isolate(database, consumer, batch, error)
     return 0
+
+
+def _handle_all(
+    database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]], prepared: Any, writing: Callable[[], object]
+) -> int:
+    """For a consumer that knows repeats. Returns how many events it rejected by itself or one by one."""
+    if not batch:
+        return 0
+    try:
+        with database.transaction() as tx:
+            tx.writing = writing
+            with _spans(consumer.name, batch) as traced:
+                consumer.apply(tx, traced, consumer.prepare(traced) if prepared is None or traced is not batch else prepared)
+            tx.note(consumer.name, [event.event_id for event in batch])
+    except InvalidInput as error:
+        return _isolate(database, consumer, batch, error)
+    return tx.rejected
 
 
 def _prepares(consumer: BatchConsumer[Any]) -> bool:
@@ -190,10 +229,13 @@ def _isolate(database: Database, consumer: BatchConsumer[Any], batch: list[Recei
     """Find the invalid events by halving the batch, in its order; one that is left alone is a culprit."""
     if len(batch) > 1:
         middle = len(batch) // 2
-        return sum(_handle(database, consumer, part) for part in (batch[:middle], batch[middle:]))
+        parts = (batch[:middle], batch[middle:])
+        if consumer.knows_repeats:
+            return sum(_handle_all(database, consumer, part, None, lambda: None) for part in parts)
+        return sum(_handle(database, consumer, part) for part in parts)
     event = batch[0]
     with database.transaction() as tx:
-        if tx.claim(consumer.name, [event.event_id]):
+        if consumer.knows_repeats or tx.claim(consumer.name, [event.event_id]):
             tx.reject(consumer.name, event.record, type(error).__name__, error.reason)
     logger.warning("rejected %s %s: %s", event.topic.name, event.event_id, error.reason)
     return 1

@@ -10,6 +10,7 @@ from sqlmodel import Session, col, func, select
 from schemas.tables import DeadLetter, Inbox, Outbox
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput
+from services.runtime.pages import paged
 from services.runtime.transaction import Transaction
 
 WAITING = and_(col(DeadLetter.replayed_at).is_(None), col(DeadLetter.discarded_at).is_(None))
@@ -75,8 +76,10 @@ def outcome(session: Session, identity: int) -> str:
     if row.replayed_at is None:
         return "failed again" if row.replays else "waits"
     names = [row.event_id, f"replay-{row.id}-{row.replays}"]
-    handled = select(Inbox.event_id).where(Inbox.consumer == row.consumer, col(Inbox.event_id).in_(names))
-    return "dealt with" if session.exec(handled).first() else "on its way"
+    in_inbox = select(Inbox.event_id).where(Inbox.consumer == row.consumer, col(Inbox.event_id).in_(names))
+    in_page = select(DeadLetter.id).where(DeadLetter.id == row.id, paged(session, row.consumer, col(DeadLetter.event_id)))
+    handled = session.exec(in_inbox).first() or session.exec(in_page).first()
+    return "dealt with" if handled else "on its way"
 
 
 def replay(database: Database, *, ids: Sequence[int] | None = None, consumer: str | None = None, actor: str) -> int:

@@ -9,6 +9,7 @@ from sqlmodel import Session, col
 
 from schemas.tables import DeadLetter, Inbox, Outbox
 from schemas.topics import TOPICS
+from services.runtime.pages import forget_pages, paged
 from services.runtime.transaction import Transaction
 
 RELAY = "relay"
@@ -50,7 +51,7 @@ def unsend_lost(tx: Transaction, broker: str, since: datetime) -> int:
     anew on a new broker too.
     """
     elsewhere = and_(col(Outbox.sent_at).is_not(None), not_(col(Outbox.sent_to).in_([broker, broker + AGAIN])))
-    of_use = or_(_unread_by_ours(), and_(_for_strangers(), col(Outbox.created_at) >= since))
+    of_use = or_(_unread_by_ours(tx.session), and_(_for_strangers(), col(Outbox.created_at) >= since))
     statement = update(Outbox).where(elsewhere, of_use).values(sent_at=None, sent_to="")
     return len(tx.session.execute(statement.returning(col(Outbox.id))).all())
 
@@ -58,15 +59,20 @@ def unsend_lost(tx: Transaction, broker: str, since: datetime) -> int:
 def unsend_unread(tx: Transaction, broker: str, sent_before: datetime) -> int:
     """Have sent once more what this broker got long ago and a reader of ours has not dealt with; returns how many events."""
     waiting = and_(col(Outbox.sent_to) == broker, col(Outbox.sent_at) < sent_before)
-    statement = update(Outbox).where(waiting, _unread_by_ours()).values(sent_at=None)
+    statement = update(Outbox).where(waiting, _unread_by_ours(tx.session)).values(sent_at=None)
     return len(tx.session.execute(statement.returning(col(Outbox.id))).all())
 
 
 def forget_read(tx: Transaction, before: datetime, limit: int = 1000) -> int:
-    """Delete sent events older than `before` that nobody of ours still has to read; returns how many, at most `limit`."""
-    done = and_(col(Outbox.sent_at) < before, col(Outbox.created_at) < before, not_(_unread_by_ours()))
+    """Delete sent events older than `before` that nobody of ours still has to read; returns how many, at most `limit`.
+
+    The pages that say that such events were dealt with go too.
+    """
+    done = and_(col(Outbox.sent_at) < before, col(Outbox.created_at) < before, not_(_unread_by_ours(tx.session)))
     oldest = select(col(Outbox.id)).where(done).order_by(col(Outbox.id)).limit(limit)
-    return len(tx.session.execute(delete(Outbox).where(col(Outbox.id).in_(oldest)).returning(col(Outbox.id))).all())
+    gone = len(tx.session.execute(delete(Outbox).where(col(Outbox.id).in_(oldest)).returning(col(Outbox.id))).all())
+    forget_pages(tx.session, before)
+    return gone
 
 
 def put_aside(tx: Transaction, row: Unsent, error: str, reason: str) -> None:
@@ -88,17 +94,19 @@ def put_aside(tx: Transaction, row: Unsent, error: str, reason: str) -> None:
     tx.session.execute(update(Outbox).where(col(Outbox.id) == row.id).values(sent_at=tx.clock.now(), sent_to=REFUSED))
 
 
-def _unread_by_ours() -> ColumnElement[bool]:
-    """Some reader of ours is not done with the event: neither an inbox row nor a dead letter of one it could not decode."""
-    waiting = [and_(col(Outbox.topic) == topic.name, not_(_dealt_with_by(reader))) for topic in TOPICS for reader in topic.readers]
+def _unread_by_ours(session: Session) -> ColumnElement[bool]:
+    """Some reader of ours is not done with the event: it stands in no inbox, nor is it a dead letter of one it could not decode."""
+    waiting = [
+        and_(col(Outbox.topic) == topic.name, not_(_dealt_with_by(session, reader))) for topic in TOPICS for reader in topic.readers
+    ]
     ours = col(Outbox.headers)["ce_id"].as_string() == col(Outbox.event_id)  # a replayed message of a stranger has no inbox row
     return and_(ours, col(Outbox.sent_to) != REFUSED, or_(*waiting))
 
 
-def _dealt_with_by(reader: str) -> ColumnElement[bool]:
+def _dealt_with_by(session: Session, reader: str) -> ColumnElement[bool]:
     handled = exists().where(col(Inbox.consumer) == reader, col(Inbox.event_id) == col(Outbox.event_id))
     rejected = exists().where(col(DeadLetter.consumer) == reader, col(DeadLetter.event_id) == col(Outbox.event_id))
-    return or_(handled, rejected)
+    return or_(handled, rejected, paged(session, reader, col(Outbox.event_id)))
 
 
 def _for_strangers() -> ColumnElement[bool]:

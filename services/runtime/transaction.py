@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col
 
 from schemas.events import Event
-from schemas.tables import Audit, DeadLetter, Inbox, Outbox
+from schemas.tables import Audit, DeadLetter, Inbox, InboxPage, Outbox
 from schemas.topics import Topic
 from services.runtime.clock import Clock
 from services.runtime.messages import Received, Record, headers_of
@@ -35,12 +35,14 @@ _CLAIM_POSTGRESQL: Final = text(
     "SELECT seen.id FROM unnest(:ids) AS seen (id) WHERE seen.id NOT IN (SELECT event_id FROM claimed)"
 ).bindparams(_NOW, bindparam("ids", type_=ARRAY(String)))
 """The events that were there already: they are few, and every row that comes back takes as long as it took to enter it."""
+_PAGE: Final = InboxPage.__table__.insert()  # type: ignore[attr-defined]
 
 
 class Transaction:
     """What a handler may do with the database while its batch is open. `session` is a plain SQLModel session.
 
-    `rejected` counts the messages that went to the dead letters in it; `rings` names the bells to ring once it is committed.
+    `rejected` counts the messages that went to the dead letters in it, `refused` names them, those that were there already
+    among them; `rings` names the bells to ring once it is committed.
     A handler may call `writing` when from now on mostly the database works and not the interpreter: it is time to decode what
     comes next.
     """
@@ -49,6 +51,7 @@ class Transaction:
         self.session = session
         self.clock = clock
         self.rejected = 0
+        self.refused: set[str] = set()
         self.rings: set[str] = set()
         self.writing: Callable[[], object] = lambda: None
         self._claims: list[dict[str, Any]] = []
@@ -88,6 +91,13 @@ class Transaction:
             seen = self.session.execute(_CLAIM_POSTGRESQL, values).scalars().all()
         return set(wanted).difference(seen)
 
+    def note(self, consumer: str, event_ids: Iterable[str]) -> None:
+        """Enter events of this transaction, but for those it refused, that nobody needs to tell from new ones (`InboxPage`)."""
+        handled = [event_id for event_id in event_ids if event_id not in self.refused]
+        if handled:
+            page = {"consumer": consumer, "handled_at": self.clock.now(), "event_ids": orjson.dumps(handled).decode()}
+            self.session.execute(_PAGE, page)
+
     def finish(self) -> None:
         """Write what was put off until the commit: the database does it while the interpreter does something else."""
         while self._claims:
@@ -97,6 +107,7 @@ class Transaction:
         """Record a message that cannot be processed and announce it on the topic's dead-letter topic."""
         now = self.clock.now()
         identity = record.event_id
+        self.refused.add(identity)
         letter = DeadLetter(
             consumer=consumer,
             event_id=identity,

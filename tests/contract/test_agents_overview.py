@@ -8,7 +8,7 @@ import pytest
 from agents.overview.facts import Consumer
 from agents.overview.reading import LOOKED_AT, read
 from schemas.settings import Settings
-from schemas.tables import Case, DeadLetter, Evaluation, Inbox, ModelVersion, Outbox, RegisteredModel, Study
+from schemas.tables import Case, DeadLetter, Evaluation, Inbox, InboxPage, ModelVersion, Outbox, RegisteredModel, Study
 from services.runtime.database import Database
 
 STUDIES, PREDICTIONS = "imaging.study.received.v1", "inference.prediction.v1"
@@ -52,6 +52,19 @@ def test_what_waits_for_a_consumer_is_what_it_has_not_dealt_with(database: Datab
     assert inference.last_active_at == now - timedelta(minutes=4)
     assert found["ground_truth"].waiting == 0
     assert found["ground_truth"].last_active_at is None
+
+
+def test_what_stands_in_a_page_is_dealt_with(database: Database, clock: Any) -> None:
+    now = clock.now()
+    with database.transaction() as tx:
+        tx.session.add_all(event(f"v{number}", PREDICTIONS, now, sent_at=now, sent_to="b") for number in range(5))
+        for number, consumer in enumerate(["ground_truth", "ground_truth", "another"]):
+            tx.session.add(
+                InboxPage(consumer=consumer, handled_at=now - timedelta(minutes=number), event_ids=f'["v{number}", "x"]')
+            )
+    found = consumers(database, clock)
+    assert (found["ground_truth"].waiting, found["drift"].waiting) == (3, 5)
+    assert (found["ground_truth"].last_active_at, found["drift"].last_active_at) == (now, None)
 
 
 def test_a_long_backlog_is_told_as_at_least_so_many(database: Database, clock: Any) -> None:

@@ -65,8 +65,7 @@ def test_sqlite_sets_truths_by_the_primary_key_in_few_statements(sqlite_database
     changes = [((f"{number:032x}", "m", 1), ("joined", "glioma", None)) for number in range(1500)]
     now = datetime(2026, 3, 2, tzinfo=UTC)
     found = statements(sqlite_database, lambda session: repository.set_truths(session, changes, now))
-    assert len(found) <= 11
-    assert sum(len(parameters) for _, parameters in found) == 7 * len(changes)
+    assert [len(parameters) // 7 for _, parameters in found[1:]] == [1024, 512]
     for line in plans(sqlite_database, lambda session: repository.set_truths(session, changes[:1], now)):
         assert not line.startswith("SCAN c"), line
 

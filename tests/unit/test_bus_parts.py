@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from sqlmodel import select
 
 from schemas.settings import DeadLetterSettings, KafkaSettings
-from schemas.tables import Audit, DeadLetter, Inbox, Outbox
+from schemas.tables import Audit, DeadLetter, Inbox, InboxPage, Outbox
 from schemas.topics import LABEL, TOPICS
 from services.runtime import dead_letters, lease, outbox
 from services.runtime.backoff import backoff
@@ -121,18 +121,19 @@ def _send_all(database: Database, broker: str) -> list[str]:
     return [row.event_id for row in rows]
 
 
-def _handle(database: Database, *event_ids: str, consumer: str = "ground_truth") -> None:
+def _handle(database: Database, *event_ids: str, consumer: str = "ground_truth", by: str = "row") -> None:
     with database.transaction() as tx:
-        tx.claim(consumer, event_ids)
+        tx.claim(consumer, event_ids) if by == "row" else tx.note(consumer, event_ids)
 
 
-def test_a_new_broker_gets_what_its_readers_still_need(database: Database, clock: object) -> None:
+@pytest.mark.parametrize("by", ["row", "page"])
+def test_a_new_broker_gets_what_its_readers_still_need(database: Database, clock: object, by: str) -> None:
     read, unread, broken = _emit(database, 3)
     with database.transaction() as tx:
         record = Record(LABEL.name, 0, 0, "k", {"ce_id": broken}, b"")
         tx.reject("ground_truth", record, "InvalidInput", "no")
     assert len(_send_all(database, "one")) == 4
-    _handle(database, read)
+    _handle(database, read, by=by)
     with database.transaction() as tx:
         assert outbox.unsend_lost(tx, "one", clock.now() - timedelta(days=1)) == 0
         assert outbox.unsend_lost(tx, "two", clock.now() - timedelta(days=1)) == 2
@@ -170,16 +171,55 @@ def test_an_event_that_is_not_read_is_sent_once_more_and_no_more(database: Datab
         assert outbox.unsend_lost(tx, "two", clock.now() - timedelta(days=1)) == 1, event_id
 
 
-def test_only_read_events_are_forgotten(database: Database, clock: object) -> None:
+@pytest.mark.parametrize("by", ["row", "page"])
+def test_only_read_events_are_forgotten(database: Database, clock: object, by: str) -> None:
     read, _ = _emit(database, 2)
     _send_all(database, "one")
-    _handle(database, read)
+    _handle(database, read, by=by)
     clock.advance(1000)
     _emit(database)
     with database.transaction() as tx:
         assert outbox.forget_read(tx, clock.now() - timedelta(seconds=10)) == 1
     with database.read() as session:
         assert len(session.exec(select(Outbox)).all()) == 2
+
+
+def test_a_page_goes_when_no_event_is_left_that_it_could_speak_of(database: Database, clock: object) -> None:
+    def pages() -> int:
+        with database.transaction() as tx:
+            outbox.forget_read(tx, clock.now() - timedelta(seconds=10))
+            return len(tx.session.exec(select(InboxPage)).all())
+
+    older, unread = _emit(database), _emit(database)
+    _send_all(database, "one")
+    clock.advance(100)
+    _handle(database, *older, by="page")
+    clock.advance(100)
+    assert pages() == 1, "an older event is still there"
+    _handle(database, *unread, by="page")
+    assert pages() == 1, "the last event went, and with it the first page; the other is too new"
+    clock.advance(100)
+    assert pages() == 0
+
+
+def test_what_a_consumer_refuses_stands_in_no_page(database: Database) -> None:
+    with database.transaction() as tx:
+        tx.reject("ground_truth", Record(LABEL.name, 0, 0, "k", {"ce_id": "bad"}, b""), "InvalidInput", "no")
+        tx.note("ground_truth", ["good", "bad"])
+        tx.note("ground_truth", ["bad"])
+    with database.read() as session:
+        assert [page.event_ids for page in session.exec(select(InboxPage))] == ['["good"]']
+
+
+def test_a_letter_of_a_consumer_that_keeps_pages_is_dealt_with_once_it_was(database: Database) -> None:
+    _reject_one(database, {"ce_id": "foreign"})
+    dead_letters.replay(database, actor="user:test")
+    said = []
+    for handled in (["another"], ["foreign"]):
+        _handle(database, *handled, by="page")
+        with database.read() as session:
+            said.append(dead_letters.outcome(session, 1))
+    assert said == ["on its way", "dealt with"]
 
 
 def _reject_one(database: Database, headers: dict[str, str], body: bytes = b"rubbish") -> None:

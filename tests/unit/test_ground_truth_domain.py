@@ -15,11 +15,10 @@ from services.ground_truth.domain import (
     check_label,
     check_prediction,
     decide,
-    newest_labels,
     newest_predictions,
     role_of,
 )
-from services.ground_truth.repository import texts_of
+from services.ground_truth.reading import texts_of
 from services.ground_truth.states import RESCORABLE, TRANSITIONS, CaseEvent, Effect, step, truth_event
 from services.runtime.errors import InvalidInput
 
@@ -60,15 +59,6 @@ def test_every_change_of_a_batched_truth_reopens_the_batch():
     changing = {pair: effects for pair, (_, effects) in TRANSITIONS.items() if pair[0] in batched and pair[1] != CaseEvent.RESCORED}
     assert len(changing) == 3
     assert all(Effect.REOPEN in effects for effects in changing.values())
-
-
-@given(st.permutations([("x", 0), ("y", 1), (None, 1), ("z", 2), (None, 2)]))
-def test_a_withdrawal_stands_above_what_was_said_by_then_in_any_order(said):
-    events = [label(value=value or "any", withdrawn=value is None, labelled_at=NOW + timedelta(days=day)) for value, day in said]
-    (kept,) = newest_labels(events)
-    assert kept.withdrawn
-    assert kept.labelled_at == NOW + timedelta(days=2)
-    assert not newest_labels([*events, label(labelled_at=NOW + timedelta(days=3))])[0].withdrawn
 
 
 def test_withdrawn_sources_leave_the_decision_to_the_others():
@@ -117,10 +107,6 @@ def test_the_most_recently_labelled_source_decides(labels):
 
 
 def test_the_newest_of_a_batch_counts():
-    older, newer = label(value="none", labelled_at=NOW - timedelta(1)), label(value="glioma")
-    for order in permutations([older, newer, older]):
-        assert newest_labels(order) == [newer]
-    assert newest_labels([label(value="none"), label(value="glioma")]) == [label(value="glioma")]
     for order in permutations([prediction(revision=2), prediction(revision=1), prediction(revision=3)]):
         assert newest_predictions(order) == [prediction(revision=3)]
 

@@ -1,5 +1,9 @@
-"""The join against a dictionary: random events in random order and random groups, some delivered twice."""
+"""The join against a dictionary: random events in random order and random groups, some delivered several times.
 
+An event's id follows from what it says, as that of every event of ours does.
+"""
+
+import hashlib
 import json
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -55,9 +59,7 @@ labels = st.builds(
     st.sampled_from(["csv", "http"]),
     st.integers(0, 3),
 )
-deliveries = st.lists(
-    st.lists(st.tuples(st.integers(0, 60), st.one_of(scores, labels)), min_size=1, max_size=12), min_size=1, max_size=8
-)
+deliveries = st.lists(st.lists(st.one_of(scores, labels), min_size=1, max_size=12), min_size=1, max_size=8)
 
 
 class Dictionary:
@@ -67,8 +69,7 @@ class Dictionary:
         self.seen, self.cases, self.labels, self.batches, self.corrected = set(), {}, {}, [], []
 
     def deliver(self, group):
-        fresh = {event_id: data for event_id, data in reversed(group) if event_id not in self.seen}
-        fresh = [data for event_id, data in {k: fresh[k] for k in dict(group) if k in fresh}.items()]
+        fresh = [data for event_id, data in dict(group).items() if event_id not in self.seen]
         self.seen |= {event_id for event_id, _ in group}
         for data in fresh:
             self._score(data) if isinstance(data, Prediction) else self._label(data)
@@ -149,7 +150,7 @@ def test_the_join_does_what_a_dictionary_does(scratch, sqlite_template, groups):
     with database.engine.connect() as connection:
         connection.connection.driver_connection.execute("PRAGMA synchronous=OFF")
     for group in groups:
-        named = [(f"{number}", data) for number, data in group]
+        named = [(hashlib.sha256(data.model_dump_json().encode()).hexdigest(), data) for data in group]
         model.deliver(named)
         assert process(database, Join(SHARES), [record(*item) for item in named]) == 0
     cases, batches, corrected = state_of(database)

@@ -13,12 +13,12 @@ from pathlib import Path
 from sqlalchemy import text
 from sqlmodel import Session
 
-from schemas.tables import Inbox, Outbox
+from schemas.tables import Outbox
 from services.runtime.database import Database
 from services.runtime.errors import Transient
 
 from .meter import Outcome
-from .ours import open_database, outcome
+from .ours import handled, open_database, outcome
 from .workload import make
 from .world import filled_broker
 
@@ -81,7 +81,7 @@ def _consumer(job: dict[str, str], folder: Path):
 
 
 def _wait(database: Database, events: int, process: subprocess.Popen[bytes]) -> None:
-    """Until the inbox holds so many events."""
+    """Until so many events are dealt with."""
     deadline = time.monotonic() + PATIENCE_S
     while _handled(database) < events:
         if process.poll() is not None or time.monotonic() > deadline:
@@ -90,8 +90,8 @@ def _wait(database: Database, events: int, process: subprocess.Popen[bytes]) -> 
 
 
 def _handled(database: Database) -> int:
-    with contextlib.suppress(Transient), database.read() as session:
-        return _count(session, f"SELECT count(*) FROM {Inbox.__tablename__}")
+    with contextlib.suppress(Transient):
+        return handled(database)
     return 0
 
 

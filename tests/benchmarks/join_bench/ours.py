@@ -1,6 +1,7 @@
 """The join of this project: its own consumer, transaction and tables."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +16,7 @@ from services.ground_truth.handlers import Join
 from services.runtime import bus as wire
 from services.runtime import telemetry
 from services.runtime.clock import SystemClock
-from services.runtime.consumer import Decoded, decode_all, process
+from services.runtime.consumer import BatchConsumer, Decoded, decode_for, process
 from services.runtime.database import Database
 from services.runtime.health import Health
 from services.runtime.identity import Pseudonyms
@@ -37,7 +38,7 @@ class Watched(Join):
         super().__init__(SETTINGS)
         self.seen: set[str] = set()
 
-    def apply(self, tx: Any, batch: Any, prepared: None) -> None:
+    def apply(self, tx: Any, batch: Any, prepared: Any) -> None:
         """As the service does, with a note of what came."""
         super().apply(tx, batch, prepared)
         self.seen.update(event.event_id for event in batch)
@@ -64,17 +65,17 @@ def feed(work: Workload, url: str) -> tuple[Meter, Outcome]:
 def bus(events: int, url: str, bootstrap: str, incarnation: str, state: Path) -> tuple[Meter, Outcome]:
     """From the broker, in the runtime that the service has."""
     context, meter = make_context(url, bootstrap, incarnation, state), Meter()
-    with patch.object(wire, "decode_all", _metered(meter)):
+    with patch.object(wire, "decode_for", _metered(meter)):
         asyncio.run(_run(context, Watched(), meter, events))
     return meter, outcome(context.database)
 
 
-def _metered(meter: Meter) -> Callable[[Iterable[Record]], Decoded]:
+def _metered(meter: Meter) -> Callable[[BatchConsumer[Any], Iterable[Record]], Decoded]:
     """Starts the meter with the first poll in hand, before it is decoded."""
 
-    def decode(records: Iterable[Record]) -> Decoded:
+    def decode(consumer: BatchConsumer[Any], records: Iterable[Record]) -> Decoded:
         meter.begin()
-        return decode_all(records)
+        return decode_for(consumer, records)
 
     return decode
 
@@ -93,7 +94,7 @@ async def _run(context: Context, join: Watched, meter: Meter, events: int) -> No
     health = Health()
 
     async def watch() -> None:
-        while len(join.seen) < events or _inbox(context.database) < events:  # noqa: ASYNC110 - another thread counts
+        while len(join.seen) < events or handled(context.database) < events:  # noqa: ASYNC110 - another thread counts
             await asyncio.sleep(0.02)
         meter.end()
         health.stop.set()
@@ -103,9 +104,11 @@ async def _run(context: Context, join: Watched, meter: Meter, events: int) -> No
     await watching
 
 
-def _inbox(database: Database) -> int:
+def handled(database: Database) -> int:
+    """Different events whose effects are committed."""
     with database.read() as session:
-        return int(session.execute(text("SELECT count(*) FROM inbox")).scalar_one())
+        pages = session.execute(text("SELECT event_ids FROM inbox_page")).scalars().all()
+    return len({event_id for page in pages for event_id in json.loads(page)})
 
 
 def outcome(database: Database) -> Outcome:

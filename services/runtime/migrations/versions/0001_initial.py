@@ -310,6 +310,17 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "inbox_page",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("consumer", sa.String(length=64), nullable=False),
+        sa.Column("handled_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("event_ids", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_inbox_page")),
+    )
+    with op.batch_alter_table("inbox_page", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_inbox_page_consumer_handled_at"), ["consumer", "handled_at"], unique=False)
+
+    op.create_table(
         "job",
         sa.Column("job_id", sa.String(length=64), nullable=False),
         sa.Column("order_id", sa.String(length=64), nullable=False),
@@ -696,6 +707,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_job_model"))
 
     op.drop_table("job")
+    with op.batch_alter_table("inbox_page", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_inbox_page_consumer_handled_at"))
+
+    op.drop_table("inbox_page")
     op.drop_table("inbox")
     with op.batch_alter_table("image_signature", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_image_signature_model_version_scored_at"))
