@@ -26,6 +26,7 @@ from listeners.chat.http import routes as chat_routes
 from listeners.chat.slack.routes import routes as slack_routes
 from listeners.chat.teams.routes import routes as teams_routes
 from listeners.dicomweb.http import install as install_dicomweb
+from listeners.idle import IdleConnections
 from listeners.labels.http import create_routes as label_routes
 from listeners.readiness import Readiness
 from schemas.http_settings import HttpSettings
@@ -43,6 +44,7 @@ ROUTE_FACTORIES: Final[tuple[RouteFactory, ...]] = (label_routes, chat_routes, s
 """All APIs. A factory returns routes below `/api/`, which requests reach only with the right token, or below `/chat/`, where each
 request proves by itself whom it is from. Errors it raises as `web.HTTPException`, `InvalidInput` (422) or `Transient` (503)
 become JSON."""
+IDLE: Final = web.AppKey("idle", IdleConnections)
 
 
 def build(context: Context) -> Service:
@@ -61,6 +63,7 @@ def create_app(context: Context) -> web.Application:
     """The application with all routes. DICOMweb checks its content type itself, with the words of its standard."""
     settings = context.settings.http
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=[_errors_as_json, _guard(settings)])
+    app[IDLE] = IdleConnections(settings.max_idle_connections)
     app.add_routes([web.get("/", _overview), web.get("/health", _health(context)), web.get("/ready", Readiness(context).get)])
     for factory in ROUTE_FACTORIES:
         app.add_routes(factory(context))
@@ -106,7 +109,8 @@ def _guard(settings: HttpSettings) -> Middleware:
             _refuse_foreign(request, settings)
         if not request.path.startswith(DICOMWEB):
             await _whole_body(request, settings.request_timeout_s)
-        return await handler(request)
+        with request.app[IDLE].serving(request):
+            return await handler(request)
 
     return guard
 
@@ -175,6 +179,8 @@ async def _listen(runner: web.AppRunner, settings: HttpSettings) -> None:
 async def _serve(app: web.Application, settings: HttpSettings, note: Path, stop: StopSignal) -> None:
     runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=settings.request_timeout_s)
     await runner.setup()
+    assert runner.server is not None
+    watching = asyncio.create_task(app[IDLE].watch(runner.server))
     try:
         await _listen(runner, settings)
         port = int(runner.addresses[0][1])
@@ -182,6 +188,7 @@ async def _serve(app: web.Application, settings: HttpSettings, note: Path, stop:
         logger.info("http: listening on %s:%d", settings.host, port)
         await stop.wait()
     finally:
+        watching.cancel()
         _forget_address(note)
         await runner.cleanup()
 

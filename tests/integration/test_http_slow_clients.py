@@ -21,8 +21,12 @@ CUT_BODY = (
 
 
 @pytest.fixture
-async def port(sqlite_context, caplog):
-    web = HttpSettings(port=0, token=SecretStr("secret"), request_timeout_s=LIMIT_S)
+def web():
+    return HttpSettings(port=0, token=SecretStr("secret"), request_timeout_s=LIMIT_S)
+
+
+@pytest.fixture
+async def port(sqlite_context, caplog, web):
     settings = sqlite_context.settings.model_copy(update={"http": web})
     context = Context(settings, sqlite_context.database, sqlite_context.clock, sqlite_context.pseudonyms)
     (worker,) = http.build(context).workers
@@ -105,3 +109,40 @@ async def test_a_connection_in_use_is_kept(port):
             writer.write(HEALTH)
             assert (await answer(reader))[0] == b"HTTP/1.1 200 OK"
             await asyncio.sleep(LIMIT_S / 3)
+
+
+class TestMany:
+    """More connections than the port is there for, none of which has been silent for too long yet."""
+
+    @pytest.fixture
+    def web(self):
+        return HttpSettings(port=0, token=SecretStr("secret"), max_idle_connections=5)
+
+    @pytest.mark.parametrize("begun", [b"", CUT_HEADER, CUT_BODY.replace(b"secret", b"guessed"), CUT_BODY])
+    async def test_the_oldest_without_request_give_way_and_others_are_served(self, port, begun):
+        async with contextlib.AsyncExitStack() as stack:
+            slow = [await stack.enter_async_context(connected(port)) for _ in range(40)]
+            for _, writer in slow:
+                writer.write(begun)
+            ended = [asyncio.create_task(reader.read()) for reader, _ in slow]
+            async with asyncio.timeout(10):
+                await asyncio.gather(*ended[:30])
+            reader, writer = await stack.enter_async_context(connected(port))
+            writer.write(HEALTH)
+            assert (await answer(reader))[0] == b"HTTP/1.1 200 OK"
+            for each in ended[30:]:
+                each.cancel()
+
+    async def test_who_is_being_served_stays(self, port):
+        body = b"--x\r\nContent-Type: application/dicom\r\n\r\nno DICOM\r\n--x--\r\n"
+        head = b"POST /dicomweb/studies HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer secret\r\n"
+        kind = b'Content-Type: multipart/related; type="application/dicom"; boundary=x\r\n'
+        async with contextlib.AsyncExitStack() as stack:
+            reader, writer = await stack.enter_async_context(connected(port))
+            writer.write(head + kind + b"Content-Length: %d\r\n\r\n" % len(body) + body[:10])
+            await asyncio.sleep(0.2)
+            slow = [await stack.enter_async_context(connected(port)) for _ in range(20)]
+            async with asyncio.timeout(10):
+                await asyncio.gather(*(each.read() for each, _ in slow[:10]))
+            writer.write(body[10:])
+            assert (await answer(reader))[0].startswith(b"HTTP/1.1 409")
