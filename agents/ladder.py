@@ -37,6 +37,8 @@ order both, the ladder does not spend a judgement of the gate on them.
 """
 
 FEW: Final = 1.25
+PLENTY: Final = 4
+"""From this many times the least number of tune cases on, everything is trained where a part would be: that costs little more."""
 GROWN: Final = 1.5
 """With this many times the labelled cases that a repair was turned down with, its verdict is out of date: it may be tried again."""
 ADVICE: Final[dict[Diagnosis, Remedy]] = {Diagnosis.PIPELINE: Remedy.FIX_FEED}
@@ -64,10 +66,13 @@ def next_rung(
 
     `rejected` are the remedies of this decline that the gate turned down; the next is the first of the diagnosis above the
     highest of them. Close to the least number of tune cases (`FEW` times it) only the last layer is trained before more is:
-    fewer weights, less to overfit. `allowed` are the remedies that the model's change control plan covers.
+    fewer weights, less to overfit. Far from it (`PLENTY`) the rear part is not trained before everything is.
+    `allowed` are the remedies that the model's change control plan covers.
     """
     highest = max((EXECUTABLE.index(remedy) for remedy in rejected if remedy in EXECUTABLE), default=-1)
     left = [rung for rung in CLIMB[diagnosis] if EXECUTABLE.index(rung) > highest and rung in allowed]
     if tune_cases >= FEW * min_tune_cases and Remedy.HEAD_ONLY in left[:-1]:
         left.remove(Remedy.HEAD_ONLY)
+    if tune_cases >= PLENTY * min_tune_cases and Remedy.PARTIAL in left[:-1]:
+        left.remove(Remedy.PARTIAL)
     return left[0] if left else None

@@ -14,7 +14,11 @@ from models.spec import Calibration
 
 FOLDS: Final = 5
 KEPT: Final = 80.0
-"""Nats of class-balanced loss that the square of a class's missing recall weighs: 0.2 for five points."""
+"""Nats of class-balanced loss that the square of a recall weighs which the gate will miss: 0.2 for five points."""
+EVEN: Final = 5.0
+"""The same for what a class lacks beyond all others, whether the gate asks for it or not."""
+SPARE: Final = 0.025
+"""What a class shall keep beyond that: one that just keeps it on the tune cases fails every other gate, by chance."""
 STEP: Final = 0.25
 """Width in nats of the step from a wrong answer to a right one, so that cases near the boundary share in the count."""
 
@@ -78,8 +82,10 @@ def spread(cases: StudyLogits, usual: Mapping[int, float], before: Mapping[int, 
         found = moved.probabilities()
         recalls = _smooth_recalls(found, cases, known)
         shared = max(0.0, float((wanted - recalls).mean()))
-        missing = np.maximum(0.0, np.minimum(wanted, present) - recalls - np.where(over, shared, 0.0))
-        return balanced_loss(found, cases.labels) + KEPT * float(missing @ missing) + float(np.square(numbers).sum()) / len(cases)
+        uneven = np.maximum(0.0, wanted - recalls - shared)
+        missing = np.maximum(0.0, np.minimum(wanted, present) + SPARE - recalls - np.where(over, shared, 0.0))
+        price = EVEN * float(uneven @ uneven) + KEPT * float(missing @ missing)
+        return balanced_loss(found, cases.labels) + price + float(np.square(numbers).sum()) / len(cases)
 
     start = np.zeros(cases.classes)
     found = minimize(cost, start, method="Nelder-Mead", options={"maxiter": 400 * cases.classes, "xatol": 1e-3, "fatol": 1e-6})

@@ -311,10 +311,17 @@ def test_who_may_approve(role, kind, may):
         (50, (Remedy.PARAMETER_EFFICIENT,), Remedy.FULL),
         (50, (Remedy.GRADUAL,), Remedy.FULL),
         (50, (Remedy.FULL, Remedy.HEAD_ONLY), None),
+        (159, (), Remedy.PARTIAL),
+        (160, (), Remedy.FULL),
+        (160, (Remedy.PARTIAL,), Remedy.FULL),
     ],
 )
 def test_the_ladder_is_climbed_rung_by_rung(cases, rejected, rung):
     assert next_rung(cases, 40, rejected) == rung
+
+
+def test_where_everything_may_not_be_trained_a_part_is():
+    assert next_rung(300, 40, (), allowed=(Remedy.HEAD_ONLY, Remedy.PARTIAL)) == Remedy.PARTIAL
 
 
 @pytest.mark.parametrize(
