@@ -64,17 +64,15 @@ def _disk(context: Context) -> Iterator[str]:
 
 def _listener(context: Context) -> Iterator[str]:
     """Of the listener that `reclaim up` runs here. One of another process or machine is asked with C-ECHO by who watches it."""
-    from listeners.dicom.echo import echo_ourselves  # noqa: PLC0415 - 45 MB, for who asks
-    from listeners.dicom.scp import is_within, networks  # noqa: PLC0415
+    from listeners.dicom.echo import echo_ourselves, lets_us_in  # noqa: PLC0415 - 45 MB, for who asks
 
     state_dir, dicom = context.settings.state_dir, context.settings.dicom
     if read_state(state_dir) is None:
         return
     port = _port(state_dir / "run" / "dicom.json")
-    allowed = networks(dicom.allowed_networks)
     if port is None:
         yield "the DICOM listener has not opened its port"
-    elif (not allowed or is_within("127.0.0.1", allowed)) and not echo_ourselves(dicom, port):
+    elif lets_us_in(dicom) and not echo_ourselves(dicom, port):
         yield "the DICOM listener does not answer C-ECHO"
 
 

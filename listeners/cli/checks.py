@@ -108,7 +108,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 
 
 def _dicom(settings: Settings) -> Iterator[Finding]:
-    from listeners.dicom.echo import echo_ourselves
+    from listeners.dicom.echo import echo_ourselves, lets_us_in
 
     port = actual_port(settings, "dicom", settings.dicom.port)
     if not port or not connects("127.0.0.1", port):
@@ -119,6 +119,10 @@ def _dicom(settings: Settings) -> Iterator[Finding]:
     if held_by_another(settings, "dicom"):
         advice = "stop it or set RECLAIM_DICOM_PORT: what is sent there does not come to us"
         yield Finding("DICOM listener", f"another program holds port {port}", advice, bad=True)
+        return
+    if not lets_us_in(settings.dicom):
+        advice = "add 127.0.0.1/32 to RECLAIM_DICOM_ALLOWED_NETWORKS, and the doctor can tell"
+        yield Finding("DICOM listener", f"port {port} is open; C-ECHO was not tried, we are in no allowed network", advice)
         return
     answered = echo_ourselves(settings.dicom, port)
     advice = "" if answered else f"another program holds port {port}, or it refuses us: stop it or set RECLAIM_DICOM_PORT"

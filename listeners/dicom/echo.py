@@ -5,11 +5,18 @@ import ssl
 from typing import Final
 
 from listeners.dicom.peers import verify
+from listeners.dicom.scp import is_within, networks
 from schemas.settings import DicomSettings
 from services.runtime.errors import InvalidInput, Transient
 from services.runtime.scu import Peer, Timeouts
 
 TIMEOUT_S: Final = 5.0
+
+
+def lets_us_in(settings: DicomSettings) -> bool:
+    """Whether our listener speaks at all with who calls from this machine."""
+    allowed = networks(settings.allowed_networks)
+    return not allowed or is_within("127.0.0.1", allowed)
 
 
 def echo_ourselves(settings: DicomSettings, port: int) -> bool:

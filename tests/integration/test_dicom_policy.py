@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from listeners.cli import checks
 from listeners.dicom.connection import tls_context
 from listeners.dicom.echo import echo_ourselves
 from listeners.dicom.scp import is_within, networks
@@ -219,6 +220,14 @@ def test_doctor_knows_how_to_reach_us(own, authority):
     with own(calling_ae_titles=("CT1",), called_ae_titles=("ARCHIVE",), **tls) as listener:
         assert echo_ourselves(listener.settings.dicom, listener.port)
         assert not echo_ourselves(DicomSettings(), listener.port)
+
+
+@pytest.mark.parametrize("allowed", [("10.0.0.0/8",), ("10.0.0.0/8", "127.0.0.0/8"), ()])
+def test_doctor_does_not_take_a_listener_that_lets_this_machine_not_in_for_dead(own, allowed):
+    with own(allowed_networks=allowed) as listener:
+        (finding,) = checks._dicom(listener.settings)
+        assert not finding.bad
+        assert ("was not tried" if len(allowed) == 1 else "answers C-ECHO") in finding.found
 
 
 def test_old_protocols_are_not_spoken(own, authority):
