@@ -1,6 +1,7 @@
 """Settles what a run proposed: guardrails, order rows, events, audit, reply, all inside the handler's transaction."""
 
 from dataclasses import dataclass, field
+from datetime import date
 
 from sqlmodel import Session
 
@@ -109,16 +110,16 @@ def _judge(tx: Transaction, proposal: Proposal, actor: Actor, settings: Settings
     now, behind = tx.clock.now(), proposal.evaluation_id
     after = now - LABELS_ONCE_IN
     facts = repository.facts(tx.session, proposal.model, now, label_request_after=after, evaluation_id=behind, but=but)
-    facts = facts.model_copy(update={"outside_plan": _outside_plan(proposal, settings)})
+    facts = facts.model_copy(update={"outside_plan": _outside_plan(proposal, settings, now.date())})
     return check(proposal, actor, facts, Limits.of(settings))
 
 
-def _outside_plan(proposal: Proposal, settings: Settings) -> str:
+def _outside_plan(proposal: Proposal, settings: Settings, today: date) -> str:
     """Why the model's change control plan does not cover an order, empty where it does or where there is no plan."""
     if proposal.kind != OrderKind.REMEDY or proposal.remedy is None:
         return ""
     try:
-        require_planned(plan_of(settings, proposal.model), proposal.remedy, proposal.settings)
+        require_planned(plan_of(settings, proposal.model, today), proposal.remedy, proposal.settings)
     except InvalidInput as error:
         return error.reason
     return ""

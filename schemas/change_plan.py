@@ -5,6 +5,7 @@ impact assessment. The plan is a file that people write and version; remediation
 """
 
 import re
+from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -79,7 +80,8 @@ class ChangePlan(_Part):
     model: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     version: str = Field(pattern=r"^\d+\.\d+(\.\d+)?$")
     approved_by: str = Field(min_length=1, description="Role or body that approved it; no person's name is needed")
-    approved_on: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
+    approved_on: date = Field(description="First day on which it is in force (UTC)")
+    valid_until: date | None = Field(None, description="Last day on which it is in force; None: until it is replaced")
     intended_use: str = Field(min_length=20)
     modifications: Annotated[tuple[Modification, ...], Field(min_length=1)]
     protocol: Protocol
@@ -95,6 +97,9 @@ class ChangePlan(_Part):
         twice = sorted({each for each in ids if ids.count(each) > 1})
         if twice:
             msg = f"clauses must be distinct: {', '.join(twice)}"
+            raise ValueError(msg)
+        if self.valid_until is not None and self.valid_until < self.approved_on:
+            msg = "valid_until must not be before approved_on"
             raise ValueError(msg)
         if not any(each.remedies or each.owner_versions for each in self.modifications):
             msg = "no modification names a remedy or allows versions that a person brings"

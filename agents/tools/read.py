@@ -257,7 +257,7 @@ def remedy_options(desk: Desk, args: OneModel) -> Answer:
 def _covered(model: str, desk: Desk) -> Collection[Remedy]:
     """Remedies that the model's change control plan covers: all without a plan, none with one that is not valid."""
     try:
-        read = plan_of(desk.settings, model)
+        read = plan_of(desk.settings, model, desk.clock.now().date())
     except InvalidInput:
         return ()
     return read.plan.remedies() if read is not None else EXECUTABLE

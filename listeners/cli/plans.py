@@ -35,5 +35,6 @@ def check(
     needed = f"at least {acceptance.min_gate_cases} cases of the gate and {plan.protocol.min_tune_cases} to learn from"
     strict = f"level {acceptance.gate_alpha:g}, margin {acceptance.margin:g}"
     console.print(f"{acceptance.id}: {strict}, {needed}, at most {acceptance.max_latency_ratio:g} times as slow", soft_wrap=True)
+    until = f" (until {plan.valid_until})" if plan.valid_until else ""
     where = f"to put it in force, keep it as plans/{plan.model}{file.suffix} in the state folder"
-    console.print(f"{plan.model}: {read.citation()} of {plan.approved_on} is valid; {where}", soft_wrap=True)
+    console.print(f"{plan.model}: {read.citation()} of {plan.approved_on}{until} is valid; {where}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy
 from sqlalchemy import case, update
@@ -121,8 +122,9 @@ def unscored(session: Session, since: datetime, damaged: str = "") -> list[Unsco
     number = func.count(func.distinct(col(UnscoredStudy.study_key)))
     marked = func.max(case((col(UnscoredStudy.reason) == damaged, 1), else_=0))
     kind = (UnscoredStudy.model, UnscoredStudy.modality, UnscoredStudy.body_part)
+    columns: tuple[Any, ...] = (*kind, number, marked)
     query = (
-        sqlalchemy.select(*kind, number, marked)
+        sqlalchemy.select(*columns)
         .where((col(UnscoredStudy.model) != "") | (col(UnscoredStudy.noticed_at) >= since))
         .group_by(*kind)
         .order_by(number.desc(), *kind)

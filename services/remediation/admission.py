@@ -95,7 +95,7 @@ def admit(
     A rejected candidate is out for good; where the gate needs more labels it stays a candidate. Raises InvalidInput with
     what is missing when it cannot be judged at all, ModelError for a broken bundle or an unreadable study.
     """
-    asked = _Asked(model, number, actor, reason, plan_of(context.settings, model))
+    asked = _Asked(model, number, actor, reason, plan_of(context.settings, model, context.clock.now().date()))
     require_owner_versions(asked.plan)
     with context.database.read() as session:
         pair = _pair(context, session, asked, tightened(context.settings.remediation, asked.plan))
@@ -226,7 +226,7 @@ def _conclude(context: Context, asked: _Asked, pair: _Pair, judged: _Judged, run
         "run": run_id,
         "change_plan": asked.cited,
     }
-    require_unchanged(context.settings, asked.model, asked.plan)
+    require_unchanged(context.settings, asked.model, asked.plan, context.clock.now().date())
     with context.database.transaction() as tx:
         owner, row = registry.lock_model(tx.session, asked.model), registry.version(tx.session, asked.model, asked.number)
         if owner.champion != pair.plan.champion or row.state != VersionState.CANDIDATE:

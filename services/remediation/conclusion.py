@@ -30,9 +30,9 @@ WORDS = {
 def conclude(context: Context, claim: jobs.Claim, material: Material, outcome: Outcome) -> Verdict | None:
     """Write the outcome of a run; None when another version has begun to serve meanwhile and the run is void.
 
-    Raises InvalidInput when another change control plan has come into force.
+    Raises InvalidInput when another change control plan has come into force, or the one has ended.
     """
-    require_unchanged(context.settings, claim.model, material.change_plan)
+    require_unchanged(context.settings, claim.model, material.change_plan, context.clock.now().date())
     with context.database.transaction() as tx:
         job = jobs.held(tx, claim)
         owner = repository.lock_model(tx.session, claim.model)

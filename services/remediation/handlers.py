@@ -64,7 +64,7 @@ class Remediation(BatchConsumer[None]):
     def _enqueue(self, tx: Transaction, event: Received[MaintenanceOrder]) -> None:
         order = event.data
         remedy, chosen = require_executable(order.remedy), options_of(self._settings, order.settings)
-        require_planned(plan_of(self._settings, order.model), remedy, chosen.model_dump())
+        require_planned(plan_of(self._settings, order.model, tx.clock.now().date()), remedy, chosen.model_dump())
         _require_champion(tx, order)
         row = repository.order_row(tx, order)
         if repository.enqueue(tx, row, event.traceparent):

@@ -61,9 +61,10 @@ def _plan(rules: Rules) -> str:
         return f"The change control plan on file is not valid, so nothing may change: {ended(rules.plan_fault)}"
     if plan is None:
         return _NO_PLAN
+    until = f", valid until {plan.valid_until}" if plan.valid_until else ""
     return (
-        f"Change control plan in force: version {plan.version}, approved by {plan.approved_by} on {plan.approved_on}, SHA-256 "
-        f"{rules.plan_sha256}. Intended use: {ended(plan.intended_use)}"
+        f"Change control plan in force: version {plan.version}, approved by {plan.approved_by} on {plan.approved_on}{until}, "
+        f"SHA-256 {rules.plan_sha256}. Intended use: {ended(plan.intended_use)}"
     )
 
 

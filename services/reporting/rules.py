@@ -1,6 +1,7 @@
 """The rules that a report states: the settings of the installation, the model's change control plan, the code that applied them."""
 
 import hashlib
+from datetime import date
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,11 +15,11 @@ from services.runtime.errors import InvalidInput
 _PACKAGES: Final = ("schemas", "models", "services", "agents")
 
 
-def rules_for(settings: Settings, model: str) -> Rules:
-    """What alarms, repairs and promotions of a model obey now. A plan that is not valid is told, and stops no report."""
+def rules_for(settings: Settings, model: str, today: date) -> Rules:
+    """What alarms, repairs and promotions of a model obey today. A plan that is not valid then is told, and stops no report."""
     fault, read = "", None
     try:
-        read = plan_of(settings, model)
+        read = plan_of(settings, model, today)
     except InvalidInput as error:
         fault = error.reason
     return _rules(settings, read, fault)

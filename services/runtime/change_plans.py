@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ class ReadPlan:
         return f"change control plan {self.plan.version} ({self.sha256[:12]})" + (f", clause {clause}" if clause else "")
 
 
-def plan_of(settings: Settings, model: str) -> ReadPlan | None:
-    """The model's plan, None where it has none. Raises InvalidInput for one that is not valid: then nothing may change."""
+def plan_of(settings: Settings, model: str, today: date) -> ReadPlan | None:
+    """The model's plan, None where it has none. Raises InvalidInput for one that is not valid today: then nothing may change."""
     if not NAME.fullmatch(model):
         return None
     folder = settings.state_dir / "plans"
@@ -47,7 +48,16 @@ def plan_of(settings: Settings, model: str) -> ReadPlan | None:
     plan = read_plan(found[0])
     if plan.plan.model != model:
         raise InvalidInput(f"the change control plan {found[0].name} is for model {plan.plan.model!r}")
+    _require_in_force(plan, today)
     return plan
+
+
+def _require_in_force(read: ReadPlan, today: date) -> None:
+    first, last = read.plan.approved_on, read.plan.valid_until
+    if today < first:
+        raise InvalidInput(f"the {read.citation()} is in force from {first} on, and nothing may change before")
+    if last is not None and today > last:
+        raise InvalidInput(f"the {read.citation()} was valid until {last}: nothing may change until a new one is put in force")
 
 
 def read_plan(path: Path) -> ReadPlan:
@@ -69,8 +79,8 @@ def read_plan(path: Path) -> ReadPlan:
 
 
 def _dated(document: dict[str, Any]) -> dict[str, Any]:
-    """YAML reads 2026-03-02 as a date and 1.0 as a number."""
-    return document | {name: str(document[name]) for name in ("approved_on", "version") if name in document}
+    """YAML reads 1.0 as a number."""
+    return document | {name: str(document[name]) for name in ("version",) if name in document}
 
 
 def require_planned(read: ReadPlan | None, remedy: Remedy, ordered: Mapping[str, Any]) -> Modification | None:
@@ -98,9 +108,9 @@ def require_owner_versions(read: ReadPlan | None) -> Modification | None:
     return clause
 
 
-def require_unchanged(settings: Settings, model: str, read: ReadPlan | None) -> None:
-    """InvalidInput where another plan is in force than the one that a change was made and judged under."""
-    now = plan_of(settings, model)
+def require_unchanged(settings: Settings, model: str, read: ReadPlan | None, today: date) -> None:
+    """InvalidInput where another plan is in force than the one that a change was made and judged under, or none any more."""
+    now = plan_of(settings, model, today)
     if (now.sha256 if now else "") != (read.sha256 if read else ""):
         put = f"the {now.citation()} is in force now" if now else "there is none now"
         raise InvalidInput(

@@ -92,7 +92,7 @@ def require_leave_to_begin(context: Context, name: str) -> None:
         owner = session.get(RegisteredModel, name)
         began_before = owner is not None and owner.champion is None and registry.has_been_retired(session, name)
     if began_before:
-        require_owner_versions(plan_of(context.settings, name))
+        require_owner_versions(plan_of(context.settings, name, context.clock.now().date()))
 
 
 def _reference(

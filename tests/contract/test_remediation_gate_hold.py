@@ -46,7 +46,9 @@ def chest(context: Context) -> Context:
 
 
 def asked(context: Context) -> admission._Asked:
-    return admission._Asked("chest", 2, "user:owner", "trained on both scanners", plan_of(context.settings, "chest"))
+    return admission._Asked(
+        "chest", 2, "user:owner", "trained on both scanners", plan_of(context.settings, "chest", context.clock.now().date())
+    )
 
 
 def conclude(context: Context, verdict: Verdict, wanted: admission._Asked | None = None) -> int:
@@ -106,7 +108,7 @@ def test_for_want_of_labels_they_are_ordered_with_their_number(chest: Context) -
     assert VersionState.CANDIDATE in states, "it can be judged again"
 
 
-@pytest.mark.parametrize("change", ["put in force", "amended", "taken away"])
+@pytest.mark.parametrize("change", ["put in force", "amended", "taken away", "ended"])
 def test_a_verdict_is_void_when_another_change_control_plan_came_into_force_meanwhile(chest: Context, change: str) -> None:
     file = chest.settings.state_dir / "plans" / "chest.yaml"
     file.parent.mkdir()
@@ -114,14 +116,18 @@ def test_a_verdict_is_void_when_another_change_control_plan_came_into_force_mean
     text = text.replace(
         "remedies: [harmonise, adapt_statistics]", "remedies: [harmonise, adapt_statistics]\n    owner_versions: true"
     )
+    if change == "ended":
+        text += "\nvalid_until: 2026-03-02\n"
     if change != "put in force":
         file.write_text(text)
     wanted, before = asked(chest), everything(chest)
     if change == "taken away":
         file.unlink()
+    elif change == "ended":
+        chest.clock.advance(86_400)
     else:
         file.write_text(text.replace('version: "1.0"', 'version: "1.1"'))
-    with pytest.raises(InvalidInput, match=r"changed meanwhile.*void"):
+    with pytest.raises(InvalidInput, match=r"changed meanwhile.*void|was valid until 2026-03-02"):
         conclude(chest, Verdict.PROMOTE, wanted)
     assert everything(chest) == before
 

@@ -141,6 +141,21 @@ def test_an_order_outside_the_change_control_plan_is_refused_with_the_clause(che
     assert taken.order_id == "o3"
 
 
+def test_a_plan_that_has_ended_or_cannot_be_read_stops_every_repair_and_no_rollback(chest: Context) -> None:
+    example = Path(__file__).parents[2] / "docs" / "examples" / "change-plan.yaml"
+    file = chest.settings.state_dir / "plans" / "chest.yaml"
+    file.parent.mkdir(parents=True)
+    text = example.read_text().replace("model: brain-mri", "model: chest")
+    faults = {"o1": (f"{text}\nvalid_until: 2026-03-02\n", "was valid until 2026-03-02"), "o2": ("model: [", "cannot be read")}
+    chest.clock.advance(86_400)
+    for name, (written, words) in faults.items():
+        file.write_text(written)
+        give(chest, remedy(name, settings={"epochs": 9}))
+        assert (stored(chest, Order, name).state, words in stored(chest, Order, name).explanation) == (OrderState.FAILED, True)
+    give(chest, order(OrderKind.ROLLBACK, "o3"))
+    assert stored(chest, Order, "o3").state == OrderState.DONE
+
+
 def test_serving_stops_and_resumes(chest: Context) -> None:
     give(chest, order(OrderKind.STOP_SERVING))
     assert not stored(chest, RegisteredModel, "chest").serving

@@ -1,6 +1,7 @@
 """Change control plans: read or refused with every fault, and what they allow."""
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from agents.proposals import Proposal
 from listeners.cli.main import app
 from schemas.settings import RemediationSettings, Settings
 from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole
+from services.reporting.rules import rules_for
 from services.runtime.change_plans import (
     citation,
     latency_limit,
@@ -20,10 +22,12 @@ from services.runtime.change_plans import (
     read_plan,
     require_owner_versions,
     require_planned,
+    require_unchanged,
     tightened,
 )
 from services.runtime.errors import InvalidInput
 
+TODAY = date(2026, 6, 1)
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "change-plan.yaml"
 
 
@@ -98,6 +102,8 @@ def test_the_stricter_of_plan_and_settings_holds():
         (lambda each: each.update(surprise=1), "surprise: Extra inputs"),
         (lambda each: each["modifications"][2]["settings"]["epochs"].update(least=99), "least must not be above most"),
         (lambda each: [part.update(remedies=[]) for part in each["modifications"]], "no modification names a remedy"),
+        (lambda each: each.update(valid_until="2026-01-01"), "valid_until must not be before approved_on"),
+        (lambda each: each.update(approved_on="2026-02-30"), "approved_on"),
     ],
 )
 def test_a_faulty_plan_is_refused_with_its_faults(document, tmp_path, break_it, words):
@@ -118,16 +124,40 @@ def test_a_file_that_is_no_document_is_refused(tmp_path):
 
 def test_a_models_plan_is_found_by_its_name(document, tmp_path):
     settings = Settings(state_dir=tmp_path)
-    assert plan_of(settings, "brain-mri") is None
+    assert plan_of(settings, "brain-mri", TODAY) is None
     written(tmp_path / "plans", document, "brain-mri.json")
-    assert plan_of(settings, "brain-mri").plan.model == "brain-mri"
-    assert plan_of(settings, "../plans/brain-mri") is None
+    assert plan_of(settings, "brain-mri", TODAY).plan.model == "brain-mri"
+    assert plan_of(settings, "../plans/brain-mri", TODAY) is None
     written(tmp_path / "plans", document, "other.json")
     with pytest.raises(InvalidInput, match="is for model 'brain-mri'"):
-        plan_of(settings, "other")
+        plan_of(settings, "other", TODAY)
     written(tmp_path / "plans", document, "brain-mri.yaml")
     with pytest.raises(InvalidInput, match="several"):
-        plan_of(settings, "brain-mri")
+        plan_of(settings, "brain-mri", TODAY)
+
+
+@pytest.mark.parametrize(
+    ("today", "words"),
+    [
+        (date(2026, 3, 1), "in force from 2026-03-02 on"),
+        (date(2026, 3, 2), ""),
+        (date(2026, 9, 30), ""),
+        (date(2026, 10, 1), "was valid until 2026-09-30: nothing may change"),
+    ],
+)
+def test_outside_its_dates_a_plan_lets_nothing_change_and_reports_say_so(document, tmp_path, today, words):
+    settings = Settings(state_dir=tmp_path)
+    written(tmp_path / "plans", document | {"valid_until": "2026-09-30"}, "brain-mri.json")
+    told = rules_for(settings, "brain-mri", today)
+    assert (told.plan is None) is bool(words)
+    assert words in told.plan_fault
+    if not words:
+        assert plan_of(settings, "brain-mri", today).plan.valid_until == date(2026, 9, 30)
+        return
+    with pytest.raises(InvalidInput, match=words):
+        plan_of(settings, "brain-mri", today)
+    with pytest.raises(InvalidInput, match=words):
+        require_unchanged(settings, "brain-mri", None, today)
 
 
 def test_the_command_says_what_a_plan_covers():
