@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from schemas.topics import BATCH_READY, EVALUATION_COMPLETED
 from services.evaluation import repository
 from services.evaluation.detector import Thresholds
 from services.evaluation.evaluate import Material, Outcome, evaluate
+from services.evaluation.lateness import Pending
 from services.evaluation.pace import blocks_per_year
 from services.evaluation.picture_repository import pictures
 from services.evaluation.stream import StreamCase, one_per_patient
@@ -73,26 +75,42 @@ class Evaluate(BatchConsumer[Prepared]):
             found = repository.batch(session, event.data.batch_id)
             if found is None:
                 raise InvalidInput("there is no batch of this id")
-            # A correction or a late delivery may concern an old batch: the judgement is always of the whole stream.
             last = repository.last_number(session, found.model, found.version)
-            stream = repository.stream(session, found.model, found.version, last)
+            every = repository.stream(session, found.model, found.version, last)
+            stream, later = parted(every, self._up_to(session, event, found, last))
             baseline = repository.baseline(session, found.model, found.version)
-            classes = repository.classes(session, found.model, found.version) or _classes_in(stream)
+            classes = repository.classes(session, found.model, found.version) or _classes_in(every)
             taught = repository.taught(session, found.model)
             task = repository.task_of(session, found.batch_id)
             known = taught | {row.patient_key for row in baseline}
-            per_year = blocks_per_year((case.acquired_at for case in one_per_patient(stream, known)), self.batch_size)
+            per_year = blocks_per_year((case.acquired_at for case in one_per_patient(every, known)), self.batch_size)
             conditions = Conditions(baseline, classes, self.batch_size, per_year)
             mark = conditions.mark(self.settings)
             kept = repository.thresholds(session, found.model, found.version, mark)
-            seen = self._seen(session, found, stream)
+            seen = self._seen(session, found, stream, later)
         thresholds = kept or self._calibrate(mark, conditions)
         material = seen(classes=classes, baseline=baseline, taught=taught, thresholds=thresholds)
         return Finished(found, task, event.data.corrected, evaluate(material), mark, thresholds, self.batch_size)
 
-    def _seen(self, session: Session, found: Batch, stream: list[StreamCase]) -> partial[Material]:
-        """The material by what the version has seen and the settings, without classes, baseline, taught and thresholds."""
+    def _up_to(self, session: Session, event: Received[BatchReady], found: Batch, last: int) -> int:
+        """The batch that the judged stream ends with: this one, also where later ones are closed already, as in a large import.
+
+        A correction or a late delivery may concern an old batch: then the whole stream is judged.
+        """
+        judged = repository.last_judged(session, found.model, found.version)
+        return last if event.data.corrected or judged >= found.number else found.number
+
+    def _seen(self, session: Session, found: Batch, stream: list[StreamCase], later: list[Pending]) -> partial[Material]:
+        """The material by what the version has seen and the settings, without classes, baseline, taught and thresholds.
+
+        Cases of `later` batches are waited for like those without a label, however old they are.
+        """
         version = (found.model, found.version)
+        # A batch that a clock closed which ran ahead must not end the wait for labels.
+        now = min(repository.last_closed(session, found), self.database.clock.now())
+        wait_days = self.settings.label_wait_days
+        waiting = [row for row in repository.pending(session, *version) if row.acquired_at > now - timedelta(days=wait_days)]
+        oldest = min((row.acquired_at for row in later), default=now)
         return partial(
             Material,
             model=found.model,
@@ -102,10 +120,9 @@ class Evaluate(BatchConsumer[Prepared]):
             draws=self.settings.bootstrap_draws,
             seed=self.settings.seed,
             variation=repository.earlier_variation(session, *version, self.batch_size),
-            pending=repository.pending(session, *version),
-            wait_days=self.settings.label_wait_days,
-            # A batch that a clock closed which ran ahead must not end the wait for labels.
-            now=min(repository.last_closed(session, found), self.database.clock.now()),
+            pending=[*waiting, *later],
+            wait_days=max(wait_days, (now - oldest).days + 1 if later else 0.0),
+            now=now,
             withdrawn=repository.withdrawn(session, *version),
             pictures=pictures(session, *version, stream),
             scored=scored_cases(session, *version),
@@ -118,6 +135,12 @@ class Evaluate(BatchConsumer[Prepared]):
         if mark not in self._fresh:
             self._fresh[mark] = conditions.thresholds(self.settings)
         return self._fresh[mark]
+
+
+def parted(stream: list[StreamCase], up_to: int) -> tuple[list[StreamCase], list[Pending]]:
+    """The cases of batches up to one, and those of later batches as they were then: without a label."""
+    later = [Pending(case.patient_key, case.predicted, case.acquired_at) for case in stream if case.batch > up_to]
+    return [case for case in stream if case.batch <= up_to], later
 
 
 def _classes_in(stream: list[StreamCase]) -> tuple[str, ...]:

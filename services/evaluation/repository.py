@@ -62,6 +62,12 @@ def last_number(session: Session, model: str, version: int) -> int:
     return int(session.exec(query).one() or 0)
 
 
+def last_judged(session: Session, model: str, version: int) -> int:
+    """Number of the version's newest batch that has an evaluation, 0 before the first."""
+    query = select(func.max(Batch.number)).join(Evaluation, col(Evaluation.batch_id) == col(Batch.batch_id))
+    return int(session.exec(query.where(Batch.model == model, Batch.version == version)).one() or 0)
+
+
 def batches(session: Session, model: str) -> Sequence[Batch]:
     """All batches of a model by version and number."""
     query = select(Batch).where(Batch.model == model).order_by(col(Batch.version), col(Batch.number))

@@ -12,7 +12,17 @@ from sqlmodel import col, select
 from schemas import topics
 from schemas.events import Label, Prediction
 from schemas.settings import EvaluationSettings, JoinSettings
-from schemas.tables import Audit, BaselineCase, DeadLetter, DetectorCalibration, Evaluation, ModelVersion, Outbox, TrainingPatient
+from schemas.tables import (
+    Audit,
+    BaselineCase,
+    Batch,
+    DeadLetter,
+    DetectorCalibration,
+    Evaluation,
+    ModelVersion,
+    Outbox,
+    TrainingPatient,
+)
 from services.evaluation import calibration, power, repository
 from services.evaluation.app import build
 from services.evaluation.thresholds import Prepare
@@ -283,6 +293,38 @@ def test_a_batch_that_is_delivered_again_late_does_not_change_the_status(site):
     late = max(site.rows(Evaluation), key=lambda row: row.evaluated_at)
     assert (late.status, late.stream_cases) == ("degraded", 200)
     assert (site.latest().status, site.latest(version=1).status) == ("degraded", "degraded")
+
+
+def test_labels_of_months_that_come_at_once_are_judged_batch_by_batch(site):
+    """A first import of old labels: of a batch is told what was known with it, and no alarm stands before the fall."""
+    site.register()
+    site.score_and_label(250, error=0.05)
+    site.score_and_label(150, error=0.9)
+    site.evaluate()
+    with site.database.read() as session:
+        query = select(Batch.number, Evaluation.status, Evaluation.stream_cases).join(Batch, Batch.batch_id == Evaluation.batch_id)
+        rows = session.exec(query.order_by(col(Batch.number))).all()
+    assert [(number, cases) for number, _, cases in rows] == [(number, 50 * number) for number in range(1, 9)]
+    statuses = [status for _, status, _ in rows]
+    assert set(statuses[:5]) <= {"healthy", "undecided"}
+    assert statuses[-1] == site.latest().status == "degraded"
+    assert site.latest().evidence["since_batch"] == 6
+
+
+def test_labels_that_come_at_once_with_the_errors_first_raise_no_alarm(site):
+    site.register()
+    batch = [number for number in range(200) if number % 10 == 0] + [number for number in range(200) if number % 10]
+    predictions, labels = [], []
+    for number in range(200):
+        truth = CLASSES[number // 10 % 2]
+        predictions.append(site._prediction(truth, number % 10 == 0))
+        labels.append(site._label(number, truth))
+        site.studies += 1
+    site.join(*predictions)
+    site.join(*(labels[number] for number in batch))
+    site.evaluate()
+    assert "degraded" not in {row.status for row in site.rows(Evaluation)}
+    assert site.latest().stream_cases == 200
 
 
 def test_patients_that_the_model_was_trained_on_are_no_evidence(site):
