@@ -1,7 +1,9 @@
 """Two versions on the same studies: what each says of them, and, for the gate, how long each takes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,19 +60,35 @@ class Duel:
     def latency_ratio(self, on: Compared) -> float:
         """Shortest time of the challenger over that of the champion on some of these studies, measured in turns.
 
-        On a CPU it is this process's processor time: a version must not be turned down because others kept the machine busy.
-        The shortest, because whatever else happens only ever adds to a time.
+        On a CPU it is the processor time of one thread that does all the work: a version must not be turned down because others
+        kept the machine busy, or this process. The shortest, because whatever else happens only ever adds to a time.
         """
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self._ratio, on).result()
+
+    def _ratio(self, on: Compared) -> float:
         times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(REPEATS):
-            for side, tensors, taken in zip(self._sides, on.tensors, times, strict=True):
-                taken.append(_seconds(side, tensors))
+        with _one_core():
+            for _ in range(REPEATS):
+                for side, tensors, taken in zip(self._sides, on.tensors, times, strict=True):
+                    taken.append(_seconds(side, tensors))
         return min(times[1]) / max(min(times[0]), 1e-9)
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Torch's operations of this thread on one core; threads that start later have as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _seconds(side: Predictor, tensors: TensorSet) -> float:
     on_gpu = side.device.type == "cuda"
-    clock = time.perf_counter if on_gpu else time.process_time
+    clock = time.perf_counter if on_gpu else time.thread_time
     started = clock()
     side.predict(tensors.studies[:TIMED])
     if on_gpu:

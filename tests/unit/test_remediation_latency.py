@@ -1,6 +1,9 @@
 """How the gate measures which version is slower."""
 
+import hashlib
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -43,6 +46,22 @@ def test_a_version_that_waits_for_a_busy_machine_is_not_slower(version, monkeypa
         return real(side, given)
 
     assert measured(version, monkeypatch, waiting) < 2
+
+
+def test_work_of_other_threads_counts_for_neither(version, monkeypatch):
+    """A lease is renewed, or a study scored, in the same process meanwhile."""
+
+    def beside(real, side, given):
+        other = threading.Thread(target=lambda: hashlib.pbkdf2_hmac("sha256", b"a", b"b", 200_000))
+        other.start()
+        found = real(side, given)
+        other.join()
+        return found
+
+    threads = torch.get_num_threads()
+    assert measured(version, monkeypatch, beside) < 2
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == threads, "later threads have as many cores as before"
 
 
 def test_a_version_that_works_longer_is_slower(version, monkeypatch):
