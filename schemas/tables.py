@@ -20,7 +20,6 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     String,
-    Text,
     UniqueConstraint,
     text,
 )
@@ -128,21 +127,6 @@ class Inbox(SQLModel, table=True):
     consumer: str = Field(primary_key=True, max_length=64)
     event_id: str = Field(primary_key=True, max_length=64)
     handled_at: datetime
-
-
-class InboxPage(SQLModel, table=True):
-    """Events that one transaction of a consumer has dealt with, whose own tables tell it which events are repeated.
-
-    Sequential, where `inbox` is written at random places. Says for others what has been dealt with; an event that was delivered
-    again may stand in several.
-    """
-
-    __tablename__ = "inbox_page"
-    __table_args__ = (Index(None, "consumer", "handled_at"),)
-    id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True, autoincrement=True))
-    consumer: str = Field(max_length=64)
-    handled_at: datetime
-    event_ids: str = Field(sa_column=Column(Text, nullable=False), description="JSON array")
 
 
 class DeadLetter(SQLModel, table=True):

@@ -11,13 +11,13 @@ from agents import repository
 from agents.overview.facts import Consumer, Letters, ModelState, Outgoing, Outlook, Overview, Studies, Warned, Work
 from agents.redaction import plain
 from schemas.drift import DriftWindow
+from schemas.inbox_pages import InboxPage
 from schemas.settings import Settings
 from schemas.tables import (
     Case,
     DeadLetter,
     Evaluation,
     Inbox,
-    InboxPage,
     ModelVersion,
     Order,
     Outbox,

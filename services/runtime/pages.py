@@ -1,4 +1,4 @@
-"""Inbox pages as SQL sees them: the ids that stand in them, and when they may go (`schemas.tables.InboxPage`)."""
+"""Inbox pages as SQL sees them: the ids that stand in them, and when they may go (`schemas.inbox_pages.InboxPage`)."""
 
 from datetime import datetime
 
@@ -6,7 +6,8 @@ from sqlalchemy import JSON, ColumnElement, Select, cast, delete, func, select, 
 from sqlalchemy.orm import Mapped
 from sqlmodel import Session, col
 
-from schemas.tables import InboxPage, Outbox
+from schemas.inbox_pages import InboxPage
+from schemas.tables import Outbox
 
 
 def paged(session: Session, consumer: str, event_id: ColumnElement[str] | Mapped[str]) -> ColumnElement[bool]:

@@ -15,7 +15,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col
 
 from schemas.events import Event
-from schemas.tables import Audit, DeadLetter, Inbox, InboxPage, Outbox
+from schemas.inbox_pages import InboxPage
+from schemas.tables import Audit, DeadLetter, Inbox, Outbox
 from schemas.topics import Topic
 from services.runtime.clock import Clock
 from services.runtime.messages import Received, Record, headers_of

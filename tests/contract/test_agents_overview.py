@@ -7,8 +7,9 @@ import pytest
 
 from agents.overview.facts import Consumer
 from agents.overview.reading import LOOKED_AT, read
+from schemas.inbox_pages import InboxPage
 from schemas.settings import Settings
-from schemas.tables import Case, DeadLetter, Evaluation, Inbox, InboxPage, ModelVersion, Outbox, RegisteredModel, Study
+from schemas.tables import Case, DeadLetter, Evaluation, Inbox, ModelVersion, Outbox, RegisteredModel, Study
 from services.runtime.database import Database
 
 STUDIES, PREDICTIONS = "imaging.study.received.v1", "inference.prediction.v1"

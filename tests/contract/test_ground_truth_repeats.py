@@ -9,8 +9,9 @@ from sqlmodel import col, select
 
 from schemas import topics
 from schemas.events import Label, Prediction
+from schemas.inbox_pages import InboxPage
 from schemas.settings import JoinSettings
-from schemas.tables import Audit, Batch, Case, GroundTruth, Inbox, InboxPage, Outbox
+from schemas.tables import Audit, Batch, Case, GroundTruth, Inbox, Outbox
 from services.ground_truth.handlers import Join
 from services.runtime.consumer import process
 from services.runtime.messages import Record, headers_of

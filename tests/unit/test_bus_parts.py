@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from sqlmodel import select
 
+from schemas.inbox_pages import InboxPage
 from schemas.settings import DeadLetterSettings, KafkaSettings
-from schemas.tables import Audit, DeadLetter, Inbox, InboxPage, Outbox
+from schemas.tables import Audit, DeadLetter, Inbox, Outbox
 from schemas.topics import LABEL, TOPICS
 from services.runtime import dead_letters, lease, outbox
 from services.runtime.backoff import backoff

@@ -13,6 +13,7 @@ import schemas.announcements
 import schemas.chat
 import schemas.clocks
 import schemas.drift
+import schemas.inbox_pages
 import schemas.results
 import schemas.tables
 import schemas.unscored  # noqa: F401 - fills the metadata
