@@ -37,6 +37,8 @@ LEAST_ROOM: Final = 1 << 16
 """What is received is written before less of the buffer than this, or than half of it, is left."""
 WHOLE_FROM: Final = 1 << 15
 """From so many bytes of a data set on, the kernel collects them: the thread is woken once instead of for each segment."""
+LOOPBACK: Final = ("127.0.0.1", "::1")
+"""`reclaim doctor` and `GET /ready` shake hands from there, without a certificate of a peer."""
 PACE_BYTES: Final = 1 << 16
 """A message under way must bring so much in every network timeout: a peer that drips is as dead as a silent one."""
 
@@ -98,7 +100,8 @@ class Session:
                 self._time_out()
             except HandshakeFailed as failed:
                 self._outcome = "no TLS"
-                logger.warning("DCM-325 no TLS with %s: %s", self._peer.address, failed)
+                level = logging.INFO if self._peer.address in LOOPBACK else logging.WARNING
+                logger.log(level, "DCM-325 no TLS with %s: %s", self._peer.address, failed)
             except OSError as error:
                 self._note_end(f"the connection broke ({type(error).__name__})")
             except Exception as error:  # noqa: BLE001 - a defect costs this association, never the listener

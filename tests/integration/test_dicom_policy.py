@@ -214,11 +214,17 @@ def test_only_certified_peers_get_in(own, authority):
             assert receive_pdu(plain)[0] != 2
 
 
-def test_doctor_knows_how_to_reach_us(own, authority):
+def _warned_of(caplog):
+    time.sleep(0.3)
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_doctor_knows_how_to_reach_us(own, authority, caplog):
     server, ca = authority["server"], authority["ca"]
     tls = {"tls_certificate": server[0], "tls_key": server[1], "tls_ca": ca[0]}
     with own(calling_ae_titles=("CT1",), called_ae_titles=("ARCHIVE",), **tls) as listener:
         assert echo_ourselves(listener.settings.dicom, listener.port)
+        assert not _warned_of(caplog), "who asks from this machine whether the listener lives may have no certificate"
         assert not echo_ourselves(DicomSettings(), listener.port)
 
 
