@@ -47,6 +47,19 @@ def logits_and_features(module: nn.Module, tensors: TensorSet, device: torch.dev
     return outputs, torch.cat(seen).double().numpy()
 
 
+def merged(
+    chosen: np.typing.NDArray[np.bool_], first: tuple[StudyLogits, Floats], second: tuple[StudyLogits, Floats]
+) -> tuple[StudyLogits, Floats]:
+    """Outputs and features of the studies where `chosen` [studies] holds and of the others, in the order of all."""
+    places = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    study = np.concatenate([own[part[0].study] for own, part in zip(places, (first, second), strict=True)])
+    order, labels = np.argsort(study, kind="stable"), np.empty(len(chosen), dtype=np.int64)
+    for own, part in zip(places, (first, second), strict=True):
+        labels[own] = part[0].labels
+    logits, features = (np.concatenate(both)[order] for both in ((first[0].logits, second[0].logits), (first[1], second[1])))
+    return StudyLogits(logits, study[order], labels), features
+
+
 def head_of_kind(cases: StudyLogits, features: Floats, seed: int) -> KindHead:
     """The change beside the cases' logits that suits unseen studies best, none where no change does."""
     without = KindHead(None, cases.logits, balanced_loss(cases.probabilities(), cases.labels))

@@ -19,7 +19,7 @@ from models.bundle import LoadedModel, network_of
 from models.data import TensorSet
 from models.harmonisation import ATTRIBUTE, harmonise, harmoniser_of, mapped, set_head, set_statistics
 from models.kind_calibration import fitted, spread, studies_of
-from models.kind_head import head_of_kind, logits_and_features
+from models.kind_head import head_of_kind, logits_and_features, merged
 from models.logits import Floats, Integers, StudyLogits, balanced_loss, class_recalls, study_logits
 from models.look import FORM, look_of
 from models.sampling import seeded
@@ -198,22 +198,27 @@ class _Rung:
         """The way with the least class-balanced loss on labelled new studies. Raises _NothingToDo where none beats the champion."""
         base = self.champion.spec.calibration
         drawn = torch.randperm(len(self.taught), generator=seeded(self.seed, _SOME, 1))[:CHOOSING].sort().values
-        few, champion = self.taught.subset(drawn.tolist()), studies_of(present, np.isin(np.arange(len(present)), drawn.numpy()))
+        few, chosen = self.taught.subset(drawn.tolist()), np.isin(np.arange(len(present)), drawn.numpy())
+        champion, rest = studies_of(present, chosen), self.taught.subset(np.flatnonzero(~chosen).tolist())
         networks = {name: self._forced(kind, members) for name, kind in kinds.items()}
         costs = {"as before": balanced_loss(champion.probabilities(base), champion.labels)}
-        for name, kind in kinds.items():
-            said = study_logits(networks[name], few, self.device) if _changes(kind) else champion
-            costs[name] = fitted(said, base, self.seed)[1]
+        seen = {name: logits_and_features(networks[name], few, self.device) for name, kind in kinds.items() if _changes(kind)}
+        for name in kinds:
+            costs[name] = fitted(seen[name][0] if name in seen else champion, base, self.seed)[1]
         best = min(costs, key=lambda name: costs[name])
         if costs[best] >= costs["as before"]:
             raise _NothingToDo("no other way of reading the new images suits their labels better", **costs)
-        way = self._corrected(kinds[best], networks[best], present)
+        taught = (
+            merged(chosen, seen[best], logits_and_features(networks[best], rest, self.device))
+            if best in seen and len(rest)
+            else logits_and_features(networks[best], self.taught, self.device)
+        )
+        way = self._corrected(kinds[best], networks[best], *taught, present)
         return best, way, {name: round(cost, 5) for name, cost in costs.items()}
 
-    def _corrected(self, kind: ImageKind, network: nn.Module, present: StudyLogits) -> _Way:
+    def _corrected(self, kind: ImageKind, network: nn.Module, taught: StudyLogits, features: Floats, present: StudyLogits) -> _Way:
         """The way with its last layer and logits corrected: for the likelihood, then for what each class has to keep."""
         base = self.champion.spec.calibration
-        taught, features = logits_and_features(network, self.taught, self.device)
         found = fitted(taught, base, self.seed)[0]
         said = _corrected(_corrected(taught, found), base)
         head = head_of_kind(said, features, self.seed)

@@ -15,8 +15,8 @@ from models.bundle import LoadedModel, load_bundle, network_of, save_bundle
 from models.data import TensorSet
 from models.harmonisation import harmoniser_of, set_head
 from models.heads import with_classes
-from models.kind_calibration import spread
-from models.kind_head import FEWEST, head_of_kind, logits_and_features
+from models.kind_calibration import spread, studies_of
+from models.kind_head import FEWEST, head_of_kind, logits_and_features, merged
 from models.logits import StudyLogits, balanced_loss, class_recalls, study_logits
 from models.look import FORM, LOOK
 from models.predictor import Predictor
@@ -144,6 +144,16 @@ def test_features_are_what_the_last_layer_takes(pair) -> None:
     layer = pair[0].get_submodule("head")
     assert np.allclose(logits.logits, features @ layer.weight.detach().numpy().T + layer.bias.detach().numpy(), atol=1e-5)
     assert np.array_equal(study_logits(pair[0], tensors, CPU).logits, logits.logits)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_what_was_seen_of_some_studies_and_of_the_rest_is_put_in_order(images: int) -> None:
+    cases, features = blobs(60, 4, images)
+    chosen = np.random.default_rng(0).random(60) < 0.4
+    parts = [(studies_of(cases, each), features[each[cases.study]]) for each in (chosen, ~chosen)]
+    found, seen = merged(chosen, *parts)
+    assert np.array_equal(seen, features)
+    assert all(np.array_equal(getattr(found, name), getattr(cases, name)) for name in ("logits", "study", "labels"))
 
 
 def moved_cases(push: float, count: int = 600, apart: float = 2.5) -> StudyLogits:
