@@ -65,6 +65,8 @@ def by_class(old: tuple[float, ...], new: tuple[float, ...]) -> Draw:
     return draw
 
 
+COLLAPSED = (0.99, 0.3, 0.3)
+"""Recalls of a champion that calls other classes like the first one; usual are 0.95."""
 KINDS = (
     Kind("equally good", accuracies(0.75, 0.75), better=False),
     Kind("equally good, 40 cases", accuracies(0.75, 0.75), better=False, cases=40),
@@ -84,6 +86,10 @@ KINDS = (
     Kind("ten points better", accuracies(0.75, 0.85, 0.9), better=True),
     Kind("twenty points better", accuracies(0.65, 0.85, 0.9), better=True),
     Kind("thirty points better, 60 cases", accuracies(0.55, 0.85, 0.9), better=True, cases=60),
+    Kind("mends a collapse, one class 15 points below usual", by_class(COLLAPSED, (0.8, 0.95, 0.95)), better=False, cases=450),
+    Kind("collapses into another class", by_class(COLLAPSED, (0.3, 0.99, 0.3)), better=False, cases=450),
+    Kind("mends a collapse", by_class(COLLAPSED, (0.95, 0.95, 0.95)), better=True, cases=450),
+    Kind("mends a collapse, all classes 7 points below usual", by_class(COLLAPSED, (0.88, 0.88, 0.88)), better=True, cases=450),
 )
 
 
