@@ -56,9 +56,13 @@ SEARCHED: Final[Mapping[str, Mapping[str, float]]] = {
     "distillation": {"distillation": 1.0},
     "l2sp": {"distillation": 1.0, "l2sp": 0.1},
     "ewc": {"distillation": 1.0, "ewc": 0.1},
+    "strong l2sp": {"distillation": 1.0, "l2sp": 1.0},
+    "strong ewc": {"distillation": 1.0, "ewc": 1.0},
     "rehearsal": {},
 }
 """What is added to the ordered settings, one after the other, until no old class is seen to be forgotten."""
+PENALTIES: Final = ("distillation", "l2sp", "ewc")
+ORDERED: Final = "as ordered"
 HELD_ON: Final = 600
 """Most old cases, held-out and rehearsed ones, on which the boundary between the classes is held after a training."""
 JUDGING: Final = 128
@@ -75,8 +79,19 @@ class RepairSettings(Spec):
     """Numbers of one repair."""
 
     training: TrainingSettings = Field(default_factory=TrainingSettings)
-    search: bool = Field(True, description="Choose penalty and interpolation on held-out cases; without it the settings stand")
+    search: bool = Field(
+        True,
+        description="Choose penalty and interpolation on held-out cases; without it the settings stand. Penalties that training "
+        "names are not searched for, the interpolation is",
+    )
     attempts: int = Field(2, ge=1, le=len(SEARCHED), description="Most trainings of a search; the second only where it is needed")
+
+    def candidates(self) -> list[tuple[str, Mapping[str, float]]]:
+        """Trainings of a search, by name: what each changes of the settings."""
+        if any(getattr(self.training, name) for name in PENALTIES):
+            return [(ORDERED, {})]
+        return list(SEARCHED.items())[: self.attempts]
+
     reservoir: int = Field(2000, ge=1, description="Most old cases for rehearsal")
 
 
@@ -204,8 +219,8 @@ def _trained(
     job = _Job(strategy, champion, data, rehearsal, settings, hooks, jury)
     record: dict[str, Any] = {"rehearsal_cases": len(rehearsal)}
     if not settings.search or not len(rehearsal) or not len(data.old_valid):
-        tuned = job.train({}, "as ordered", hooks.on_epoch)
-        record |= {"penalties": {"chosen": "as ordered"}, "interpolation": {"share": 1.0}}
+        tuned = job.train({}, ORDERED, hooks.on_epoch)
+        record |= {"penalties": {"chosen": ORDERED}, "interpolation": {"share": 1.0}}
         best = tuned.result.best_epoch
         return Repaired(tuned.module, champion.spec, record, tuned.result.history, best, unchanged=best == 0)
     return _searched(job, record)
@@ -287,7 +302,7 @@ class _Attempt:
 def _searched(job: _Job, record: dict[str, Any]) -> Repaired:
     """Train, and try weights between the champion and the result; train anew with a penalty only where old classes would pay."""
     attempts: list[_Attempt] = []
-    for name, changes in list(SEARCHED.items())[: job.settings.attempts]:
+    for name, changes in job.settings.candidates():
         if attempts:
             job.hooks.say(f"old classes would pay for it; training anew with {name}")
         tuned = job.train(changes, name, None if attempts else job.hooks.on_epoch)

@@ -195,6 +195,12 @@ class RemediationSettings(Group):
         True,
         description="A training remedy tries penalties against forgetting and interpolations, and keeps what held-out cases favour",
     )
+    search_trainings: int = Field(2, ge=1, le=6, description="Most trainings of a search; a further one where an old class pays")
+    distillation: float | None = Field(None, gt=0, description="Weight of the former answers on old cases; None: searched for")
+    l2sp: float | None = Field(None, gt=0, description="Pull towards the former weights; None: searched for")
+    ewc: float | None = Field(None, gt=0, description="The same, by each weight's importance for old cases; None: searched for")
+    accumulation: int = Field(1, ge=1, description="Parts that a batch is computed in, where it does not fit the memory whole")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("float32", description="auto: mixed on a GPU")
     min_tune_cases: int = Field(40, ge=1)
     min_gate_cases: int = Field(30, ge=1)
     min_class_cases: int = Field(20, ge=1, description="Gate cases that it takes of a class which only the judged version knows")

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.remedies import EXECUTABLE, RepairSettings
-from models.training_settings import TrainingSettings
+from models.remedies import EXECUTABLE, SEARCHED, RepairSettings
+from models.training_settings import TrainingPrecision, TrainingSettings
 from schemas.settings import Settings
 from schemas.vocabulary import Remedy
 from services.runtime.errors import InvalidInput
@@ -32,6 +32,12 @@ class RunOptions(BaseModel):
     rehearsal_share: float = Field(ge=0, lt=1)
     rank: int = Field(ge=1, le=256)
     search: bool
+    search_trainings: int = Field(ge=1, le=len(SEARCHED))
+    distillation: float | None = Field(gt=0, le=100)
+    l2sp: float | None = Field(gt=0, le=100)
+    ewc: float | None = Field(gt=0, le=100)
+    accumulation: int = Field(ge=1, le=1024)
+    precision: TrainingPrecision
     seed: int = Field(ge=0, lt=2**31)
 
 
@@ -70,11 +76,10 @@ def repair_settings(
     """
     suited = SHARE_OF_FIRST * first_rate if first_rate is not None else CAREFUL
     training = TrainingSettings(
-        **options.model_dump(exclude={"search", "body_learning_rate"}),
+        **options.model_dump(exclude={"search", "search_trainings", "body_learning_rate"}, exclude_none=True),
         body_learning_rate=options.body_learning_rate or suited,
         device=device,
         devices=devices,
         patience=options.epochs,
-        precision="float32",
     )
-    return RepairSettings(training=training, search=options.search, reservoir=reservoir)
+    return RepairSettings(training=training, search=options.search, attempts=options.search_trainings, reservoir=reservoir)

@@ -220,6 +220,13 @@ def test_where_old_classes_would_pay_the_next_penalty_is_tried(champion, monkeyp
     assert costs[made.record["penalties"]["chosen"]] == min(costs.values())
 
 
+def test_a_penalty_that_is_ordered_is_not_searched_for_but_its_share_is(champion):
+    settings = RepairSettings(training=QUICK.model_copy(update={"epochs": 1, "ewc": 0.3}), attempts=3)
+    made = repair(Remedy.PARTIAL, champion, moved_data(**FAR), settings)
+    assert list(made.record["penalties"]["candidates"]) == ["as ordered"]
+    assert made.unchanged or len(made.record["interpolation"]["candidates"]) > 1
+
+
 def test_a_line_of_repairs_is_held_to_what_its_first_version_knew(champion):
     """The recalls of old classes travel with the bundle: a later repair is compared with the best of its line."""
     settings = RepairSettings(training=QUICK.model_copy(update={"epochs": 1}), search=False)

@@ -173,6 +173,28 @@ def test_an_order_may_set_numbers_within_reason(tmp_path: Path) -> None:
         options_of(settings, {"epochs": 0})
 
 
+def test_penalties_precision_and_parts_of_a_batch_are_the_sites_or_the_orders(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path, remediation={"ewc": 0.2, "precision": "auto", "search_trainings": 3})
+    ready = repair_settings(options_of(settings, {"l2sp": 0.5, "accumulation": 4}), "cpu", 50)
+    training = ready.training
+    assert (training.ewc, training.l2sp, training.distillation) == (0.2, 0.5, 0.0)
+    assert (training.precision, training.accumulation, ready.attempts) == ("auto", 4, 3)
+    usual = repair_settings(options_of(Settings(state_dir=tmp_path), {}), "cpu", 50)
+    assert (usual.training.precision, usual.training.accumulation, usual.attempts) == ("float32", 1, 2)
+    with pytest.raises(InvalidInput, match="ewc"):
+        options_of(settings, {"ewc": -1})
+
+
+def test_a_search_may_try_every_penalty_and_two_weights_of_each(tmp_path: Path) -> None:
+    most = repair_settings(options_of(Settings(state_dir=tmp_path), {"search_trainings": 6}), "cpu", 50)
+    tried = dict(most.candidates())
+    assert {changes.get("ewc", 0) for changes in tried.values()} == {0, 0.1, 1.0}
+    assert {changes.get("l2sp", 0) for changes in tried.values()} == {0, 0.1, 1.0}
+    assert [name for name, _ in repair_settings(options_of(Settings(state_dir=tmp_path), {"ewc": 1}), "cpu", 50).candidates()] == [
+        "as ordered"
+    ]
+
+
 @pytest.mark.parametrize(
     ("training", "expected"),
     [
