@@ -1,11 +1,15 @@
 """What a verdict needs besides good numbers: unknown patients, the registered weights, the plan in force, all or nothing."""
 
+import itertools
+import os
+import signal
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.event import listen
 from sqlmodel import Session, select
 
 from models.bundle import network_of, save_bundle
@@ -20,6 +24,7 @@ from services.remediation.gate import Judgement
 from services.remediation.plan import LabelledCase, Plan
 from services.runtime import registry
 from services.runtime.change_plans import plan_of
+from services.runtime.database import Database
 from services.runtime.errors import InvalidInput
 from services.runtime.registration import require_leave_to_begin
 from services.runtime.service import Context
@@ -92,6 +97,40 @@ def test_or_it_has_not_happened(chest: Context, monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(RuntimeError):
         conclude(chest, verdict)
     assert everything(chest) == before
+
+
+def killed_at(context: Context, statement: int) -> bool:
+    """Promote in a child that SIGKILL ends at its statement of that number, the commit being the last; whether it came so far."""
+    child = os.fork()
+    if child == 0:
+        try:
+            own = Database(context.database.engine.url.render_as_string(hide_password=False), context.clock)
+            done = itertools.count(1)
+
+            def count(*_: object) -> None:
+                if next(done) == statement:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            listen(own.engine, "before_cursor_execute", count)
+            listen(own.engine, "commit", count)
+            conclude(Context(context.settings, own, context.clock, context.pseudonyms), Verdict.PROMOTE)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended in {0, -signal.SIGKILL}
+    return ended != 0
+
+
+def test_a_promotion_that_sigkill_ends_at_any_statement_has_not_happened(chest: Context) -> None:
+    before = everything(chest)
+    for statement in range(1, 100):
+        if not killed_at(chest, statement):
+            break
+        assert everything(chest) == before, f"killed at statement {statement}"
+    assert statement > 10, "every write has been interrupted"
+    after = everything(chest)
+    assert (after["champion"], after["events"]) == (2, before["events"] + 1)
 
 
 def test_for_want_of_labels_they_are_ordered_with_their_number(chest: Context) -> None:
