@@ -15,7 +15,7 @@ from listeners.dicom.echo import echo_ourselves
 from listeners.dicom.scp import is_within, networks
 from schemas.settings import DicomSettings
 from services.runtime.errors import InvalidInput
-from tests.dicom_listener import CT, MR, Listener, associated, dcmtk, encoded, make, one, refused, store
+from tests.dicom_listener import CT, EXPLICIT, MR, Listener, associated, dcmtk, encoded, make, one, refused, store
 from tests.dicom_wire import ACCEPT, accepted, association_request, connect, receive_pdu, rejection
 
 
@@ -66,6 +66,22 @@ def test_ipv6_is_served(own):
 def test_associations_of_one_address_have_their_own_limit(own):
     with own(max_associations_per_peer=1) as listener, accepted(listener.port):
         assert rejection(listener.port) == (2, 3, 2)
+
+
+def test_a_private_class_that_the_site_names_is_stored_like_any_other(own, tmp_path):
+    private = "1.3.12.2.1107.5.9.1"
+    dataset = make("private-class", tmp_path)
+    dataset.SOPClassUID = private
+    with own(sop_classes=(private,)) as listener:
+        assert one(listener, encoded(dataset), dataset.SOPInstanceUID, private).Status == 0
+        assert listener.instance(dataset.SOPInstanceUID).sop_class_uid == private
+
+
+def test_a_site_that_takes_only_some_classes_is_offered_no_others(own, tmp_path):
+    dataset = make("only-class", tmp_path)
+    with own(only_sop_classes=(MR,)) as listener, associated(listener.port, (MR, EXPLICIT), (CT, EXPLICIT)) as association:
+        assert [context.abstract_syntax for context in association.accepted_contexts] == [MR]
+        assert store(association, encoded(dataset), dataset.SOPInstanceUID).Status == 0
 
 
 def test_a_title_may_store_only_its_classes(own, tmp_path):
