@@ -4,10 +4,10 @@ from sqlmodel import func, select
 
 from schemas.events import StudyReceived
 from schemas.tables import Outbox
-from services.assembly.batch_rows import NewInstance
+from services.assembly.batch_rows import NewInstance, NewStudy
 from services.assembly.commitments import Reference, Request
 from services.assembly.completion import complete_studies
-from services.assembly.repository import NewStudy, record_batches
+from services.assembly.repository import record_batches
 from services.assembly.rules import Rules
 from services.assembly.signals import create_step, request_commitment, set_step
 from services.runtime.identity import Pseudonyms

@@ -13,12 +13,16 @@ from typing import Any, Final, NamedTuple
 import orjson
 from sqlmodel import Session
 
+from schemas.vocabulary import StudyState
 from services.assembly.statements import (
     CHANGED_COLUMNS,
     INSERT_INSTANCES,
+    INSERT_STUDIES,
     INSTANCE_COLUMNS,
     KNOWN_INSTANCES,
     LOCKED_STUDIES,
+    NEW_STUDY_COLUMNS,
+    STUDIES_WITH_STEPS,
     UPDATE_STUDIES,
 )
 
@@ -41,6 +45,25 @@ class NewInstance(NamedTuple):
     size: int
     sha256: str
     received_at: datetime
+
+
+class NewStudy(NamedTuple):
+    """What a study starts with, and what every batch of instances brings up to date.
+
+    `patients`: how many different patient IDs the batch's instances name; one that names none says nothing.
+    """
+
+    study_uid: str
+    study_key: str
+    patient_key: str
+    acquired_at: datetime
+    first_instance_at: datetime
+    last_instance_at: datetime
+    accession_key: str | None = None
+    calling_ae: str = ""
+    stated_instances: int = 0
+    traceparent: str = ""
+    patients: int = 0
 
 
 class KnownInstance(NamedTuple):
@@ -106,6 +129,23 @@ def locked_studies(session: Session, uids: Sequence[str]) -> dict[str, StudyRow]
     return rows
 
 
+def insert_studies(session: Session, studies: Sequence[NewStudy]) -> set[str]:
+    """Enter open studies without instances; returns the UIDs of those that nobody has entered meanwhile."""
+    rows = [{**study._asdict(), "state": StudyState.OPEN.value, "revision": 0, "instances": 0} for study in studies]
+    if not _on_sqlite(session):
+        return {row[0] for row in _run(session, INSERT_STUDIES["postgresql"], _json(rows)).cursor.fetchall()}
+    stored = [tuple(_stored(row[name]) for name in NEW_STUDY_COLUMNS) for row in rows]
+    return {row[0] for row in _write_rows(session, INSERT_STUDIES["sqlite"], len(NEW_STUDY_COLUMNS), stored)}
+
+
+def studies_with_steps(session: Session, uids: Sequence[str]) -> set[str]:
+    """Those of these studies that procedure steps name."""
+    if not uids:
+        return set()
+    dialect, value = ("sqlite", _json(uids)) if _on_sqlite(session) else ("postgresql", list(uids))
+    return {row[0] for row in _run(session, STUDIES_WITH_STEPS[dialect], value).cursor.fetchall()}
+
+
 def update_studies(session: Session, studies: Iterable[StudyRow]) -> None:
     """Write back what `locked_studies` read and somebody changed."""
     if _on_sqlite(session):
@@ -116,13 +156,17 @@ def update_studies(session: Session, studies: Iterable[StudyRow]) -> None:
         _run(session, UPDATE_STUDIES["postgresql"], _json(changed))
 
 
-def _write_rows(session: Session, statement: str, columns: int, rows: Sequence[tuple[Any, ...]]) -> None:
-    connection, start, left = session.connection(), 0, len(rows)
+def _write_rows(session: Session, statement: str, columns: int, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Run a statement for all rows; returns what it returns."""
+    connection, start, left, returned = session.connection(), 0, len(rows), list[tuple[Any, ...]]()
     for size in _AT_ONCE:
         while size <= left:
             values = tuple(chain.from_iterable(rows[start : start + size]))
-            connection.exec_driver_sql(_several(statement, columns, size), values)
+            result = connection.exec_driver_sql(_several(statement, columns, size), values)
+            if result.returns_rows:
+                returned += result.cursor.fetchall()
             start, left = start + size, left - size
+    return returned
 
 
 @cache

@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 from models.patient_ids import same_id
 from schemas.announcements import SetAside
 from schemas.tables import Instance
-from services.assembly.batch_rows import NewInstance
+from services.assembly.batch_rows import NewInstance, NewStudy
 from services.assembly.conflict_repository import insert_set_aside
 from services.assembly.headers import InstanceFacts
-from services.assembly.repository import LostRaceError, NewStudy, Recorded, find_instance, record_batches
+from services.assembly.repository import LostRaceError, Recorded, find_instance, record_batches
 from services.runtime.archive import instance_path
 from services.runtime.database import Database
 from services.runtime.errors import Transient

@@ -9,22 +9,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 import sqlalchemy
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, func, select
 
-from schemas.announcements import StepStudy
 from schemas.tables import Audit, Instance, Study
 from schemas.vocabulary import StudyState
 from services.assembly.batch_rows import (
     KnownInstance,
     NewInstance,
+    NewStudy,
     StudyRow,
     insert_instances,
+    insert_studies,
     known_instances,
     locked_studies,
+    studies_with_steps,
     update_studies,
 )
 from services.assembly.studies import Progress, on_instances
@@ -62,25 +64,6 @@ class SeriesRow:
     instances: int
 
 
-class NewStudy(NamedTuple):
-    """What a study starts with, and what every batch of instances brings up to date.
-
-    `patients`: how many different patient IDs the batch's instances name; one that names none says nothing.
-    """
-
-    study_uid: str
-    study_key: str
-    patient_key: str
-    acquired_at: datetime
-    first_instance_at: datetime
-    last_instance_at: datetime
-    accession_key: str | None = None
-    calling_ae: str = ""
-    stated_instances: int = 0
-    traceparent: str = ""
-    patients: int = 0
-
-
 def find_instance(session: Session, sop_instance_uid: str) -> Instance | None:
     """The row of an instance, if the index has it."""
     return session.get(Instance, sop_instance_uid)
@@ -105,12 +88,14 @@ def record_batches(tx: Transaction, batches: Sequence[Batch]) -> list[list[Recor
         for instance in fresh.values():
             added.setdefault(instance.study_uid, []).append(instance)
         studies = [study for study, _ in batches if study.study_uid in added]
-        rows, new = _studies_of(tx, studies)
+        rows, new = _studies_of(tx.session, studies)
+        with_steps = studies_with_steps(tx.session, [uid for uid, row in rows.items() if not row.instances])
         if fresh:
             _insert(tx.session, list(fresh.values()))
         for study in studies:
-            _move_on(tx, rows[study.study_uid], study, added[study.study_uid], is_new=study.study_uid in new)
-            _refresh(rows[study.study_uid], resent.get(study.study_uid))
+            uid = study.study_uid
+            _move_on(tx, rows[uid], study, added[uid], is_new=uid in new, has_steps=uid in with_steps)
+            _refresh(rows[uid], resent.get(uid))
         update_studies(tx.session, rows.values())
     return outcomes
 
@@ -166,8 +151,13 @@ def _correct(session: Session, known: KnownInstance, instance: NewInstance) -> N
     session.add(present)
 
 
-def _move_on(tx: Transaction, row: StudyRow, study: NewStudy, added: Sequence[NewInstance], *, is_new: bool) -> None:
-    """Count new instances in their study, which our own results neither open nor count for."""
+def _move_on(
+    tx: Transaction, row: StudyRow, study: NewStudy, added: Sequence[NewInstance], *, is_new: bool, has_steps: bool
+) -> None:
+    """Count new instances in their study, which our own results neither open nor count for.
+
+    `has_steps`: procedure steps named the study before anything of it came.
+    """
     counted = [instance for instance in added if not is_result_uid(instance.sop_instance_uid)]
     if not counted:
         if is_new:  # by auto-routing: a study that has nothing else yet has nothing to announce
@@ -178,7 +168,9 @@ def _move_on(tx: Transaction, row: StudyRow, study: NewStudy, added: Sequence[Ne
     is_first = row.instances == 0
     was = StudyState(row.state)
     _apply(row, on_instances(progress_of(row), [instance.received_at for instance in counted]))
-    _mind_signals(tx, row, study.stated_instances, opened=is_first or was is StudyState.COMPLETE, is_first=is_first)
+    if has_steps:
+        row.ring_at = row.instances
+    _mind_signals(tx, row, study.stated_instances, opened=is_first or was is StudyState.COMPLETE)
     row.accession_key = row.accession_key or study.accession_key
     row.calling_ae = study.calling_ae or row.calling_ae
     row.traceparent = study.traceparent or row.traceparent
@@ -202,13 +194,11 @@ def _insert(session: Session, instances: Sequence[NewInstance]) -> None:
         raise LostRaceError from None
 
 
-def _mind_signals(tx: Transaction, row: StudyRow, stated: int, *, opened: bool, is_first: bool) -> None:
+def _mind_signals(tx: Transaction, row: StudyRow, stated: int, *, opened: bool) -> None:
     """Have the study looked at: soon when it has just been opened, at once when this instance may be the last one awaited."""
     if stated > row.stated_instances:
         row.stated_instances = stated
         row.ring_at = min(stated, row.ring_at or stated)
-    if is_first and _has_steps(tx.session, row.study_uid):
-        row.ring_at = row.instances
     awaited = row.ring_at is not None and row.instances >= row.ring_at
     # Without a time to look at, somebody wanted it looked at while another transaction held it, and had to leave it out.
     passed_over = row.look_at is None and not opened
@@ -216,11 +206,6 @@ def _mind_signals(tx: Transaction, row: StudyRow, stated: int, *, opened: bool, 
         row.look_at = None
     if awaited or passed_over:
         tx.ring(ASSEMBLY_BELL)
-
-
-def _has_steps(session: Session, study_uid: str) -> bool:
-    query = select(StepStudy.step_uid).where(col(StepStudy.study_uid) == study_uid).limit(1)
-    return session.exec(query).first() is not None
 
 
 def studies_to_look_at(tx: Transaction, limit: int) -> Sequence[Study]:
@@ -309,19 +294,15 @@ def _apply(study: Study | StudyRow, progress: Progress) -> None:
     study.opened_at = progress.opened_at
 
 
-def _studies_of(tx: Transaction, studies: Sequence[NewStudy]) -> tuple[dict[str, StudyRow], set[str]]:
+def _studies_of(session: Session, studies: Sequence[NewStudy]) -> tuple[dict[str, StudyRow], set[str]]:
     """Rows of studies, locked in the order of their UIDs, and the UIDs of those that are new."""
     uids = [study.study_uid for study in studies]
-    rows = locked_studies(tx.session, uids)
-    missing = [_row_of(study) for study in studies if study.study_uid not in rows]
+    rows = locked_studies(session, uids)
+    missing = [study for study in studies if study.study_uid not in rows]
     if not missing:
         return rows, set()
-    new = set(tx.insert_new(Study, missing, returning="study_uid"))
-    return locked_studies(tx.session, uids), new
-
-
-def _row_of(study: NewStudy) -> Study:
-    return Study(**{name: value for name, value in study._asdict().items() if name in Study.model_fields})
+    new = insert_studies(session, missing)
+    return locked_studies(session, uids), new
 
 
 def _locked_study(session: Session, study_uid: str) -> Study:

@@ -53,6 +53,36 @@ LOCKED_STUDIES: Final = {
     "postgresql": f"SELECT {_STUDY} FROM study WHERE study_uid = ANY(%s) ORDER BY study_uid FOR UPDATE",  # noqa: S608
 }
 """The columns of `batch_rows.StudyRow`, in its order."""
+NEW_STUDY_COLUMNS: Final = (
+    "study_uid",
+    "study_key",
+    "patient_key",
+    "accession_key",
+    "state",
+    "revision",
+    "instances",
+    "calling_ae",
+    "acquired_at",
+    "first_instance_at",
+    "last_instance_at",
+    "stated_instances",
+    "traceparent",
+)
+_NEW_STUDY: Final = ", ".join(NEW_STUDY_COLUMNS)
+INSERT_STUDIES: Final = {
+    "sqlite": f"INSERT INTO study ({_NEW_STUDY}) VALUES {{rows}} ON CONFLICT DO NOTHING RETURNING study_uid",  # noqa: S608
+    "postgresql": f"""
+INSERT INTO study ({_NEW_STUDY})
+SELECT {_NEW_STUDY}
+FROM json_to_recordset(%s) AS new (study_uid varchar, study_key varchar, patient_key varchar, accession_key varchar, state varchar,
+    revision integer, instances integer, calling_ae varchar, acquired_at timestamptz, first_instance_at timestamptz,
+    last_instance_at timestamptz, stated_instances integer, traceparent varchar)
+ON CONFLICT DO NOTHING RETURNING study_uid""",  # noqa: S608
+}
+STUDIES_WITH_STEPS: Final = {
+    "sqlite": "SELECT DISTINCT study_uid FROM performed_step_study WHERE study_uid IN (SELECT value FROM json_each(?))",
+    "postgresql": "SELECT DISTINCT study_uid FROM performed_step_study WHERE study_uid = ANY(%s)",
+}
 CHANGED_COLUMNS: Final = (
     "study_uid",
     "state",

@@ -7,7 +7,18 @@ from sqlalchemy.exc import IntegrityError
 
 from schemas.tables import Instance, Study
 from schemas.vocabulary import StudyState
-from services.assembly.batch_rows import NewInstance, StudyRow, insert_instances, known_instances, locked_studies, update_studies
+from services.assembly.batch_rows import (
+    NewInstance,
+    NewStudy,
+    StudyRow,
+    insert_instances,
+    insert_studies,
+    known_instances,
+    locked_studies,
+    studies_with_steps,
+    update_studies,
+)
+from services.assembly.signals import create_step
 from tests.assembly_world import CT
 
 MANY = 700  # more than the greatest statement, and no power of two
@@ -100,3 +111,25 @@ def test_an_instance_that_is_there_already_is_an_integrity_error(database, now):
         tx.session.add(a_study(now))
         tx.session.flush()
         insert_instances(tx.session, [an_instance(1, now), an_instance(2, now), an_instance(1, now)])
+
+
+def test_a_new_study_is_as_the_orm_would_enter_it_and_only_once(database, now):
+    later = now + timedelta(microseconds=250)
+    full = NewStudy("1.1", "k1", "p1", now, now, later, "a1", "AE", 7, "00-1", patients=2)
+    with database.transaction() as tx:
+        assert insert_studies(tx.session, [full]) == {"1.1"}
+        assert insert_studies(tx.session, [full._replace(calling_ae="OTHER"), NewStudy("1.2", "k2", "p2", now, now, now)]) == {
+            "1.2"
+        }
+    stated = {name: value for name, value in full._asdict().items() if name != "patients"}
+    with database.read() as session:
+        assert session.get_one(Study, "1.1").model_dump() == Study(**stated).model_dump()
+        assert session.get_one(Study, "1.2").accession_key is None
+
+
+def test_the_studies_that_steps_name_are_found(database):
+    with database.transaction() as tx:
+        create_step(tx, "9.1", ("1.1", "1.2"), "CT1", None)
+        create_step(tx, "9.2", ("1.2",), "CT1", None)
+        assert studies_with_steps(tx.session, ["1.1", "1.2", "1.3"]) == {"1.1", "1.2"}
+        assert studies_with_steps(tx.session, ["1.3"]) == studies_with_steps(tx.session, []) == set()
