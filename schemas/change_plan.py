@@ -12,6 +12,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.vocabulary import Remedy
 
+LIMITED = (
+    "epochs",
+    "batch_size",
+    "head_learning_rate",
+    "body_learning_rate",
+    "rehearsal_share",
+    "rank",
+    "search_trainings",
+    "distillation",
+    "l2sp",
+    "ewc",
+    "accumulation",
+    "seed",
+)
+"""Numbers of a repair that a plan may limit."""
 CLAUSE = r"^[A-Z][A-Za-z0-9.-]{0,15}$"
 
 
@@ -42,6 +57,15 @@ class Modification(_Part):
     owner_versions: bool = False
     settings: dict[str, Range] = Field(default_factory=dict, description="Limits of what an order may set, by the setting's name")
     rationale: str = Field(min_length=20)
+
+    @model_validator(mode="after")
+    def _limits_are_known(self) -> Self:
+        """A misspelt limit would limit nothing."""
+        unknown = [name for name in self.settings if name not in LIMITED]
+        if unknown:
+            msg = f"no setting of a repair is called {', '.join(unknown)}; there are {', '.join(LIMITED)}"
+            raise ValueError(msg)
+        return self
 
 
 class Acceptance(_Part):

@@ -1,5 +1,6 @@
 """Commands about change control plans."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from listeners.cli.context import console
+from services.runtime.errors import InvalidInput
 
 app = typer.Typer(help="What may change in a model without a new approval (docs/models.md).", no_args_is_help=True)
 
@@ -22,7 +24,7 @@ def check(
 
     Example: reclaim models plan check docs/examples/change-plan.yaml
     """
-    from services.runtime.change_plans import read_plan
+    from services.runtime.change_plans import read_plan, require_in_force
 
     read = read_plan(file)
     plan, acceptance = read.plan, read.plan.protocol.acceptance
@@ -37,4 +39,8 @@ def check(
     console.print(f"{acceptance.id}: {strict}, {needed}, at most {acceptance.max_latency_ratio:g} times as slow", soft_wrap=True)
     until = f" (until {plan.valid_until})" if plan.valid_until else ""
     where = f"to put it in force, keep it as plans/{plan.model}{file.suffix} in the state folder"
+    try:
+        require_in_force(read, datetime.now(UTC).date())
+    except InvalidInput as error:
+        console.print(f"[bold yellow]Not today:[/] {escape(error.reason)}", soft_wrap=True)
     console.print(f"{plan.model}: {read.citation()} of {plan.approved_on}{until} is valid; {where}", soft_wrap=True)

@@ -71,7 +71,7 @@ def prepare(context: Context, claim: jobs.Claim) -> Material | TooFew:
         champion = data.version(context.settings.models_dir, version)
         today = context.clock.now().date()
         change_plan, chosen = plan_of(context.settings, owner.name, today), options.options_of(context.settings, job.settings)
-        require_planned(change_plan, claim.remedy, chosen.model_dump())
+        require_planned(change_plan, claim.remedy, options.in_effect(chosen, champion.training))
         old = data.development(version.dataset, champion.spec.classes)
         taken = data.used_patients(session, owner.name, old, context.pseudonyms)
         limits = tightened(context.settings.remediation, change_plan)

@@ -66,6 +66,16 @@ def first_body_rate(training: Mapping[str, Any]) -> float | None:
     return float(found) if isinstance(found, int | float) and found > 0 else None
 
 
+def body_rate(options: RunOptions, first_rate: float | None) -> float:
+    """The learning rate of the body: what is ordered, else half of the line's first one."""
+    return options.body_learning_rate or (SHARE_OF_FIRST * first_rate if first_rate is not None else CAREFUL)
+
+
+def in_effect(options: RunOptions, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that a repair of a version will really use; `training` is its bundle's record."""
+    return options.model_dump() | {"body_learning_rate": body_rate(options, first_body_rate(training))}
+
+
 def repair_settings(
     options: RunOptions, device: str, reservoir: int, devices: int = 1, first_rate: float | None = None
 ) -> RepairSettings:
@@ -74,10 +84,9 @@ def repair_settings(
     `first_rate` is the line's `first_body_rate`. No epoch ends a training early: with the learning rate falling to the last one
     the best epochs come last, and one that forgets at first may not later.
     """
-    suited = SHARE_OF_FIRST * first_rate if first_rate is not None else CAREFUL
     training = TrainingSettings(
         **options.model_dump(exclude={"search", "search_trainings", "body_learning_rate"}, exclude_none=True),
-        body_learning_rate=options.body_learning_rate or suited,
+        body_learning_rate=body_rate(options, first_rate),
         device=device,
         devices=devices,
         patience=options.epochs,

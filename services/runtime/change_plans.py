@@ -48,11 +48,12 @@ def plan_of(settings: Settings, model: str, today: date) -> ReadPlan | None:
     plan = read_plan(found[0])
     if plan.plan.model != model:
         raise InvalidInput(f"the change control plan {found[0].name} is for model {plan.plan.model!r}")
-    _require_in_force(plan, today)
+    require_in_force(plan, today)
     return plan
 
 
-def _require_in_force(read: ReadPlan, today: date) -> None:
+def require_in_force(read: ReadPlan, today: date) -> None:
+    """InvalidInput before a plan's first day and after its last."""
     first, last = read.plan.approved_on, read.plan.valid_until
     if today < first:
         raise InvalidInput(f"the {read.citation()} is in force from {first} on, and nothing may change before")

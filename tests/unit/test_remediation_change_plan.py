@@ -12,8 +12,10 @@ from agents.guardrails import Actor, Facts, Limits, Refused, check
 from agents.ladder import next_rung
 from agents.proposals import Proposal
 from listeners.cli.main import app
+from schemas.change_plan import LIMITED
 from schemas.settings import RemediationSettings, Settings
 from schemas.vocabulary import Diagnosis, OrderKind, Remedy, Status, UserRole
+from services.remediation.options import RunOptions
 from services.reporting.rules import rules_for
 from services.runtime.change_plans import (
     citation,
@@ -102,6 +104,7 @@ def test_the_stricter_of_plan_and_settings_holds():
         (lambda each: each.update(surprise=1), "surprise: Extra inputs"),
         (lambda each: each["modifications"][2]["settings"]["epochs"].update(least=99), "least must not be above most"),
         (lambda each: [part.update(remedies=[]) for part in each["modifications"]], "no modification names a remedy"),
+        (lambda each: each["modifications"][2]["settings"].update(epoch={"least": 1, "most": 3}), "no setting .* epoch; .* epochs"),
         (lambda each: each.update(valid_until="2026-01-01"), "valid_until must not be before approved_on"),
         (lambda each: each.update(approved_on="2026-02-30"), "approved_on"),
     ],
@@ -158,6 +161,17 @@ def test_outside_its_dates_a_plan_lets_nothing_change_and_reports_say_so(documen
         plan_of(settings, "brain-mri", today)
     with pytest.raises(InvalidInput, match=words):
         require_unchanged(settings, "brain-mri", None, today)
+
+
+def test_every_number_that_an_order_may_set_can_be_limited():
+    numbers = {name for name, field in RunOptions.model_fields.items() if field.annotation in {int, float, float | None}}
+    assert set(LIMITED) == numbers
+
+
+def test_the_command_says_that_a_plan_is_not_in_force(document, tmp_path):
+    for dates, words in (({"valid_until": "2026-03-03"}, "was valid until"), ({"approved_on": "2999-01-01"}, "in force from 2999")):
+        done = CliRunner().invoke(app, ["models", "plan", "check", str(written(tmp_path, document | dates))])
+        assert (done.exit_code, words in done.output.replace("\n", " ")) == (0, True), done.output
 
 
 def test_the_command_says_what_a_plan_covers():

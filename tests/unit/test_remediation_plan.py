@@ -16,7 +16,15 @@ from schemas.settings import Settings
 from schemas.vocabulary import JobState, Remedy
 from services.remediation import data
 from services.remediation.gate import Rules
-from services.remediation.options import BODY_RATE, PLAN, first_body_rate, options_of, repair_settings, require_executable
+from services.remediation.options import (
+    BODY_RATE,
+    PLAN,
+    first_body_rate,
+    in_effect,
+    options_of,
+    repair_settings,
+    require_executable,
+)
 from services.remediation.plan import (
     LabelledCase,
     Plan,
@@ -31,6 +39,7 @@ from services.remediation.plan import (
 )
 from services.remediation.provenance import data_digest
 from services.remediation.states import TRANSITIONS, JobEvent, after
+from services.runtime.change_plans import read_plan, require_planned
 from services.runtime.errors import InvalidInput
 from services.runtime.transitions import ImpossibleTransition
 
@@ -171,6 +180,15 @@ def test_an_order_may_set_numbers_within_reason(tmp_path: Path) -> None:
         options_of(settings, {"epoch_count": 3})
     with pytest.raises(InvalidInput, match="epochs"):
         options_of(settings, {"epochs": 0})
+
+
+def test_a_plan_limits_the_rate_at_which_the_body_will_really_learn(tmp_path: Path) -> None:
+    """An order need not name it; half of the first rate may lie outside the plan."""
+    chosen = options_of(Settings(state_dir=tmp_path), {})
+    read = read_plan(Path(__file__).parents[2] / "docs" / "examples" / "change-plan.yaml")
+    require_planned(read, Remedy.PARTIAL, in_effect(chosen, {BODY_RATE: 1e-3}))
+    with pytest.raises(InvalidInput, match=r"body_learning_rate 0\.005 is outside 1e-06 to 0\.001 .* clause M3"):
+        require_planned(read, Remedy.PARTIAL, in_effect(chosen, {BODY_RATE: 1e-2}))
 
 
 def test_penalties_precision_and_parts_of_a_batch_are_the_sites_or_the_orders(tmp_path: Path) -> None:
