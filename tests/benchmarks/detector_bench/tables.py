@@ -142,7 +142,8 @@ def _label_rows(rest, piece):
         row = {"rule": f"labels {kind}: {way}", "world": world, "batch": 100, "test sets": len(first)}
         if fall:
             weeks = [week - start + 1 if week is not None else 999 for week in first if week is None or week >= start]
-            rows.append(row | {"note": f"{fall}: median {np.median(weeks):.0f} weeks to the alarm"})
+            told = f"median {np.median(weeks):.0f} weeks to the alarm" if weeks else "every stream alarmed before it"
+            rows.append(row | {"note": f"{fall}: {told}"})
         else:
             rows.append(row | {"P(alarm) year 1": f"{np.mean([week is not None for week in first]):.3f}"})
     return rows
