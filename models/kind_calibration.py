@@ -13,8 +13,8 @@ from models.logits import Floats, StudyLogits, balanced_loss
 from models.spec import Calibration
 
 FOLDS: Final = 5
-KEPT: Final = 80.0
-"""Nats of class-balanced loss that the square of a recall weighs which the gate will miss: 0.2 for five points."""
+KEPT: Final = 40.0
+"""Nats of class-balanced loss that the square of a recall weighs which the gate will miss: 0.1 for five points."""
 EVEN: Final = 5.0
 """The same for what a class lacks beyond all others, whether the gate asks for it or not."""
 SPARE: Final = 0.025
@@ -68,7 +68,7 @@ def spread(cases: StudyLogits, usual: Mapping[int, float], before: Mapping[int, 
 
     `usual` is the recall of each class before the decline, `before` that of the champion on these cases. A class shall keep
     the lower one. Where the champion finds more than usual it may be calling everything so; there what is lacking to the usual
-    recall may be as much as all classes lack in the mean (decision 0032). Classes that `usual` does not know are left out.
+    recall may be as much as all classes lack in the mean (decision 0034). Classes that `usual` does not know are left out.
     """
     known = [label for label in before if label in usual]
     wanted = np.asarray([usual[label] for label in known])

@@ -35,6 +35,12 @@ class KindHead:
     loss: float
     penalty: float | None = None
 
+    def moved(self, features: Floats) -> Floats:
+        """What the change adds to the logits of images [images, classes]; nothing where there is none."""
+        if self.change is None:
+            return np.zeros(())
+        return np.asarray(features @ self.change[:, :-1].T + self.change[:, -1])
+
 
 def logits_and_features(module: nn.Module, tensors: TensorSet, device: torch.device) -> tuple[StudyLogits, Floats]:
     """A network's outputs, and what its last layer takes [images, features]. Raises TrainingFailed, UnknownNetwork."""

@@ -225,7 +225,7 @@ class _Rung:
         heat = found.temperature * base.temperature
         unseen = replace(taught, logits=taught.logits + heat * (head.logits - said.logits))
         before = class_recalls(present.probabilities(base), present.labels)
-        moves = spread(replace(said, logits=head.logits), self.usual, before)
+        moves = spread(replace(said, logits=said.logits + head.moved(features)), self.usual, before)
         offsets = np.asarray(found.offsets or (0.0,) * taught.classes) + base.temperature * np.asarray(moves)
         own = found.model_copy(update={"offsets": tuple(float(each) for each in offsets)}) if any(moves) else found
         kind = kind.model_copy(update={"calibration": own, "head": taught.classes if head.change is not None else 0})

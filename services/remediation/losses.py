@@ -1,4 +1,4 @@
-"""What a class loses of its recall with a challenger, and what it has to keep on cases of another kind (decision 0032). Pure."""
+"""What a class loses of its recall with a challenger, and what it has to keep on cases of another kind (decision 0034). Pure."""
 
 from typing import Protocol
 

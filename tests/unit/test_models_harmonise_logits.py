@@ -121,7 +121,7 @@ def test_what_the_last_layer_overlooks_is_learnt(images: int) -> None:
     found = head_of_kind(cases, features, 0)
     assert found.change is not None
     assert found.change.shape == (3, 6)
-    better = replace(unseen, logits=unseen.logits + other @ found.change[:, :-1].T + found.change[:, -1])
+    better = replace(unseen, logits=unseen.logits + found.moved(other))
     loss = balanced_loss(better.probabilities(), better.labels)
     assert loss < 0.8 * balanced_loss(unseen.probabilities(), unseen.labels)
     assert loss == pytest.approx(found.loss, abs=0.1), "what cross-validation promises holds on other cases"
