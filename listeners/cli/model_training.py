@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress
 
 from listeners.cli.context import console, open_context
 from listeners.cli.new_version import accept_asked, tell
 from schemas.vocabulary import Modality
+from services.runtime.errors import InvalidInput
+from services.runtime.login import login
 from services.runtime.service import Context
 
 if TYPE_CHECKING:
@@ -105,13 +107,36 @@ def extend(
     """
     from listeners.extension import ExtensionRequest, extend_and_register
 
-    context, request = open_context(), ExtensionRequest(manifest, model, tuple(classes), epochs, seed, f"user:{getuser()}")
+    context, request = open_context(), ExtensionRequest(manifest, model, tuple(classes), epochs, seed, f"user:{login()}")
     with _progress(epochs) as (_, on_epoch):
         version = extend_and_register(context, request, on_epoch)
     least = context.settings.remediation.min_class_cases
     knows = f"{model} version {version.version} knows {', '.join(version.classes)}"
     console.print(f"{knows}. The gate judges a new class from {least} labelled cases of its own patients on.", soft_wrap=True)
     tell(context, version)
+
+
+def split(
+    manifest: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV with columns path,label,patient")],
+    output: Annotated[Path, typer.Argument(help="File to write: the same rows with a column split")],
+    valid: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share that training stops early on")] = 0.15,
+    test: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share that becomes the baseline")] = 0.25,
+    seed: Seed = 0,
+) -> None:
+    """Deal the rows of a manifest to train, valid and test: no patient to two of them, and every label to each.
+
+    Example: reclaim models split data/labels.csv data/manifest.csv --test 0.3
+    """
+    from listeners.splitting import split_manifest
+
+    if valid + test >= 1:
+        raise InvalidInput("nothing is left to train on: the shares of valid and test have to be less than 1 together")
+    dealt = split_manifest(manifest, output, (1 - valid - test, valid, test), seed)
+    for name, counts in dealt.items():
+        console.print(
+            f"{name:>5}: {counts.total()} rows ({', '.join(f'{escape(label)} {counts[label]}' for label in sorted(counts))})"
+        )
+    console.print(f"written to {output}; next: reclaim models train {output} --help", soft_wrap=True)
 
 
 @contextmanager

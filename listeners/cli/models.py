@@ -1,6 +1,5 @@
 """Commands about models and their versions."""
 
-from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from listeners.cli.new_version import accept_asked, tell
 from schemas.vocabulary import Status, VersionState
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
+from services.runtime.login import login
 from services.runtime.service import Context
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Models, their versions, and which one serves.", no_args_is_help=True)
 app.add_typer(plans.app, name="plan")
+app.command()(model_training.split)
 app.command()(model_training.train)
 app.command()(model_training.extend)
 Name = Annotated[str, typer.Argument(help="Model, as `reclaim models list` prints it")]
@@ -80,7 +81,7 @@ def register(
     from services.runtime.registration import register_bundle
 
     context = open_context()
-    tell(context, register_bundle(context, bundle, dataset, actor=f"user:{getuser()}", accept=accept_asked(yes=yes)))
+    tell(context, register_bundle(context, bundle, dataset, actor=f"user:{login()}", accept=accept_asked(yes=yes)))
 
 
 @app.command()
@@ -97,7 +98,7 @@ def promote(
 
     Example: reclaim models promote lung 3 --reason "trained on both scanners"
     """
-    context, actor = open_context(), f"user:{getuser()}"
+    context, actor = open_context(), f"user:{login()}"
     with context.database.read() as session:
         champion = registry.model(session, name).champion
         state = registry.version(session, name, version).state
@@ -168,7 +169,7 @@ def retire(
     ask_leave(f"Retire {what}? It cannot come back; {after}.", yes=yes)
     with context.database.transaction() as tx:
         registry.lock_model(tx.session, name)
-        gone = registry.retire(tx, name, version, actor=f"user:{getuser()}", reason=reason)
+        gone = registry.retire(tx, name, version, actor=f"user:{login()}", reason=reason)
         left = registry.served_versions(tx.session, name)
     console.print(f"{name}: retired version {', '.join(map(str, gone))}")
     if serves:
@@ -191,7 +192,7 @@ def rollback(
     from schemas.topics import PROMOTION
     from schemas.vocabulary import Verdict
 
-    context, actor = open_context(), f"user:{getuser()}"
+    context, actor = open_context(), f"user:{login()}"
     with context.database.transaction() as tx:
         registry.lock_model(tx.session, name)
         taken_out, serves = registry.roll_back(tx, name, to, actor=actor, reason=reason)
@@ -235,7 +236,7 @@ def resume(name: Name) -> None:
 def _set_serving(name: str, *, serving: bool) -> None:
     context = open_context()
     with context.database.transaction() as tx:
-        registry.set_serving(tx, name, serving=serving, actor=f"user:{getuser()}")
+        registry.set_serving(tx, name, serving=serving, actor=f"user:{login()}")
         champion = registry.model(tx.session, name).champion
     none = "" if champion or not serving else "; but no version of it serves: train, register or promote one"
     console.print(f"{name}: {'serving' if serving else 'stopped'}{none}")

@@ -1,5 +1,6 @@
 """`reclaim models train` beyond its first options: volumes, every setting of a training, a killed one, what is told meanwhile."""
 
+import csv
 import json
 import os
 import signal
@@ -9,15 +10,19 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sqlmodel import select
 
 from listeners.dicom.synthesize import StudyFacts, write_image
+from listeners.splitting import split_manifest
 from listeners.training_file import read_training_file
 from models.bundle import load_bundle
 from models.networks import build_network
@@ -26,6 +31,7 @@ from models.training_settings import TrainingSettings
 from schemas.tables import Outbox
 from schemas.topics import RUN
 from services.runtime import registry
+from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
 
 Reclaim = Callable[..., Any]
@@ -208,3 +214,63 @@ def test_a_checkpoint_that_cannot_be_used_is_put_away(reclaim: Reclaim, manifest
     assert said.code == 0, said.text
     assert "is damaged" in said.text
     assert "begins anew" in said.text
+
+
+def labels_file(folder: Path, rows: list[str], header: str = "path,label,patient") -> str:
+    (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    return str(folder / "labels.csv")
+
+
+def test_a_manifest_is_split_by_patient_and_trains(reclaim: Reclaim, manifest: str, site: Context, tmp_path: Path) -> None:
+    rows = [row.rsplit(",", 1)[0] for row in Path(manifest).read_text().splitlines()[1:]]
+    labels, split = labels_file(tmp_path, rows), str(tmp_path / "dealt.csv")
+    done = reclaim("models", "split", labels, split, "--valid", "0.2", "--test", "0.3")
+    assert done.code == 0, done.text
+    assert "train: 16 rows (dark 8, light 8)" in done.text, done.text
+    assert reclaim("models", "train", split, *BEGIN, "--size", "16", "--epochs", "1").code == 0
+    other = str(tmp_path / "again.csv")
+    reclaim("models", "split", labels, other, "--valid", "0.2", "--test", "0.3")
+    assert Path(other).read_text() == Path(split).read_text(), "the same rows and seed give the same splits"
+    assert "is there already" in reclaim("models", "split", labels, split).text
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from("ab"), st.sampled_from(["", "X"])), min_size=20, max_size=80))
+@settings(max_examples=25, deadline=None)
+def test_no_patient_stands_in_two_splits_however_the_id_is_spelt(rows: list[tuple[int, str, str]]) -> None:
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        cells = [f"{n}.dcm,{label}, p{patient} ,{issuer}" for n, (patient, label, issuer) in enumerate(rows)]
+        cells = [cell.upper() if n % 3 == 0 else cell for n, cell in enumerate(cells)]
+        cells = [cell.replace(",A,", ",a,").replace(",B,", ",b,") for cell in cells]
+        source = Path(labels_file(folder, cells, "path,label,patient,issuer"))
+        try:
+            split_manifest(source, folder / "out.csv", (0.5, 0.2, 0.3), 1)
+        except InvalidInput:
+            return
+        with (folder / "out.csv").open() as stream:
+            found = [(row["issuer"], row["patient"].strip().upper(), row["split"]) for row in csv.DictReader(stream)]
+    splits: dict[tuple[str, str], set[str]] = {}
+    for issuer, patient, split in found:
+        splits.setdefault((issuer, patient), set()).add(split)
+    assert len(found) == len(rows)
+    assert all(len(each) == 1 for each in splits.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "words"),
+    [
+        (["1.dcm,a,p1"], "path,label,patient", "none is left for valid"),
+        (["1.dcm,a"], "path,label", "lacks the column patient"),
+        (["1.dcm,,p1"], "path,label,patient", "row 2: an empty cell"),
+        (["1.dcm,a,p1,x"], "path,label,patient", "row 2"),
+        ([], "path,label,patient", "has no rows"),
+    ],
+)
+def test_what_cannot_be_split_is_told(reclaim: Reclaim, tmp_path: Path, rows: list[str], header: str, words: str) -> None:
+    said = reclaim("models", "split", labels_file(tmp_path, rows, header), str(tmp_path / "out.csv"))
+    assert (said.code, words in said.text) == (2, True), said.text
+    assert not (tmp_path / "out.csv").exists()
+    assert (
+        "nothing is left"
+        in reclaim("models", "split", labels_file(tmp_path, rows), "o.csv", "--valid", "0.6", "--test", "0.5").text
+    )
