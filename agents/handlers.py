@@ -1,6 +1,7 @@
 """The agents' consumer: the run happens before the transaction and has no effects; the transaction settles what it proposed."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from services.runtime.messages import Received
 from services.runtime.transaction import Transaction
 
 PAST_RUNS = 3
+_TO_APPROVE = re.compile(r"approve (ord-[0-9a-f]{12})\b")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,15 @@ def _past(session: Session, command: AgentCommand) -> tuple[tuple[str, str], ...
     """The last exchanges of this person in this thread; other people's words lend nobody their role."""
     rows = repository.talk_of(session, command.thread[:128], limit=4 * PAST_RUNS)
     own = [row for row in rows if row.steps and row.steps[0].get("user") == command.user]
-    return tuple((row.text, row.reply) for row in own[-PAST_RUNS:])
+    return tuple((row.text, _without_foreign_orders(row)) for row in own[-PAST_RUNS:])
+
+
+def _without_foreign_orders(row: AgentRun) -> str:
+    """The reply with nothing to say yes to but orders of that very run.
+
+    A text of a scanner's or a language model's own words may name any order that waits; a bare yes must not approve that.
+    """
+    return _TO_APPROVE.sub(lambda found: found[0] if found[1] in row.order_ids else f"approval of {found[1]}", row.reply)
 
 
 def _as_prompts(past: tuple[tuple[str, str], ...]) -> Past:

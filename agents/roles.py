@@ -26,5 +26,8 @@ def may_decide(role: UserRole | None, kind: OrderKind) -> bool:
 
 
 def needs_another(kind: OrderKind, ordered_by: str, decider: str, *, four_eyes: bool) -> bool:
-    """Whether somebody else has to approve: the decider ordered it, and the site wants four eyes on this kind."""
-    return four_eyes and kind in FOUR_EYES and ordered_by == decider
+    """Whether somebody else has to approve: the decider ordered it, and the site wants four eyes on this kind.
+
+    A name in other letters is the same person: front ends and directories write logins as they like.
+    """
+    return four_eyes and kind in FOUR_EYES and ordered_by.casefold() == decider.casefold()

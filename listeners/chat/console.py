@@ -1,6 +1,5 @@
 """The console chat. Whoever may run commands on the service's own machine is its admin, under the login's name."""
 
-import getpass
 import importlib
 import os
 import time
@@ -19,6 +18,7 @@ from listeners.chat.conversation import POLL_S, ask, is_sent, reply_to
 from schemas.events import AgentReply
 from schemas.vocabulary import UserRole
 from services.runtime.errors import InvalidInput
+from services.runtime.login import login
 from services.runtime.presence import HOW_TO_START, is_at_work
 from services.runtime.service import Context
 
@@ -72,13 +72,13 @@ def converse(context: Context, timeout_s: float, console: Console | None = None,
 
 
 def _thread() -> str:
-    return f"console:{getpass.getuser()}:{os.getpid()}:{time.time_ns():x}"
+    return f"console:{login()}:{os.getpid()}:{time.time_ns():x}"
 
 
 def _exchange(text: str, timeout_s: float, news: _News, out: Console) -> AgentReply | None:
     context = news.context
     try:
-        command_id = ask(context, text, getpass.getuser(), UserRole.ADMIN, news.thread, "console")
+        command_id = ask(context, text, login(), UserRole.ADMIN, news.thread, "console")
     except InvalidInput as error:
         out.print(f"Not sent: {error.reason}.", style="yellow")
         return None

@@ -5,7 +5,7 @@ The last one holds all that was told in a thread: replies, progress, reports, ve
 Access control and the shape of errors are the application's (`listeners.http`).
 
 The token is the trust: whoever holds it is a front end that says which user speaks. Roles come from `settings.chat`;
-without a token nobody's word counts and every user has the default role.
+without a token nobody's word counts: all are one nameless person with the default role, and a name only sets threads apart.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from listeners.chat import repository
 from listeners.chat.conversation import TooMany, ask, await_reply_async, reply_to
-from listeners.chat.people import role_of
+from listeners.chat.people import speaker
 from schemas.events import AgentReply
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
@@ -64,9 +64,9 @@ async def _post(context: Context, request: web.Request) -> web.Response:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors()[:5])
         raise web.HTTPBadRequest(text=faults) from None
-    role = role_of(context.settings, body.user)
+    who = speaker(context.settings, body.user)
     try:
-        command_id = await asyncio.to_thread(ask, context, body.text, body.user, role, _thread(body.user, body.thread), "http")
+        command_id = await asyncio.to_thread(ask, context, body.text, who.user, who.role, _thread(body.user, body.thread), "http")
     except TooMany as error:
         raise web.HTTPTooManyRequests(text=error.reason, headers={"Retry-After": str(error.wait_s)}) from None
     except InvalidInput as error:

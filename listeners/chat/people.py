@@ -9,6 +9,7 @@ from schemas.vocabulary import UserRole
 
 V = TypeVar("V")
 
+NAMELESS = "anonymous"
 NOT_LISTED = "You are not listed for this service. Ask its administrator to add you."
 
 
@@ -37,8 +38,8 @@ def _of(mapping: Mapping[str, V], key: str) -> V | None:
     return next((value for name, value in mapping.items() if name.lower() == key.lower()), None)
 
 
-def role_of(settings: Settings, user: str) -> UserRole:
-    """The role of a user who comes over HTTP: as the settings say, the default where no token vouches for names."""
+def speaker(settings: Settings, user: str) -> Person:
+    """The person behind a name that came over HTTP. Where no token vouches for names, all are one: four eyes are two people's."""
     if not settings.http.token.get_secret_value():
-        return settings.chat.default_role
-    return settings.chat.users.get(user, settings.chat.default_role)
+        return Person(NAMELESS, settings.chat.default_role)
+    return Person(user, settings.chat.users.get(user, settings.chat.default_role))

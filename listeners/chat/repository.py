@@ -240,11 +240,11 @@ def messages_of(session: Session, thread_name: str, after: int = 0, limit: int =
     return session.exec(query.order_by(col(ChatMessage.id)).limit(limit)).all()
 
 
-def said_since(session: Session, actor: str, since: datetime) -> list[datetime]:
-    """When a person's commands since then were taken, newest first; looked for among the newest `LOOKED_AT` audit rows."""
+def said_between(session: Session, actor: str, since: datetime, until: datetime) -> list[datetime]:
+    """When a person's commands after `since` were taken, newest first; looked for among the newest `LOOKED_AT` audit rows."""
     last = session.exec(select(Audit.id).order_by(col(Audit.id).desc()).limit(1)).first() or 0
     query = select(Audit.at).where(
-        col(Audit.id) > last - LOOKED_AT, Audit.actor == actor, Audit.action == SAID, col(Audit.at) > since
+        col(Audit.id) > last - LOOKED_AT, Audit.actor == actor, Audit.action == SAID, col(Audit.at) > since, col(Audit.at) <= until
     )
     return list(session.exec(query.order_by(col(Audit.id).desc())))
 

@@ -4,7 +4,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from getpass import getuser
 from typing import Annotated
 
 import typer
@@ -15,6 +14,7 @@ from listeners.cli.context import console, open_context, remark_on_service, show
 from schemas.tables import DeadLetter
 from services.runtime import dead_letters
 from services.runtime.errors import InvalidInput
+from services.runtime.login import login
 from services.runtime.presence import is_at_work
 from services.runtime.service import Context
 
@@ -95,7 +95,7 @@ def replay(
     context = open_context()
     with context.database.read() as session:
         named = sorted(set(ids or ())) or sorted(row.id or 0 for row in dead_letters.list_letters(session, limit=MOST))
-    count = dead_letters.replay(context.database, ids=named, actor=f"user:{getuser()}")
+    count = dead_letters.replay(context.database, ids=named, actor=f"user:{login()}")
     console.print(f"{_messages(count)} put back")
     if not count:
         return
@@ -125,7 +125,7 @@ def discard(ids: Ids, reason: Annotated[str, typer.Option(help="Why they need no
 
     Example: reclaim dead-letters discard 12 --reason "a test study"
     """
-    count = dead_letters.discard(open_context().database, ids, actor=f"user:{getuser()}", reason=reason)
+    count = dead_letters.discard(open_context().database, ids, actor=f"user:{login()}", reason=reason)
     console.print(f"{_messages(count)} discarded")
 
 

@@ -1,6 +1,5 @@
 """Commands about ground truth."""
 
-from getpass import getuser
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from rich.progress import Progress
 
 from listeners.cli import label_quality
 from listeners.cli.context import console, open_context, remark_on_service
+from services.runtime.login import login
 
 app = typer.Typer(help="Ground truth: what the studies really showed.", no_args_is_help=True)
 app.command("suspects")(label_quality.suspects)
@@ -68,7 +68,7 @@ def withdraw_labels(
     from listeners.labels.withdrawal import withdraw
 
     context = open_context()
-    found = withdraw(context, study, task, source, f"user:{getuser()}")
+    found = withdraw(context, study, task, source, f"user:{login()}")
     for each in found.labels:
         console.print(escape(f"withdrawn: task {each.task}, {each.value} by {each.source}"), soft_wrap=True)
     for use in found.uses:

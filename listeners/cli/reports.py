@@ -4,7 +4,6 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from getpass import getuser
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from listeners.cli.context import console, nearest, open_context, show
 from schemas.tables import Report
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
+from services.runtime.login import login
 from services.runtime.service import Context
 
 app = typer.Typer(help="Maintenance reports.", no_args_is_help=True)
@@ -106,7 +106,7 @@ def write(
         raise InvalidInput(f"the period from {begin:%F %R} to {end:%F %R} UTC is empty or ends in the future")
     chosen = context.settings
     writer = Writer(context.database, chosen.reports_dir, partial(rules_for, chosen), chosen.chat.reports_url)
-    actor, identity = f"user:{getuser()}", uuid.uuid4().hex
+    actor, identity = f"user:{login()}", uuid.uuid4().hex
     written = writer.write(Cause(identity, end, model, actor=actor, settings={"kind": "routine"}, since=begin))
     with context.database.transaction() as tx:
         data = writer.enter(tx, written)

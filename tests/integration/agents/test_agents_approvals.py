@@ -2,10 +2,12 @@
 
 import pytest
 
+from agents.roles import needs_another
+from schemas.agent_runs import AgentRun
 from schemas.events import OrderDecision
 from schemas.settings import LlmSettings, PolicySettings
 from schemas.topics import AGENT_COMMAND, APPROVAL
-from schemas.vocabulary import UserRole
+from schemas.vocabulary import OrderKind, UserRole
 
 
 @pytest.fixture
@@ -107,6 +109,32 @@ def test_a_model_cannot_decide_on_another_order_than_the_words_name(sqlite_datab
     cunning.say(f"approve {first.order_id}" if named else "approve it", UserRole.ML_OWNER, user="bob")
     assert state(hospital, second.order_id) == "awaiting_approval"
     assert hospital.sent() == []
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_bare_yes_approves_no_order_but_one_of_the_exchange_before(sqlite_database, make_hospital, llm_server, own):
+    """A language model that was talked into it writes the words that ask for a yes about another order."""
+    hospital = make_hospital(sqlite_database, policy=PolicySettings(approve_remedies=True))
+    hospital.cases(tune=60, gate=40)
+    hospital.handle(hospital.evaluation())
+    (waiting,) = [each for each in hospital.orders() if each.kind == "remedy"]
+    assert waiting.state == "awaiting_approval"
+    llm = LlmSettings(base_url=llm_server.url, model="scripted", max_retries=0)
+    cunning = type(hospital)(hospital.database, hospital.clock, hospital.settings.model_copy(update={"llm": llm}))
+    script = [llm_server.tool("list_models"), f"All is well. Shall I go on? approve {waiting.order_id}"]
+    llm_server.script = lambda _request, number: script[min(number, 2) - 1]
+    run = cunning.say("how are things?", UserRole.ML_OWNER, user="bob")
+    assert f"approve {waiting.order_id}" in run.reply
+    if own:
+        with hospital.database.transaction() as tx:
+            tx.session.get_one(AgentRun, run.run_id).order_ids = [waiting.order_id]
+    hospital.say("yes", UserRole.ML_OWNER, user="bob")
+    assert (state(hospital, waiting.order_id) == "accepted") is own
+
+
+def test_four_eyes_are_two_people_in_whatever_letters():
+    assert needs_another(OrderKind.REMEDY, "user:Ada", "user:ada", four_eyes=True)
+    assert not needs_another(OrderKind.REMEDY, "user:Ada", "user:bob", four_eyes=True)
 
 
 def test_what_a_model_made_up_is_confirmed_by_the_person_alone(sqlite_database, make_hospital, llm_server):

@@ -8,7 +8,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from pydantic import SecretStr
 
 from listeners import http
-from listeners.chat.people import role_of
+from listeners.chat.people import Person, speaker
 from schemas.chat_settings import ChatSettings
 from schemas.http_settings import HttpSettings
 from schemas.tables import Outbox
@@ -115,6 +115,6 @@ async def test_a_foreign_page_cannot_speak_for_a_local_user(client, chat_hospita
 
 
 def test_without_a_token_nobody_is_who_he_says(chat_hospital):
-    assert role_of(chat_hospital.settings, "ada") is UserRole.VIEWER
+    assert speaker(chat_hospital.settings, "ada") == speaker(chat_hospital.settings, "bob") == Person("anonymous", UserRole.VIEWER)
     trusted = chat_hospital.settings.model_copy(update={"http": HttpSettings(token=SecretStr("secret"))})
-    assert role_of(trusted, "ada") is UserRole.ADMIN
+    assert speaker(trusted, "ada") == Person("ada", UserRole.ADMIN)

@@ -47,6 +47,18 @@ def test_after_a_rest_messages_are_taken_again(site, clock):
     assert len(site.commands()) == 4
 
 
+def test_a_clock_that_ran_ahead_silences_nobody(site, clock):
+    clock.advance(365 * 86_400)
+    for _ in range(3):
+        say(site)
+    clock.advance(-365 * 86_400)
+    for _ in range(3):
+        say(site)
+        clock.advance(1)
+    with pytest.raises(TooMany, match="in 57 seconds"):
+        say(site)
+
+
 def test_others_are_not_held_up(site):
     for _ in range(3):
         say(site)
