@@ -104,8 +104,9 @@ def write(
     begin = _moment(since, "--since") if since else end - WEEK
     if not begin < end <= context.clock.now():
         raise InvalidInput(f"the period from {begin:%F %R} to {end:%F %R} UTC is empty or ends in the future")
-    chosen = context.settings
-    writer = Writer(context.database, chosen.reports_dir, partial(rules_for, chosen), chosen.chat.reports_url)
+    chosen, today = context.settings, context.clock.now().date()
+    rules = partial(rules_for, chosen, today=today)
+    writer = Writer(context.database, chosen.reports_dir, rules, chosen.chat.reports_url)
     actor, identity = f"user:{login()}", uuid.uuid4().hex
     written = writer.write(Cause(identity, end, model, actor=actor, settings={"kind": "routine"}, since=begin))
     with context.database.transaction() as tx:
