@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all networks, shifts and strengths; wants a GPU")
     parser.add_argument("--sets", help="of the material, separated by commas")
     parser.add_argument("--networks", help="separated by commas")
-    parser.add_argument("--shifts", help="such as gamma:2,prevalence:1, strengths from 1 to 3")
+    parser.add_argument("--shifts", help="such as gamma:2,prevalence:1,other: strengths from 1 to 3, the other hospital")
     parser.add_argument("--rungs", help="such as harmonise,full: the ladder climbs these only")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -275,8 +275,9 @@ def main() -> None:
         tuple(given.split(",")) if given else usual for given, usual in ((chosen.sets, plan.sets), (chosen.networks, plan.networks))
     )
     if chosen.shifts:
-        pairs = (each.split(":") for each in chosen.shifts.split(","))
-        plan = replace(plan, shifts=tuple((name, int(strength) - 1) for name, strength in pairs), real=False)
+        named = chosen.shifts.split(",")
+        pairs = (each.split(":") for each in named if each != "other")
+        plan = replace(plan, shifts=tuple((name, int(strength) - 1) for name, strength in pairs), real="other" in named)
     if chosen.rungs:
         plan = replace(plan, rungs=tuple(Remedy(name) for name in chosen.rungs.split(",")))
     plan = replace(plan, effort=replace(plan.effort, seed=chosen.seed))
