@@ -12,12 +12,12 @@ from models.augmentation import AugmentationSettings
 from models.bundle import LoadedModel, load_bundle, network_of, save_bundle
 from models.data import TensorSet
 from models.errors import TrainingFailed
-from models.finetuning import finetune
 from models.logits import macro_recall, study_logits
 from models.networks import body_blocks, build_network
 from models.remedies import EXECUTABLE, STRATEGIES, Hooks, RepairData, Repaired, RepairSettings, repair
+from models.schedules import open_blocks
 from models.spec import ModelSpec, PreprocessingSpec
-from models.training import TrainingSettings, train
+from models.training import EpochRecord, TrainingSettings, train
 from schemas.vocabulary import Remedy
 
 CPU = torch.device("cpu")
@@ -280,21 +280,25 @@ def test_checkpoints_that_cannot_be_used_are_put_away_and_the_training_begins_an
     assert said[0].endswith("; the training begins anew")
 
 
-def test_gradual_unfreezing_opens_block_by_block(champion):
-    """With one more epoch one more block has moved, from the end of the body to its start, statistics included."""
-    data, before = moved_data(32, **FAR), tensors_of(champion.module)
-    seen = []
-    for epochs in (1, 2, 4):
-        run = QUICK.model_copy(update={"epochs": 8, "patience": 8, "monitor": "macro_recall"})
-        asked = iter(range(10_000))
-        tuned = finetune(
-            champion, data.new, data.new, run, "gradual", should_stop=lambda last=epochs, asked=asked: next(asked) >= 2 * last
-        )
-        seen.append({int(name.split(".")[1]) for name in moved(before, tuned.module) if name.startswith("features")})
-    assert [len(each) for each in seen] == sorted(len(each) for each in seen)
-    assert seen[0] == set(), "the first epoch trains the head alone"
-    assert seen[1] <= {3}
-    assert 0 not in seen[1]
+def test_gradual_unfreezing_trains_each_block_from_the_epoch_that_opens_it_and_none_before(champion):
+    """Weights and statistics: an optimiser that was made before a block was opened would leave its weights for ever."""
+    module, data, seen = copy.deepcopy(champion.module), moved_data(32, **FAR), list[tuple[set[str], set[str]]]()
+    before = tensors_of(module)
+
+    def look(_: EpochRecord) -> None:
+        changed = moved(before, module)
+        before.update(tensors_of(module))
+        seen.append(tuple({name.split(".")[1] for name in changed if name.endswith(end)} for end in (".0.weight", "running_mean")))
+
+    settings = QUICK.model_copy(
+        update={"epochs": 8, "patience": 8, "unfreezing": "gradual", "warmup_share": 0.0, "schedule": "constant"}
+    )
+    train(module, SPEC, data.new, data.new_valid, settings, on_epoch=look)
+    blocks = [str(place) for place in range(len(body_blocks(module)))]
+    expected = [set(blocks[len(blocks) - open_blocks(epoch, 8, len(blocks)) :]) for epoch in range(1, 9)]
+    assert seen == [(each, each) for each in expected]
+    assert expected[0] == set(), "the first epoch trains the head alone"
+    assert expected[-1] == set(blocks), "the last ones train everything"
 
 
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "inception_v3", "densenet121", "vgg16"])
