@@ -92,7 +92,7 @@ def history_picture(facts: Facts) -> list[Picture]:
     batches = f"{len(shown)} batches" if len(shown) > 1 else "one batch"
     title = f"{facts.cause.model}: recall by class, {batches} to {shown[-1].closed_at:%d %b %Y}"
     rates = statistics.baseline_rates(facts.baseline_recalls)
-    warnings = early.stretches(facts.windows) if facts.windows else None
+    warnings = early.stretches(facts.windows, facts.version, shown[-1].closed_at) if facts.windows else None
     charts = control_charts(Story(title, shown, facts.classes, rates, facts.interventions, warnings))
     alarms = joined([f"batch {each.number}" for each in shown if each.status == "degraded"] or ["none"])
     return [

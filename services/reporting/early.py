@@ -34,13 +34,19 @@ class Stretch(NamedTuple):
     word: str
 
 
-def stretches(windows: Sequence[Window]) -> list[Stretch]:
-    """Every time that a warning stood, in order of its beginning, with a short word for the chart."""
+def stretches(windows: Sequence[Window], version: int, end: datetime) -> list[Stretch]:
+    """Every time that a warning stood, in order of its beginning, with a short word for the chart.
+
+    One of this version that no quiet window has ended stands to the `end` of the chart.
+    """
     found = []
-    for run in _runs(windows, lambda each: each.warning):
+    runs = _runs(windows, lambda each: each.warning)
+    newest = {(run[0].version, run[0].kind): run for run in runs}
+    for run in runs:
         if run[0].warning:
             kinds = dict.fromkeys(FEED if each.kind == FEED else LOOKS.get(each.suspected, "") for each in run)
-            found.append(Stretch(run[0].at, run[-1].at, " / ".join(kinds)))
+            stands = run[0].version == version and newest[version, run[0].kind] is run
+            found.append(Stretch(run[0].at, max(run[-1].at, end) if stands else run[-1].at, " / ".join(kinds)))
     return sorted(found)
 
 

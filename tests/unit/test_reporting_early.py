@@ -69,7 +69,17 @@ def test_a_fault_of_the_feed_is_told_beside():
 @pytest.mark.parametrize("quiet", [(), (3,)])
 def test_each_time_that_a_warning_stood_is_a_stretch(quiet):
     windows = [window(number, *(() if number in quiet else ("answers",))) for number in (1, 2, 3, 4)]
-    found = early.stretches(windows)
+    found = early.stretches(windows, 1, BEGIN)
     assert [(each.since - BEGIN) // WEEK for each in found] == ([1] if not quiet else [1, 4])
     assert [(each.until - BEGIN) // WEEK for each in found] == ([4] if not quiet else [2, 4])
     assert {each.word for each in found} == {"other images"}
+
+
+def test_a_warning_that_stands_reaches_to_the_newest_batch():
+    """Labels come later than studies: the window that warns may be older than the first batch that the chart shows."""
+    stood, ended = (window(1), window(2, "answers")), (window(2, "answers"), window(3))
+    [found] = early.stretches(stood, 1, BEGIN + 9 * WEEK)
+    assert ((found.since - BEGIN) // WEEK, (found.until - BEGIN) // WEEK) == (2, 9)
+    assert [(each.until - BEGIN) // WEEK for each in early.stretches(ended, 1, BEGIN + 9 * WEEK)] == [2]
+    assert [(each.until - BEGIN) // WEEK for each in early.stretches(stood, 2, BEGIN + 9 * WEEK)] == [2], "of a version before"
+    assert [(each.until - BEGIN) // WEEK for each in early.stretches(stood, 1, BEGIN)] == [2]
