@@ -105,7 +105,7 @@ def targets_plan(rounds: int, counts: dict[str, int], nagle: tuple[int, int]) ->
     limits = (FORKING_DURABLE, RAW_DURABLE)
     return [
         Part(CT_8, EVERYBODY, counts["CT"], rounds),
-        Part(CT_1, (OURS, FORKING, ORTHANC, RAW_DURABLE), counts["CT"] * 2 // 3, rounds),
+        Part(CT_1, (OURS, FORKING, FORKING_DURABLE, ORTHANC, RAW_DURABLE), counts["CT"] * 2 // 3, rounds),
         Part(MR_8, (*few, *limits), counts["MR"], rounds),
         Part(DX_8, (*few, *limits), counts["DX"], rounds),
         *(Part(Cell(load, 1, nodelay=False), (OURS, PLAIN), *nagle) for load in ("CT", "MR")),

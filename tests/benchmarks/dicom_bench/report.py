@@ -34,10 +34,18 @@ def _slopes(results: Results) -> Iterator[dict[str, Any]]:
 
 
 def _limits(results: Results) -> Iterator[dict[str, Any]]:
-    """For information: ours, and DCMTK's with the same sender, against what fsyncs before it answers and looks at nothing."""
-    pairs = ((OURS, FORKING_DURABLE), (OURS, RAW_DURABLE), (FORKING_DURABLE, RAW_DURABLE), (FORKING, RAW_DURABLE))
-    for cell in (CT_8, MR_8, DX_8):
-        for one, other in pairs:
+    """For information: what fsyncs before it answers and looks at nothing, in the units of the targets; ours against it."""
+    pairs = (
+        (FORKING_DURABLE, FORKING),
+        (RAW_DURABLE, FORKING),
+        (OURS, FORKING_DURABLE),
+        (OURS, RAW_DURABLE),
+        (FORKING_DURABLE, RAW_DURABLE),
+        (FORKING, RAW_DURABLE),
+    )
+    alone = ((FORKING_DURABLE, ORTHANC), (FORKING_DURABLE, FORKING), (OURS, FORKING_DURABLE))
+    for cell, compared in ((CT_8, pairs), (MR_8, pairs), (DX_8, pairs), (CT_1, alone)):
+        for one, other in compared:
             ratios = _ratios(results, cell, one, other, lambda run: run.rate)
             if ratios:
                 row = {"load": cell.load, "sender": "for information", "assoc.": cell.associations}
