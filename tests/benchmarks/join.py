@@ -77,10 +77,11 @@ def measure(work: Workload, scratch: Path, options: Namespace) -> Found:
     found: Found = {name: [] for name in _wanted(options)}
     with ExitStack() as stack:
         server = stack.enter_context(postgres(binaries)) if binaries else ""
-        for _ in range(options.rounds):
+        for number in range(1, options.rounds + 1):
             # A broker of its own for every round: the changelog topics of a peer would otherwise slow those after it.
             with filled_broker(work) as broker:
                 for name in found:
+                    print(f"round {number}: {name}", file=sys.stderr, flush=True)
                     folder = scratch / uuid.uuid4().hex
                     folder.mkdir()
                     job = {"variant": name, "cases": options.cases, "seed": 1, "events": work.events, "folder": str(folder)}
