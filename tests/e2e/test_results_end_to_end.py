@@ -26,6 +26,7 @@ def test_results_reach_the_pacs_once_and_come_back_without_effect(make_loop, sto
         "RECLAIM_DICOM_PEERS": json.dumps(peers),
         "RECLAIM_RESULTS_DESTINATION": "pacs",
         "RECLAIM_RESULTS_FIRST_DELAY_S": "1",
+        "RECLAIM_RESULTS_LONGEST_DELAY_S": "2",
     }
     loop = make_loop(**settings).start()
     chosen = samples(tmp_path / "studies", {CaseRole.TRIGGER: 4}, truthful=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from sqlalchemy import insert
 from sqlmodel import col, select
 
 from agents.handlers import AgentsConsumer
@@ -146,26 +147,16 @@ class Hospital:
         """Scored studies, one a patient; `patients` is a hexadecimal digit that keeps two groups apart."""
         roles = ["tune"] * tune + ["gate"] * gate + ["trigger"] * waiting
         now = self.clock.now()
+        alike = {"model": model, "version": 1, "task": "tumour", "predicted": "a", "probabilities": {"a": 0.9, "b": 0.1}}
+        alike |= {"facets": {}, "findings": []}
+        rows = []
+        for number, role in enumerate(roles):
+            key, truth = f"{patients}{number + 1:031x}", None if role == "trigger" else "b"
+            names = {"study_key": key, "patient_key": key, "role": role, "truth": truth}
+            times = {"acquired_at": now, "scored_at": now, "joined_at": now if truth else None}
+            rows.append(alike | names | times | {"state": "joined" if truth else "waiting"})
         with self.database.transaction() as tx:
-            for number, role in enumerate(roles):
-                key, truth = f"{patients}{number + 1:031x}", None if role == "trigger" else "b"
-                tx.session.add(
-                    Case(
-                        study_key=key,
-                        model=model,
-                        version=1,
-                        task="tumour",
-                        patient_key=key,
-                        role=role,
-                        predicted="a",
-                        state="joined" if truth else "waiting",
-                        probabilities={"a": 0.9, "b": 0.1},
-                        truth=truth,
-                        acquired_at=now,
-                        scored_at=now,
-                        joined_at=now if truth else None,
-                    )
-                )
+            tx.session.execute(insert(Case), rows)
 
 
 def _populate(database: Database, now: Any) -> None:
