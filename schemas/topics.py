@@ -77,7 +77,9 @@ APPROVAL: Final = Topic(
     ("chat",),
     "An order waits for a person, or a person has decided",
 )
-RUN: Final = Topic("maintenance.run.v1", events.MaintenanceRun, "model", "remediation", ("chat",), "Progress of a remedy or a training")
+RUN: Final = Topic(
+    "maintenance.run.v1", events.MaintenanceRun, "model", "remediation", ("chat",), "Progress of a remedy or a training"
+)
 PROMOTION: Final = Topic(
     "maintenance.promotion.v1",
     events.MaintenancePromotion,
