@@ -116,6 +116,8 @@ def test_of_one_source_the_last_to_come_at_the_same_time_counts(context):
     assert truths(context) == {("tumour", "a"): "none"}
     context.clock.advance(5)
     feed(context, label(context, "glioma", at=now))
+    assert truths(context) == {("tumour", "a"): "none"}, "what was replaced came back as a repetition would"
+    feed(context, label(context, "glioma", at=context.clock.now()))
     assert truths(context) == {("tumour", "a"): "glioma"}
 
 

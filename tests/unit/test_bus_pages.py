@@ -70,11 +70,12 @@ def test_one_that_cannot_be_used_goes_to_the_dead_letters_and_into_no_page(
 
 
 def test_what_was_prepared_ahead_is_not_prepared_again(sqlite_database: Database) -> None:
-    consumer = Knower()
-    decoded = decode_for(consumer, records("a", "b"))
+    """In a poll of some size: where telemetry is on, a few events get a trace each, with which they are prepared anew."""
+    consumer, ids = Knower(), [f"event-{number}" for number in range(200)]
+    decoded = decode_for(consumer, records(*ids))
     assert consumer.prepared == 1
     process_decoded(sqlite_database, consumer, decoded)
-    assert (consumer.prepared, consumer.applied) == (1, [["a", "b"]])
+    assert (consumer.prepared, consumer.applied) == (1, [ids])
 
 
 def test_a_bug_in_what_is_prepared_ahead_shows_where_the_batch_is_handled(sqlite_database: Database) -> None:

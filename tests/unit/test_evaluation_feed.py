@@ -58,7 +58,8 @@ def test_a_doubt_has_to_be_new_to_the_feed_and_to_the_model(before, baseline, af
 
 def test_the_commonest_new_doubt_is_named_with_its_shares():
     found = feed_doubt(cases(60, 0.1), cases(140, 0.1), cases(40, 0.75))
-    assert found == Cause(Diagnosis.PIPELINE, "rescale missing in 75% of the studies, was 10%", found.p_value)
+    said = "rescale missing in 75% of the studies, was 10%"
+    assert found == Cause(Diagnosis.PIPELINE, said, found.p_value, {"rescale missing": found.p_value})
     assert found.p_value < 1e-9
 
 
