@@ -3,10 +3,9 @@
 Times are aware UTC here and in PostgreSQL, and SQLAlchemy's texts without zone in SQLite. Errors are SQLAlchemy's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +24,7 @@ from services.assembly.statements import (
     STUDIES_WITH_STEPS,
     UPDATE_STUDIES,
 )
+from services.runtime.rows import json_text, on_sqlite, several
 
 _AT_ONCE: Final = tuple(2**power for power in range(9, -1, -1))
 """Rows of one statement on SQLite: few kinds of statements, each compiled once."""
@@ -99,8 +99,8 @@ class StudyRow:
 
 def known_instances(session: Session, uids: Sequence[str]) -> dict[str, KnownInstance]:
     """The instances of these UIDs that the index has."""
-    if _on_sqlite(session):
-        text = _run(session, KNOWN_INSTANCES["sqlite"], _json(uids)).scalar_one()
+    if on_sqlite(session):
+        text = _run(session, KNOWN_INSTANCES["sqlite"], json_text(uids)).scalar_one()
         rows = [(*row[:4], _moment(row[4]), _moment(row[5])) for row in orjson.loads(text)]
     else:
         rows = _run(session, KNOWN_INSTANCES["postgresql"], list(uids)).cursor.fetchall()
@@ -109,20 +109,20 @@ def known_instances(session: Session, uids: Sequence[str]) -> dict[str, KnownIns
 
 def insert_instances(session: Session, instances: Sequence[NewInstance]) -> None:
     """Enter instances; raises IntegrityError where somebody entered one of them meanwhile."""
-    if _on_sqlite(session):
+    if on_sqlite(session):
         rows = [(*instance[:-1], _text(instance.received_at)) for instance in instances]
         _write_rows(session, INSERT_INSTANCES["sqlite"], len(INSTANCE_COLUMNS), rows)
     else:
-        _run(session, INSERT_INSTANCES["postgresql"], _json([instance._asdict() for instance in instances]))
+        _run(session, INSERT_INSTANCES["postgresql"], json_text([instance._asdict() for instance in instances]))
 
 
 def locked_studies(session: Session, uids: Sequence[str]) -> dict[str, StudyRow]:
     """The rows of these studies, locked in the order of their UIDs."""
     session.flush()
-    if not _on_sqlite(session):
+    if not on_sqlite(session):
         found = _run(session, LOCKED_STUDIES["postgresql"], list(uids)).cursor.fetchall()
         return {row[0]: StudyRow(*row) for row in found}
-    rows = {row[0]: StudyRow(*row) for row in _run(session, LOCKED_STUDIES["sqlite"], _json(uids)).cursor.fetchall()}
+    rows = {row[0]: StudyRow(*row) for row in _run(session, LOCKED_STUDIES["sqlite"], json_text(uids)).cursor.fetchall()}
     for row in rows.values():
         for name in _TIMES:
             setattr(row, name, _moment(getattr(row, name)))
@@ -132,8 +132,8 @@ def locked_studies(session: Session, uids: Sequence[str]) -> dict[str, StudyRow]
 def insert_studies(session: Session, studies: Sequence[NewStudy]) -> set[str]:
     """Enter open studies without instances; returns the UIDs of those that nobody has entered meanwhile."""
     rows = [{**study._asdict(), "state": StudyState.OPEN.value, "revision": 0, "instances": 0} for study in studies]
-    if not _on_sqlite(session):
-        return {row[0] for row in _run(session, INSERT_STUDIES["postgresql"], _json(rows)).cursor.fetchall()}
+    if not on_sqlite(session):
+        return {row[0] for row in _run(session, INSERT_STUDIES["postgresql"], json_text(rows)).cursor.fetchall()}
     stored = [tuple(_stored(row[name]) for name in NEW_STUDY_COLUMNS) for row in rows]
     return {row[0] for row in _write_rows(session, INSERT_STUDIES["sqlite"], len(NEW_STUDY_COLUMNS), stored)}
 
@@ -142,18 +142,18 @@ def studies_with_steps(session: Session, uids: Sequence[str]) -> set[str]:
     """Those of these studies that procedure steps name."""
     if not uids:
         return set()
-    dialect, value = ("sqlite", _json(uids)) if _on_sqlite(session) else ("postgresql", list(uids))
+    dialect, value = ("sqlite", json_text(uids)) if on_sqlite(session) else ("postgresql", list(uids))
     return {row[0] for row in _run(session, STUDIES_WITH_STEPS[dialect], value).cursor.fetchall()}
 
 
 def update_studies(session: Session, studies: Iterable[StudyRow]) -> None:
     """Write back what `locked_studies` read and somebody changed."""
-    if _on_sqlite(session):
+    if on_sqlite(session):
         rows = [tuple(_stored(getattr(study, name)) for name in CHANGED_COLUMNS) for study in studies]
         _write_rows(session, UPDATE_STUDIES["sqlite"], len(CHANGED_COLUMNS), rows)
     else:
         changed = [{name: getattr(study, name) for name in CHANGED_COLUMNS} for study in studies]
-        _run(session, UPDATE_STUDIES["postgresql"], _json(changed))
+        _run(session, UPDATE_STUDIES["postgresql"], json_text(changed))
 
 
 def _write_rows(session: Session, statement: str, columns: int, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -162,30 +162,15 @@ def _write_rows(session: Session, statement: str, columns: int, rows: Sequence[t
     for size in _AT_ONCE:
         while size <= left:
             values = tuple(chain.from_iterable(rows[start : start + size]))
-            result = connection.exec_driver_sql(_several(statement, columns, size), values)
+            result = connection.exec_driver_sql(several(statement, columns, size), values)
             if result.returns_rows:
                 returned += result.cursor.fetchall()
             start, left = start + size, left - size
     return returned
 
 
-@cache
-def _several(statement: str, columns: int, rows: int) -> str:
-    """The statement for so many rows."""
-    row = f"({', '.join('?' * columns)})"
-    return statement.replace("{rows}", ", ".join([row] * rows))
-
-
 def _run(session: Session, statement: str, value: Any) -> Any:
     return session.connection().exec_driver_sql(statement, (value,))
-
-
-def _on_sqlite(session: Session) -> bool:
-    return session.get_bind().dialect.name == "sqlite"
-
-
-def _json(value: Sequence[str] | Sequence[Mapping[str, Any]]) -> str:
-    return orjson.dumps(value).decode()
 
 
 def _stored(value: Any) -> Any:

@@ -13,6 +13,7 @@ from services.ground_truth.domain import check_numbers, check_words, label_fault
 from services.ground_truth.sayings import Said, Sayings
 from services.runtime.errors import InvalidInput
 from services.runtime.messages import Received
+from services.runtime.rows import json_text
 
 Values = tuple[Any, ...]
 EMPTY: Final = "[]"
@@ -126,18 +127,14 @@ def _score_rows(predictions: Sequence[Prediction]) -> list[Values]:
             item.revision,
             item.serving,
             item.predicted,
-            _json(item.probabilities),
-            _json(item.facets),
-            _json(item.findings) if item.findings else EMPTY,
+            json_text(item.probabilities),
+            json_text(item.facets),
+            json_text(item.findings) if item.findings else EMPTY,
             next(times),
             next(times),
         )
         for item in predictions
     ]
-
-
-def _json(value: Any) -> str:
-    return orjson.dumps(value).decode()
 
 
 def texts_of(times: Sequence[datetime]) -> list[str]:

@@ -8,7 +8,6 @@ import hashlib
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +34,7 @@ from services.ground_truth.statements import (
     STORE_LABELS,
     TRUTH_COLUMNS,
 )
+from services.runtime.rows import json_text, on_sqlite, several
 
 Version = tuple[str, int]
 """(model, version)"""
@@ -100,7 +100,7 @@ def look_up_by_key(session: Session) -> None:
     Its statistics lag behind a table that grows by thousands of rows a transaction; by them a scan of all rows for every
     row looks cheap, which makes the join a hundred times slower until the next ANALYZE.
     """
-    if not _on_sqlite(session):
+    if not on_sqlite(session):
         session.execute(text("SELECT set_config('enable_seqscan', 'off', true)"))
 
 
@@ -109,7 +109,7 @@ def lock_studies(session: Session, studies: Collection[str]) -> None:
 
     Studies share `STUDY_LOCKS` locks, because PostgreSQL has room for some thousands and a batch has thousands of studies.
     """
-    if not _on_sqlite(session):
+    if not on_sqlite(session):
         _lock(session, sorted({zlib.crc32(study.encode()) % STUDY_LOCKS for study in studies}))
 
 
@@ -175,7 +175,7 @@ def clear_truths(session: Session, cases: Mapping[CaseKey, CaseState]) -> None:
 
 
 def _store(session: Session, statement: Mapping[str, str], columns: Sequence[str], rows: Sequence[Values]) -> None:
-    if not _on_sqlite(session):
+    if not on_sqlite(session):
         if rows:
             _run(session, statement, (_records(columns, rows),))
         return
@@ -185,7 +185,7 @@ def _store(session: Session, statement: Mapping[str, str], columns: Sequence[str
         part = rows[start : start + size]
         if len(part) < size:
             part = [*part, *[part[-1]] * (size - len(part))]
-        connection.exec_driver_sql(_several(statement["sqlite"], len(columns), size), tuple(chain.from_iterable(part)))
+        connection.exec_driver_sql(several(statement["sqlite"], len(columns), size), tuple(chain.from_iterable(part)))
         start += size
 
 
@@ -198,16 +198,9 @@ def _at_once(rows: int) -> int:
     return min(MOST_AT_ONCE, more if rows * 4 >= more * 3 else more // 2)
 
 
-@cache
-def _several(statement: str, columns: int, rows: int) -> str:
-    """The statement for so many rows."""
-    row = f"({', '.join('?' * columns)})"
-    return statement.replace("{rows}", ", ".join([row] * rows))
-
-
 def _records(columns: Sequence[str], rows: Sequence[Values]) -> str:
     documents = [place for place, column in enumerate(columns) if column in DOCUMENTS]
-    return _json([dict(zip(columns, _embedded(row, documents), strict=True)) for row in rows])
+    return json_text([dict(zip(columns, _embedded(row, documents), strict=True)) for row in rows])
 
 
 def _embedded(row: Values, documents: Sequence[int]) -> Sequence[Any]:
@@ -224,27 +217,19 @@ def _rows(session: Session, statement: Mapping[str, str], keys: Sequence[str]) -
     """Rows of these studies or patients, as the database has them."""
     if not keys:
         return ()
-    found = _run(session, statement, (_json(keys),))
-    rows: Sequence[Values] = orjson.loads(found.scalar_one()) if _on_sqlite(session) else found.cursor.fetchall()
+    found = _run(session, statement, (json_text(keys),))
+    rows: Sequence[Values] = orjson.loads(found.scalar_one()) if on_sqlite(session) else found.cursor.fetchall()
     return rows
 
 
 def _run(session: Session, statement: Mapping[str, str], values: Values) -> Any:
-    dialect = "sqlite" if _on_sqlite(session) else "postgresql"
+    dialect = "sqlite" if on_sqlite(session) else "postgresql"
     return session.connection().exec_driver_sql(statement[dialect], values)
-
-
-def _on_sqlite(session: Session) -> bool:
-    return session.get_bind().dialect.name == "sqlite"
-
-
-def _json(value: Any) -> str:
-    return orjson.dumps(value).decode()
 
 
 def _timed(session: Session, rows: Sequence[Values]) -> Sequence[Values]:
     """Rows with their time, which stands last, as the text that SQLite has."""
-    if _on_sqlite(session):
+    if on_sqlite(session):
         return rows
     return [(*row[:-1], time) for row, time in zip(rows, texts_of([row[-1] for row in rows]), strict=True)]
 

@@ -97,9 +97,9 @@ class _Arrays:
         self.facets = [case.facets for case in cases]
         self.truth: npt.NDArray[np.int64] = np.array([classes.index(case.truth) for case in cases], dtype=np.int64)
         self.present = sorted(set(self.truth.tolist()))
-        self.old, self.old_confidence = _answers([case.champion for case in cases], classes, self.truth)
-        self.called = _called([case.champion for case in cases], classes)
-        self.new, self.new_confidence = _answers([case.challenger for case in cases], classes, self.truth)
+        self.called, self.old_confidence = _answers([case.champion for case in cases], classes)
+        calls, self.new_confidence = _answers([case.challenger for case in cases], classes)
+        self.old, self.new = ((each == self.truth).astype(np.float64) for each in (self.called, calls))
         self.brier_gain = _brier([case.champion for case in cases], classes, self.truth) - _brier(
             [case.challenger for case in cases], classes, self.truth
         )
@@ -107,14 +107,10 @@ class _Arrays:
         self.once = np.ones((1, len(cases)))
 
 
-def _called(rows: Sequence[Mapping[str, float]], classes: Sequence[str]) -> npt.NDArray[np.int64]:
+def _answers(rows: Sequence[Mapping[str, float]], classes: Sequence[str]) -> tuple[npt.NDArray[np.int64], Floats]:
+    """The class that is called in each case, and its probability."""
     scores = np.array([[row[name] for name in classes] for row in rows], dtype=np.float64)
-    return np.asarray(scores.argmax(axis=1), dtype=np.int64)
-
-
-def _answers(rows: Sequence[Mapping[str, float]], classes: Sequence[str], truth: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-    scores = np.array([[row[name] for name in classes] for row in rows], dtype=np.float64)
-    return (scores.argmax(axis=1) == truth).astype(np.float64), scores.max(axis=1)
+    return scores.argmax(axis=1), scores.max(axis=1)
 
 
 def _brier(rows: Sequence[Mapping[str, float]], classes: Sequence[str], truth: npt.NDArray[np.int64]) -> Floats:
