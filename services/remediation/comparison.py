@@ -23,6 +23,19 @@ REPEATS = 9
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """Studies as the champion prepares them, and what it says of them."""
+
+    tensors: TensorSet
+    cases: Sequence[ScoredCase]
+
+
+def answered(champion: LoadedModel, settings: InferenceSettings, tensors: TensorSet) -> Answered:
+    """The champion's answers, as a `Duel` gets them."""
+    return Answered(tensors, score(_side(champion, settings), tensors, champion.spec.classes))
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
     """Studies as both versions scored them: in pairs for the gate, and the challenger's scores. `tensors` as each takes them."""
 
@@ -42,20 +55,21 @@ class Duel:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._specs, self._check = (champion.spec, challenger.spec), check
-        self._sides = tuple(
-            Predictor(each, settings.device, settings.precision, settings.batch_size) for each in (champion, challenger)
-        )
+        self._sides = tuple(_side(each, settings) for each in (champion, challenger))
 
-    def score(self, studies: Sequence[LabelledStudy], rule: SelectionRule | None) -> Compared:
-        """The same studies scored by both, each as it prepares them. Raises InvalidDataset, and whatever `check` raises."""
+    def score(self, studies: Sequence[LabelledStudy], rule: SelectionRule | None, known: Answered | None = None) -> Compared:
+        """The same studies scored by both, each as it prepares them; `known` where the champion has been asked before.
+
+        Raises InvalidDataset, and whatever `check` raises.
+        """
         old, new = self._specs
-        prepared = data.load(studies, new, rule, self._check)
+        before = known.tensors if known else data.load(studies, old.model_copy(update={"classes": new.classes}), rule, self._check)
         # A repair prepares its images as the champion does, so that they are read once.
         same = old.preprocessing == new.preprocessing
-        before = prepared if same else data.load(studies, old.model_copy(update={"classes": new.classes}), rule, self._check)
-        scored = [score(side, seen, new.classes) for side, seen in zip(self._sides, (before, prepared), strict=True)]
-        paired = [_paired(first, second) for first, second in zip(*scored, strict=True)]
-        return Compared(paired, scored[1], (before, prepared))
+        prepared = before if same else data.load(studies, new, rule, self._check)
+        first = known.cases if known else score(self._sides[0], before, new.classes)
+        second = score(self._sides[1], prepared, new.classes)
+        return Compared([_paired(*both) for both in zip(first, second, strict=True)], second, (before, prepared))
 
     def latency_ratio(self, on: Compared) -> float:
         """Shortest time of the challenger over that of the champion on some of these studies, measured in turns.
@@ -73,6 +87,10 @@ class Duel:
                 for side, tensors, taken in zip(self._sides, on.tensors, times, strict=True):
                     taken.append(_seconds(side, tensors))
         return min(times[1]) / max(min(times[0]), 1e-9)
+
+
+def _side(version: LoadedModel, settings: InferenceSettings) -> Predictor:
+    return Predictor(version, settings.device, settings.precision, settings.batch_size)
 
 
 @contextmanager

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from models.bundle import BundleInfo, load_bundle, save_bundle
 from models.data import split_by_patient
-from models.predictor import Predictor
 from models.remedies import KNOWN, REFERENCE, STRATEGIES, Hooks, RepairData, Repaired, repair
-from models.scoring import ScoredCase, score
+from models.scoring import ScoredCase
 from models.training_settings import EpochRecord
 from schemas.vocabulary import Remedy
 from services.remediation import data, jobs, options
-from services.remediation.comparison import Duel
+from services.remediation.comparison import Answered, Duel, answered
 from services.remediation.criteria import rules_of
 from services.remediation.gate import Endpoint, Judgement, Rules, judge
 from services.remediation.ids import natural_id
@@ -48,7 +47,8 @@ class Outcome:
 
 def execute(context: Context, claim: jobs.Claim, material: Material, keeper: jobs.LeaseKeeper) -> Outcome:
     """Repair, save, score, judge. Raises JobStopped, OrderWithdrawn, ModelError."""
-    repaired = _repair(context, claim, material, keeper)
+    known = _known(context, material, keeper) if claim.remedy == Remedy.HARMONISE else None
+    repaired = _repair(context, claim, material, keeper, known)
     keeper.check()
     bundle = _save(context, claim, material, repaired)
     rules, plan = _rules(context, material, claim.remedy), covering(material, claim.remedy)
@@ -57,7 +57,7 @@ def execute(context: Context, claim: jobs.Claim, material: Material, keeper: job
     if refused is not None:
         return Outcome(bundle, cited(refused, plan), (), repaired, judged=False)
     gate = duel.score(material.gate, material.rule)
-    baseline = duel.score(data.split_of(material.old, TEST), None)
+    baseline = duel.score(data.split_of(material.old, TEST), None, known)
     classes = material.champion.spec.classes
     judgement = judge(gate.paired, baseline.paired, classes, rules, duel.latency_ratio(gate))
     told = recounted(judgement, *recovery(gate.paired, repaired.record.get(REFERENCE, {}), classes))
@@ -115,7 +115,7 @@ def _prefix(claim: jobs.Claim) -> str:
     return f"run-{natural_id('bundle', claim.job_id)[:12]}-"
 
 
-def _repair(context: Context, claim: jobs.Claim, material: Material, keeper: jobs.LeaseKeeper) -> Repaired:
+def _repair(context: Context, claim: jobs.Claim, material: Material, keeper: jobs.LeaseKeeper, known: Answered | None) -> Repaired:
     chosen, limits = material.options, context.settings.remediation
     hooks = Hooks(
         on_epoch=lambda record: _report_epoch(context, claim, record, chosen.epochs),
@@ -127,8 +127,8 @@ def _repair(context: Context, claim: jobs.Claim, material: Material, keeper: job
     first_rate = options.first_body_rate(material.champion.training)
     ties = options.repair_settings(chosen, context.settings.inference.device, limits.max_cases, limits.devices, first_rate)
     sets = _sets(claim, material, limits.max_cases, keeper)
-    if claim.remedy == Remedy.HARMONISE:
-        sets = replace(sets, usual=_usual(context, material, keeper))
+    if known is not None:
+        sets = replace(sets, usual=_usual(known.cases))
     return repair(claim.remedy, material.champion, sets, ties, hooks)
 
 
@@ -151,13 +151,16 @@ def _sets(claim: jobs.Claim, material: Material, most: int, keeper: jobs.LeaseKe
     )
 
 
-def _usual(context: Context, material: Material, keeper: jobs.LeaseKeeper) -> dict[str, float]:
-    """The champion's recall of each class on the baseline, which the gate asks for; of the baseline nothing else is used."""
-    champion, settings = material.champion, context.settings.inference
-    tensors = data.load(data.split_of(material.old, TEST), champion.spec, None, keeper.check)
-    scored = score(Predictor(champion, settings.device, settings.precision, settings.batch_size), tensors, champion.spec.classes)
+def _known(context: Context, material: Material, keeper: jobs.LeaseKeeper) -> Answered:
+    """What the champion says of the baseline: `harmonise` is told the recalls there, and the gate judges by it."""
+    tensors = data.load(data.split_of(material.old, TEST), material.champion.spec, None, keeper.check)
+    return answered(material.champion, context.settings.inference, tensors)
+
+
+def _usual(baseline: Sequence[ScoredCase]) -> dict[str, float]:
+    """The recall of each class on the baseline, which the gate asks for; of the baseline nothing else is used."""
     right: dict[str, list[bool]] = {}
-    for case in scored:
+    for case in baseline:
         right.setdefault(case.truth, []).append(case.predicted == case.truth)
     return {name: sum(each) / len(each) for name, each in right.items()}
 

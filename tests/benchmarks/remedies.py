@@ -1,7 +1,8 @@
 """Recovery of decayed classifiers: each rung, the ladder and the published recipe on the same shifts, with what is forgotten.
 
     python tests/benchmarks/remedies.py [--quick | --full] [--data FOLDER] [--sets A,B] [--networks A,B] [--shifts A:1,B:2]
-        [--rungs A,B] [--seed N] [--json FILE]
+        [--rungs A,B] [--seed N] [--size N] [--images N] [--reserve N] [--epochs N] [--tune-epochs N] [--rate N]
+        [--resume FILE] [--json FILE]
 
 Per set and network: 60 / 20 / 20 as published. The champion learns the development part's training share; its test share is
 the old set, with 400 further images where the set has them. A shift of known kind changes the other two parts alike: the
@@ -14,9 +15,10 @@ asks for as long as the set has images; its cost is that of all rungs it tried, 
 backward), and it and always-full are compared over all declines: shifts that cost three points of mean recall.
 Networks are trained from random weights: no ImageNet weights can be had here. The default is a subset for ten minutes on two
 free cores (48 pixels, 1500 images a set, small network); `--full` takes all networks, three strengths and 112 pixels, and
-wants a GPU.
+wants a GPU. `--resume` keeps each finished piece (a set, a network, a shift) in a file and does not compute it again.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +31,7 @@ import numpy as np
 import torch
 from bench_report import Target, arguments, at_most, finish
 from remedy_bench import images, ways
+from remedy_bench.kept import Kept, Rows
 from remedy_bench.ways import Effort, Repair
 
 from schemas.vocabulary import Diagnosis, Remedy
@@ -57,6 +60,19 @@ BASELINE = 400
 for any gate to say what the class has lost."""
 RESERVE = 2000
 """Most cases that get labels only when the gate asks for them."""
+
+SIZES = {
+    "seed": "of training and of what is drawn",
+    "size": "pixels of a side",
+    "images": "most of a set that are dealt into 60 / 20 / 20",
+    "reserve": "most further cases that the gate may get labels of",
+    "epochs": "of a training from the start",
+    "tune_epochs": "of a repair",
+    "rate": "learning rate of a training from the start; the body's in a repair is half of it",
+}
+"""Options that are numbers."""
+EFFORT = ("seed", "epochs", "tune_epochs", "rate")
+"""Those of them that say how long and how fast is trained."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,7 @@ class Plan:
     effort: Effort
     rungs: tuple[Remedy, ...] = RUNGS
     real: bool = True
+    reserve: int = RESERVE
 
 
 QUICK = Plan(
@@ -134,6 +151,7 @@ def measured(
     plan: Plan, where: dict[str, str], champion: Any, sets: images.Protocol, usual: Parts, parts: Parts
 ) -> list[dict[str, Any]]:
     """One shift, from the `usual` cases to others: a row for each way."""
+    torch.manual_seed(plan.effort.seed)
     ceiling = ways.champion_of(champion.spec, sets, plan.effort, parts.tune)
     gate, new, old = parts.gate, parts.unseen, images.old_cases(sets)
     top, before, degraded = ways.recall(ceiling, new), ways.recall(champion, usual.unseen), ways.recall(champion, new)
@@ -176,24 +194,39 @@ def other_hospital(plan: Plan, data: Path, name: str, seed: int) -> Parts:
     return Parts(*(pool.take(part) for part in np.split(order, [len(order) // 2, 4 * len(order) // 5])))
 
 
-def one_model(plan: Plan, data: Path, name: str, network: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def one_model(plan: Plan, data: Path, name: str, network: str, kept: Kept) -> tuple[Rows, Rows]:
     """All shifts of one set and network, and the false alarms without one."""
+
+    def piece(shift: str) -> str:
+        return f"{name} {network} {shift}: {replace(plan, sets=(), networks=(), shifts=())}"
+
+    real = ["other hospital"] if plan.real and name in images.REAL else []
+    named = [*(f"{shift} {strength + 1}" for shift, strength in plan.shifts), *real]
+    make = {} if all(kept.has(piece(each)) for each in ["none", *named]) else makers(plan, data, name, network)
+    found = {each: kept.take(piece(each), make.get(each, list)) for each in [*named, "none"]}
+    return [row for each in named for row in found[each]], found["none"]
+
+
+def makers(plan: Plan, data: Path, name: str, network: str) -> dict[str, Callable[[], Rows]]:
+    """What gives the rows of each shift, and of none, of one set and network; the champion is trained at once."""
     pool, classes = images.load(data, name, plan.size, plan.most, plan.effort.seed)
-    further, _ = images.load(data, name, plan.size, BASELINE + RESERVE, plan.effort.seed, start=plan.most)
+    further, _ = images.load(data, name, plan.size, BASELINE + plan.reserve, plan.effort.seed, start=plan.most)
     published, places = images.split(pool, plan.effort.seed), np.arange(len(further.labels))
     sets, reserve = replace(published, test=published.test.joined(further.take(places[:BASELINE]))), further.take(places[BASELINE:])
     champion = ways.champion_of(images.spec_of(name, classes, network, plan.size), sets, plan.effort)
-    rows, usual = [], Parts(sets.finetune, sets.inference, reserve)
+    usual, where = Parts(sets.finetune, sets.inference, reserve), {"set": name, "network": network}
     others: dict[str, Callable[[], Parts]] = {
         f"{shift} {strength + 1}": partial(usual.changed, shift, strength) for shift, strength in plan.shifts
     }
-    if plan.real and name in images.REAL:
-        others["other hospital"] = partial(other_hospital, plan, data, name, 0)
-    for shift, parts in others.items():
-        found = measured(plan, {"set": name, "network": network, "shift": shift}, champion, sets, usual, parts())
+    others["other hospital"] = partial(other_hospital, plan, data, name, 0)
+
+    def rows_of(shift: str) -> Rows:
+        found = measured(plan, where | {"shift": shift}, champion, sets, usual, others[shift]())
         tell(found)
-        rows += found
-    return rows, {"set": name, "network": network, "shift": "none"} | false_alarms(champion, published, 0)
+        return found
+
+    quiet = {"none": lambda: [where | {"shift": "none"} | false_alarms(champion, published, 0)]}
+    return {shift: partial(rows_of, shift) for shift in others} | quiet
 
 
 def tell(rows: list[dict[str, Any]]) -> None:
@@ -268,31 +301,39 @@ def main() -> None:
     parser.add_argument("--networks", help="separated by commas")
     parser.add_argument("--shifts", help="such as gamma:2,prevalence:1,other: strengths from 1 to 3, the other hospital")
     parser.add_argument("--rungs", help="such as harmonise,full: the ladder climbs these only")
-    parser.add_argument("--seed", type=int, default=0)
+    for name, words in SIZES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float if name == "rate" else int, help=words)
+    parser.add_argument("--resume", type=Path, help="keep finished pieces in this file and do not compute them again")
     chosen = parser.parse_args()
+    plan = planned(chosen)
+    torch.manual_seed(0)
+    started, kept = time.perf_counter(), Kept(chosen.resume)
+    rows, quiet = list[dict[str, Any]](), list[dict[str, Any]]()
+    for name in plan.sets:
+        for network in plan.networks:
+            found, alarms = one_model(plan, chosen.data, name, network, kept)
+            rows, quiet = rows + found, quiet + alarms
+    wall = time.perf_counter() - started
+    note = f"{plan.size} px, at most {plan.most} images a set, {plan.effort.epochs} epochs from random weights, {wall:.0f} s."
+    shown = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+    finish("remedies", [*shown, *means(rows), *quiet], targets_of(rows), chosen.json, note)
+
+
+def planned(chosen: argparse.Namespace) -> Plan:
+    """What the options say."""
     plan = QUICK if chosen.quick else FULL if chosen.full else USUAL
-    sets, networks = (
-        tuple(given.split(",")) if given else usual for given, usual in ((chosen.sets, plan.sets), (chosen.networks, plan.networks))
-    )
     if chosen.shifts:
         named = chosen.shifts.split(",")
         pairs = (each.split(":") for each in named if each != "other")
         plan = replace(plan, shifts=tuple((name, int(strength) - 1) for name, strength in pairs), real="other" in named)
     if chosen.rungs:
         plan = replace(plan, rungs=tuple(Remedy(name) for name in chosen.rungs.split(",")))
-    plan = replace(plan, effort=replace(plan.effort, seed=chosen.seed))
-    torch.manual_seed(0)
-    started = time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    quiet: list[dict[str, Any]] = []
-    for name in sets:
-        for network in networks:
-            found, alarms = one_model(plan, chosen.data, name, network)
-            rows, quiet = rows + found, [*quiet, alarms]
-    wall = time.perf_counter() - started
-    note = f"{plan.size} px, at most {plan.most} images a set, {plan.effort.epochs} epochs from random weights, {wall:.0f} s."
-    shown = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
-    finish("remedies", [*shown, *means(rows), *quiet], targets_of(rows), chosen.json, note)
+    lists = {name: tuple(getattr(chosen, name).split(",")) for name in ("sets", "networks") if getattr(chosen, name)}
+    given = {name: getattr(chosen, name) for name in SIZES if getattr(chosen, name) is not None}
+    effort = replace(plan.effort, **{name: given.pop(name) for name in EFFORT if name in given})
+    if "images" in given:
+        given["most"] = given.pop("images")
+    return replace(plan, effort=effort, **lists, **given)
 
 
 if __name__ == "__main__":

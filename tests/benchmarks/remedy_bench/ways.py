@@ -22,6 +22,7 @@ from models.training import TrainingSettings, train
 from schemas.settings import RemediationSettings
 from schemas.vocabulary import Diagnosis, Remedy, Verdict
 from services.remediation.gate import Judgement, PairedCase, Rules, judge
+from services.remediation.options import SHARE_OF_FIRST
 from services.remediation.promise import SCREENED, unpromising
 
 _ANSWERS: WeakKeyDictionary[nn.Module, dict[int, tuple[Pool, StudyLogits]]] = WeakKeyDictionary()
@@ -37,11 +38,13 @@ class Effort:
     batch: int = 32
     seed: int = 0
     device: str = "auto"
+    rate: float = 2e-3
 
     def training(self, **changes: float) -> TrainingSettings:
         """Settings of a training from the start."""
+        rates = {"head_learning_rate": self.rate, "body_learning_rate": self.rate}
         return TrainingSettings(
-            epochs=self.epochs, batch_size=self.batch, seed=self.seed, device=self.device, patience=self.epochs, **changes
+            epochs=self.epochs, batch_size=self.batch, seed=self.seed, device=self.device, patience=self.epochs, **rates | changes
         )
 
     def repairing(self, *, search: bool = True) -> RepairSettings:
@@ -50,7 +53,7 @@ class Effort:
             epochs=self.tune_epochs,
             batch_size=16,
             head_learning_rate=1e-3,
-            body_learning_rate=1e-3,
+            body_learning_rate=SHARE_OF_FIRST * self.rate,
             patience=self.tune_epochs,
             seed=self.seed,
             device=self.device,

@@ -1,6 +1,8 @@
 """Studies of another presentation, harmonised: from order to promotion, service and the way back."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,13 +10,15 @@ import pytest
 import tests.remediation_world as world
 from models.bundle import LoadedModel, load_bundle
 from models.predictor import Predictor
-from models.preprocessing import load_study
+from models.preprocessing import Prepared, load_study
 from schemas.events import MaintenancePromotion
 from schemas.tables import Job, ModelVersion, RegisteredModel
 from schemas.topics import PROMOTION
 from schemas.vocabulary import CaseRole, JobState, OrderKind, Remedy, Verdict
 from services.inference.bundles import BundleCache
 from services.inference.repository import scoring_versions
+from services.remediation import data
+from services.remediation.data import development, split_of
 from services.remediation.worker import JobWorker
 from services.runtime.service import Context
 from tests.remediation_world import events, give, stored, stream
@@ -44,6 +48,44 @@ def prepared(context: Context, folder: Path, *, shifted: bool) -> list:
         world.write(folder / f"{shifted}-{index}.dcm", index, f"{shifted}", shifted=shifted)
         studies.append(load_study([folder / f"{shifted}-{index}.dcm"], bundle(context, 1).spec.preprocessing).tensor)
     return studies
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The first file of each study that a repair reads, in order."""
+    seen: list[Path] = []
+
+    def noted(paths: Sequence[Path], *rest: Any) -> Prepared:
+        seen.append(Path(paths[0]))
+        return load_study(paths, *rest)
+
+    monkeypatch.setattr(data, "load_study", noted)
+    return seen
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many studies each call of a predictor scores; the pairs that are timed are no such calls."""
+    counts: list[int] = []
+    real = Predictor.examine
+    monkeypatch.setattr(Predictor, "examine", lambda self, given: counts.append(len(given)) or real(self, given))
+    return counts
+
+
+@pytest.mark.usefixtures("darker")
+def test_the_champion_reads_and_scores_the_baseline_once(stripes: Context, reads: list[Path], scored: list[int]) -> None:
+    """The rung is told its recalls there, and the gate judges by the same answers."""
+    stream(stripes, CaseRole.TUNE, 60)
+    stream(stripes, CaseRole.GATE, 80)
+    give(stripes, OrderKind.REMEDY, "repair", version=1, remedy=Remedy.HARMONISE)
+    assert JobWorker(stripes).run_one()
+    job = stored(stripes, Job, "repair")
+    assert job.result.get("verdict") == Verdict.PROMOTE, (job.error, job.result)
+    dataset = stored(stripes, ModelVersion, ("stripes", 1)).dataset
+    baseline = split_of(development(dataset, world.CLASSES), "test")
+    assert len(baseline) not in {60, 80}
+    assert [reads.count(Path(study.paths[0])) for study in baseline] == [1] * len(baseline)
+    assert scored.count(len(baseline)) == 2, "each version once"
 
 
 @pytest.mark.usefixtures("darker")
