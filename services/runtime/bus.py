@@ -6,10 +6,11 @@ An offset is committed only after the batch's transaction: at least once on the 
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain
-from typing import Any, NamedTuple, NoReturn
+from itertools import chain, groupby
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, NoReturn
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
@@ -26,7 +27,7 @@ from services.runtime.backoff import backoff
 from services.runtime.consumer import BatchConsumer, Decoded, decode_for, process_decoded
 from services.runtime.database import Database
 from services.runtime.errors import Transient
-from services.runtime.guard import OffsetGuard
+from services.runtime.guard import OffsetGuard, Run
 from services.runtime.health import EX_DATAERR, EX_SOFTWARE, Health
 from services.runtime.limits import DeadLetterLimit
 from services.runtime.messages import Headers, Record, text_of
@@ -36,6 +37,8 @@ MAX_BATCH_BYTES = 1_048_576
 MAX_PARTITION_FETCH_BYTES = 4_194_304
 GAP_PAUSE_S = 0.02
 STOPPING_PAUSE_S = 0.2
+_PLACE: Final = attrgetter("topic", "partition")
+_OFFSET: Final = attrgetter("offset")
 
 
 def security(settings: KafkaSettings) -> BaseSecurity | None:
@@ -144,10 +147,10 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]
 
         Raising has all of them delivered again, of which the inbox leaves what was not handled.
         """
-        poll: _Poll | None = _Poll(message.raw_message)
+        poll: _Poll | None = _Poll(_runs_of(message.raw_message))
         # FastStream's messages lie in a reference cycle, so what they hold stays until Python looks for cycles: up to 90 MB of
         # polls that were handled long ago.
-        message.raw_message = _earliest(message.raw_message)
+        message.raw_message = _earliest(poll.runs)
         for left in reversed(range(self._consumer.polls_ahead + 1)):
             if poll is None:
                 return
@@ -165,12 +168,12 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]
         """Raises only after `ahead` is done: what it has polled has to be delivered again too."""
         loop = asyncio.get_running_loop()
         try:
-            records = await _without_gaps(self.guard, client, poll.raw) if self.guard else poll.raw
-            if len(records) < len(poll.raw):
-                poll = _Poll(records)
+            runs = await _without_gaps(self.guard, client, poll.runs) if self.guard else poll.runs
+            if _size(runs) < _size(poll.runs):
+                poll = _Poll(runs)
             tell = partial(loop.call_soon_threadsafe, writing.set)
             rejected = await asyncio.to_thread(poll.process, self._database, self._consumer, tell)
-            self._finish(records, rejected)
+            self._finish(runs, rejected)
         except Exception as error:  # noqa: BLE001 - sorted by `_failed`
             writing.set()
             if ahead:
@@ -194,21 +197,21 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]
         except (KafkaError, ConsumerStoppedError) as error:
             logger.debug("nothing is polled ahead: %s", error)  # whoever polls next meets it again
             return None
-        raw = tuple(chain.from_iterable(found.values()))
-        if not raw:
+        poll = _Poll([run for run in found.values() if run])
+        if not poll.runs:
             return None
-        message.raw_message = _earliest((*message.raw_message, *raw))
-        return _Poll(raw, await asyncio.to_thread(decode_for, self._consumer, map(to_record, raw)))
+        message.raw_message = _earliest([*_runs_of(message.raw_message), *poll.runs])
+        return poll._replace(decoded=await asyncio.to_thread(decode_for, self._consumer, poll.records()))
 
-    def _finish(self, records: tuple[Any, ...], rejected: int) -> None:
+    def _finish(self, runs: Sequence[Run], rejected: int) -> None:
         self._failures = 0
-        reason = self._limit.exceeded_by(len(records), rejected)
+        reason = self._limit.exceeded_by(_size(runs), rejected)
         if reason:
             # Not committed: after a repair the same messages are read again.
             self._health.fail(EX_DATAERR, f"consumer {self._consumer.name} is stopped: {reason}; see `reclaim dead-letters list`")
             raise NackMessage
         if self.guard:
-            self.guard.advance(records)
+            self.guard.advance(runs)
 
     async def _wait_before_retry(self, error: Transient) -> None:
         delay = backoff(self._failures)
@@ -218,23 +221,36 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]
 
 
 class _Poll(NamedTuple):
-    """Messages of the client library, and what they say if that is known."""
+    """Messages of the client library (`ConsumerRecord`), and what they say if that is known."""
 
-    raw: tuple["ConsumerRecord[Any, Any]", ...]
+    runs: Sequence[Run]
     decoded: Decoded | None = None
+
+    def records(self) -> Iterable[Record]:
+        """The messages as ours, each made when its turn comes."""
+        return map(to_record, chain.from_iterable(self.runs))
 
     def process(self, database: Database, consumer: BatchConsumer[Any], writing: Callable[[], object]) -> int:
         """As `consumer.process_decoded`."""
-        return process_decoded(database, consumer, self.decoded or decode_for(consumer, map(to_record, self.raw)), writing)
+        return process_decoded(database, consumer, self.decoded or decode_for(consumer, self.records()), writing)
 
 
-def _earliest(records: tuple["ConsumerRecord[Any, Any]", ...]) -> tuple["ConsumerRecord[Any, Any]", ...]:
-    """The first record of each partition, which is all that FastStream needs to go back."""
+def _runs_of(messages: Iterable["ConsumerRecord[Any, Any]"]) -> list[Run]:
+    return [list(run) for _, run in groupby(messages, _PLACE)]
+
+
+def _size(runs: Iterable[Run]) -> int:
+    return sum(map(len, runs))
+
+
+def _earliest(runs: Iterable[Run]) -> tuple["ConsumerRecord[Any, Any]", ...]:
+    """The first message of each partition, which is all that FastStream needs to go back."""
     first: dict[tuple[str, int], ConsumerRecord[Any, Any]] = {}
-    for record in records:
-        known = first.setdefault((record.topic, record.partition), record)
-        if record.offset < known.offset:
-            first[record.topic, record.partition] = record
+    for run in runs:
+        message = min(run, key=_OFFSET)
+        known = first.setdefault(_PLACE(message), message)
+        if message.offset < known.offset:
+            first[_PLACE(message)] = message
     return tuple(first.values())
 
 
@@ -246,10 +262,10 @@ def to_record(raw: "ConsumerRecord[Any, Any]") -> Record:
     return Record(raw.topic, raw.partition, raw.offset, text_of(raw.key)[:255], Headers(raw.headers), raw.value or b"")
 
 
-async def _without_gaps(guard: OffsetGuard, consumer: Any, records: tuple[Any, ...]) -> tuple[Any, ...]:
-    for topic, partition in guard.unknown(records):
+async def _without_gaps(guard: OffsetGuard, consumer: Any, runs: Sequence[Run]) -> Sequence[Run]:
+    for topic, partition in guard.unknown(runs):
         guard.expect((topic, partition), await _first_offset(consumer, TopicPartition(topic, partition)))
-    admission = guard.admit(records)
+    admission = guard.admit(runs)
     for (topic, partition), offset in admission.rewinds.items():
         try:
             consumer.seek(TopicPartition(topic, partition), offset)
@@ -257,7 +273,7 @@ async def _without_gaps(guard: OffsetGuard, consumer: Any, records: tuple[Any, .
             logger.debug("%s/%d was taken away while its batch waited", topic, partition)
     if admission.rewinds:
         await asyncio.sleep(GAP_PAUSE_S)  # the broker is storing what is missing
-    return admission.records
+    return admission.runs
 
 
 async def _first_offset(consumer: Any, place: TopicPartition) -> int:

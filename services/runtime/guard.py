@@ -8,9 +8,7 @@ Apache Kafka leaves legal gaps (compaction, transactions), so the guard is off t
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
-from typing import Final, Protocol
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -25,28 +23,32 @@ class Position(Protocol):
 
 Place = tuple[str, int]
 """Topic and partition."""
-_PLACE: Final = attrgetter("topic", "partition")
+Run = Sequence[Any]
+"""Messages (`Position`) of one partition, at least one, as they came one after the other."""
 
 
 @dataclass(frozen=True)
 class Admission:
     """Messages that may be handled, and the offset to go back to for each partition that has a gap."""
 
-    records: tuple[Position, ...]
+    runs: list[Run]
     rewinds: dict[Place, int]
 
 
 @dataclass
 class OffsetGuard:
-    """Next expected offset per partition. A gap that is still there after `retries` looks is accepted with an error line."""
+    """Next expected offset per partition. A gap that is still there after `retries` looks is accepted with an error line.
+
+    Of a run without a gap it looks at the first and the last message only.
+    """
 
     retries: int = 25
     _expected: dict[Place, int] = field(default_factory=dict)
     _looks: dict[Place, int] = field(default_factory=dict)
 
-    def unknown(self, records: Iterable[Position]) -> set[Place]:
+    def unknown(self, runs: Iterable[Run]) -> set[Place]:
         """Partitions whose first expected offset has to be asked for."""
-        return set(map(_PLACE, records)) - self._expected.keys()
+        return {_place(run) for run in runs} - self._expected.keys()
 
     def expect(self, place: Place, offset: int) -> None:
         """State where reading of a partition begins."""
@@ -58,24 +60,22 @@ class OffsetGuard:
             self._expected.pop(place, None)
             self._looks.pop(place, None)
 
-    def admit(self, records: Sequence[Position]) -> Admission:
+    def admit(self, runs: Iterable[Run]) -> Admission:
         """Sort a poll into what may be handled and where to go back to. Changes nothing but the count of looks."""
         cursor = dict(self._expected)
-        admitted: list[Position] = []
+        admitted: list[Run] = []
         rewinds: dict[Place, int] = {}
-        for place, found in groupby(records, _PLACE):
-            run = list(found)
+        for run in runs:
+            place = _place(run)
             whole = run[-1].offset - run[0].offset == len(run) - 1 and run[0].offset <= cursor.get(place, run[0].offset)
             if whole and place not in rewinds:
                 cursor[place] = run[-1].offset + 1
-                admitted += run
-            else:
-                admitted += self._until_gap(place, run, cursor, rewinds)
-        return Admission(tuple(admitted), rewinds)
+                admitted.append(run)
+            elif part := list(self._until_gap(place, run, cursor, rewinds)):
+                admitted.append(part)
+        return Admission(admitted, rewinds)
 
-    def _until_gap(
-        self, place: Place, run: Sequence[Position], cursor: dict[Place, int], rewinds: dict[Place, int]
-    ) -> Iterator[Position]:
+    def _until_gap(self, place: Place, run: Run, cursor: dict[Place, int], rewinds: dict[Place, int]) -> Iterator[Position]:
         for record in run:
             if place in rewinds:
                 return
@@ -85,12 +85,12 @@ class OffsetGuard:
             cursor[place] = record.offset + 1
             yield record
 
-    def advance(self, records: Iterable[Position]) -> None:
+    def advance(self, runs: Iterable[Run]) -> None:
         """Messages are handled: expect the ones after them."""
-        for place, found in groupby(records, _PLACE):
+        for run in runs:
+            place = _place(run)
             self._looks.pop(place, None)
-            *_, last = found
-            self._expected[place] = last.offset + 1
+            self._expected[place] = run[-1].offset + 1
 
     def _given_up(self, place: Place, expected: int, found: int) -> bool:
         looks = self._looks[place] = self._looks.get(place, 0) + 1
@@ -98,3 +98,7 @@ class OffsetGuard:
             return False
         logger.error("%s/%d: offsets %d to %d never came; the relay sends their events again", *place, expected, found - 1)
         return True
+
+
+def _place(run: Run) -> Place:
+    return run[0].topic, run[0].partition

@@ -38,27 +38,27 @@ class At:
 def test_the_guard_goes_back_to_a_gap_and_drops_what_follows() -> None:
     guard = OffsetGuard()
     guard.expect(("t", 0), 5)
-    admission = guard.admit([At(5), At(6), At(8), At(9), At(0, partition=1)])
-    assert [(record.partition, record.offset) for record in admission.records] == [(0, 5), (0, 6), (1, 0)]
+    admission = guard.admit([[At(5), At(6), At(8), At(9)], [At(0, partition=1)]])
+    assert [(record.partition, record.offset) for run in admission.runs for record in run] == [(0, 5), (0, 6), (1, 0)]
     assert admission.rewinds == {("t", 0): 7}
 
 
 def test_the_guard_sees_a_gap_before_the_first_message() -> None:
     guard = OffsetGuard()
     guard.expect(("t", 0), 0)
-    assert guard.admit([At(3)]).rewinds == {("t", 0): 0}
+    assert guard.admit([[At(3)]]).rewinds == {("t", 0): 0}
 
 
 def test_the_guard_takes_what_was_delivered_before() -> None:
     guard = OffsetGuard()
     guard.expect(("t", 0), 10)
-    assert len(guard.admit([At(4), At(5)]).records) == 2
+    assert guard.admit([[At(4), At(5)]]).runs == [[At(4), At(5)]]
 
 
 def test_the_guard_gives_up_after_its_looks() -> None:
     guard = OffsetGuard(retries=3)
     guard.expect(("t", 0), 0)
-    looks = [bool(guard.admit([At(1)]).rewinds) for _ in range(4)]
+    looks = [bool(guard.admit([[At(1)]]).rewinds) for _ in range(4)]
     assert looks == [True, True, True, False]
 
 
@@ -71,9 +71,9 @@ def test_a_reader_behind_the_guard_misses_nothing(data: st.DataObject) -> None:
     for _ in range(200):
         hidden = data.draw(st.sets(st.integers(0, total - 1))) if len(handled) < total and _ < 100 else set()
         polled = [At(offset) for offset in range(position, total) if offset not in hidden]
-        admission = guard.admit(polled)
-        handled += [record.offset for record in admission.records]
-        guard.advance(admission.records)
+        admission = guard.admit([polled] if polled else [])
+        handled += [record.offset for run in admission.runs for record in run]
+        guard.advance(admission.runs)
         position = admission.rewinds.get(("t", 0), polled[-1].offset + 1 if polled else position)
         if len(handled) == total:
             break
