@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -57,23 +57,6 @@ def decide(labels: Sequence[StoredLabel]) -> str | None:
         return labels[0].value
     said = [label for label in labels if label.value is not None]
     return max(said, key=lambda label: (label.labelled_at, label.source)).value if said else None
-
-
-def newest_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """One prediction per study, model and version: the highest revision, the first of equals; in key order."""
-    newest: dict[CaseKey, Prediction] = {}
-    for item in predictions:
-        key = (item.study_key, item.model, item.version)
-        known = newest.get(key)
-        if known is None or item.revision > known.revision:
-            newest[key] = item
-    return [newest[key] for key in sorted(newest)]
-
-
-def check_prediction(prediction: Prediction) -> None:
-    """Raise InvalidInput for what the contract's types let through but no table or statistic can take."""
-    check_words(prediction)
-    check_numbers(prediction)
 
 
 def check_words(prediction: Prediction) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from schemas.events import BatchReady, Event, Label
+from schemas.events import BatchReady, Event
 from schemas.settings import JoinSettings
 from schemas.tables import Batch
 from schemas.topics import BATCH_READY, LABEL, PREDICTION
@@ -21,7 +21,7 @@ from services.ground_truth.statements import SCORE_COLUMNS
 from services.ground_truth.states import RESCORABLE, CaseEvent, Effect, step, truth_event
 from services.runtime.consumer import Batch as Polled
 from services.runtime.consumer import BatchConsumer
-from services.runtime.messages import Received
+from services.runtime.messages import Received, decode
 from services.runtime.transaction import Transaction
 
 CONSUMER = "ground_truth"
@@ -45,13 +45,13 @@ class Join(BatchConsumer[Reading]):
     def _shares(self) -> tuple[float, float]:
         return self.settings.tune_share, self.settings.gate_share
 
-    def prepare(self, batch: Polled) -> Reading:
+    def read(self, events: Iterable[Received[Any]]) -> Reading:
         """Check events and make rows of them."""
-        return read(batch, self._shares)
+        return read(events, self._shares)
 
-    def apply(self, tx: Transaction, batch: Polled, prepared: Reading) -> None:  # noqa: ARG002
+    def apply(self, tx: Transaction, batch: Polled, prepared: Reading) -> None:
         """Store scores and labels, join what belongs together, close full batches, re-open corrected ones."""
-        good = self._usable(tx, prepared)
+        good = self._usable(tx, batch, prepared)
         now = text_of(tx.clock.now())
         studies = good.studies
         repository.look_up_by_key(tx.session)
@@ -64,26 +64,29 @@ class Join(BatchConsumer[Reading]):
         new.settle(truths, joined)
         closed = [batch for version in joined.versions for batch in plan(tx, version, joined, self.settings.batch_size)]
         changed = joined.changed_studies
-        causes = causes_of(good, changed, new, said, now) if changed else {}
+        causes = causes_of(good, batch, changed, new, said, now) if changed else {}
         record(tx, joined.changes, causes)
         reopen(tx, joined.reopened, causes)
         for full in closed:
-            close(tx, full, "size", good.events)
+            last = good.last(full.studies)
+            close(tx, full, "size", None if last is None else batch[last])
         tx.writing()  # from here on there are a dozen long statements and the commit
         placed = {key: batch_id for full in closed for key, batch_id in full.entries()}
         repository.store_cases(tx.session, new.rows(placed, now))
         repository.set_truths(tx.session, sorted(joined.placed(placed).items()), now)
         repository.store_labels(tx.session, said.rows, now)
 
-    def _usable(self, tx: Transaction, prepared: Reading) -> Reading:
+    def _usable(self, tx: Transaction, batch: Polled, prepared: Reading) -> Reading:
         """Without those that nobody can use: they go to the dead letters."""
         tasks = {task for task, *_ in prepared.words}
         classes = repository.classes_by_task(tx.session, tasks) if tasks else {}
         now = tx.clock.now()
         unknown = any((known := classes.get(task)) and not taken and value not in known for task, value, _, taken in prepared.words)
         if unknown or prepared.latest > text_of(now + CLOCK_SKEW):
-            prepared = prepared.without(lambda label: check_label(label, classes.get(label.task, ()), now), self._shares)
-        for event, error in prepared.refused:
+            again = (decode(event.record) for event in batch)
+            prepared = read(again, self._shares, lambda label: check_label(label, classes.get(label.task, ()), now))
+        for place, error in prepared.refused:
+            event = batch[place]
             tx.reject(self.name, event.record, type(error).__name__, error.reason)
             logger.warning("rejected %s %s: %s", event.topic.name, event.event_id, error.reason)
         return prepared
@@ -177,21 +180,16 @@ JOINED: Final = step(CaseState.WAITING, CaseEvent.LABELLED)[0]
 BATCHED: Final = step(JOINED, CaseEvent.CLOSED)[0]
 
 
-def causes_of(good: Reading, studies: Collection[str], new: New, said: Changes, now: str) -> Causes:
+def causes_of(good: Reading, batch: Polled, studies: Collection[str], new: New, said: Changes, now: str) -> Causes:
     """Repetitions change nothing and are no cause: what they caused was announced under their name before."""
     scored = {(*score[:3], score[REVISION]) for score in chain(new.scores, new.higher) if score[0] in studies}
-    labelled, texts = {item for item in said.rows if item[0] in studies}, iter(good.said)
-    found: dict[str, tuple[int, Received[Any]]] = {}
-    for place, event in enumerate(good.events):
-        data = event.data
-        if isinstance(data, Label):
-            text = next(texts)
-            caused = text[0] in studies and text._replace(at=min(text.at, now)) in labelled
-        else:
-            caused = data.study_key in studies and (data.study_key, data.model, data.version, data.revision) in scored
-        if caused:
-            found[data.study_key] = (place, event)
-    return found
+    labelled = {item for item in said.rows if item[0] in studies}
+    found: dict[str, int] = {case[0]: place for place, case in good.scored if case in scored}
+    for place, item in good.said:
+        study = item[0]
+        if study in studies and item._replace(at=min(item.at, now)) in labelled:
+            found[study] = max(place, found.get(study, place))
+    return {study: (place, batch[place]) for study, place in found.items()}
 
 
 Acquired = tuple[str, str]
@@ -286,6 +284,11 @@ class Full:
     waiting: Sequence[str]
 
     @property
+    def studies(self) -> set[str]:
+        """Of all its cases."""
+        return {*self.fresh, *self.waiting}
+
+    @property
     def batch_id(self) -> str:
         """The same whenever and wherever the batch is closed."""
         model, version = self.version
@@ -344,22 +347,20 @@ def close_overdue(tx: Transaction, size: int, max_age_s: float) -> None:
         repository.lock_version(tx.session, version)
         waiting = [study for _, study in repository.open_cases(tx.session, version, size)]
         if waiting:
-            close(tx, Full(version, repository.next_number(tx.session, version), (), waiting), "age", ())
+            close(tx, Full(version, repository.next_number(tx.session, version), (), waiting), "age", None)
 
 
-def close(tx: Transaction, full: Full, closed_by: str, events: Sequence[Received[Any]]) -> None:
+def close(tx: Transaction, full: Full, closed_by: str, cause: Received[Any] | None) -> None:
     """Store the batch with the cases that waited for it, and announce it. Fresh cases have it from `set_truths`.
 
-    The trace of the last event that belongs to one of its cases goes on.
+    The trace of `cause` goes on, the last event that belongs to one of its cases.
     """
-    studies = {*full.fresh, *full.waiting}
-    cause = next((event for event in reversed(events) if event.data.study_key in studies), None)
     batch = Batch(
         batch_id=full.batch_id,
         model=full.version[0],
         version=full.version[1],
         number=full.number,
-        cases=len(studies),
+        cases=len(full.studies),
         closed_by=closed_by,
         closed_at=tx.clock.now(),
     )

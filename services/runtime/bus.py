@@ -147,10 +147,12 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]
 
         Raising has all of them delivered again, of which the inbox leaves what was not handled.
         """
-        poll: _Poll | None = _Poll(_runs_of(message.raw_message))
+        runs = _runs_of(message.raw_message)
+        poll: _Poll | None = _Poll(runs)
         # FastStream's messages lie in a reference cycle, so what they hold stays until Python looks for cycles: up to 90 MB of
         # polls that were handled long ago.
-        message.raw_message = _earliest(poll.runs)
+        message.raw_message = _earliest(runs)
+        del runs
         for left in reversed(range(self._consumer.polls_ahead + 1)):
             if poll is None:
                 return

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
@@ -46,10 +47,18 @@ class BatchConsumer(ABC, Generic[P]):
 
     knows_repeats: ClassVar[bool] = False
     """Its own tables tell it which events come again: it is given all, its inbox is a page for each transaction (`InboxPage`),
-    and what it prepares is prepared as soon as a poll is decoded."""
+    and it has `read` in place of `prepare`."""
 
     def prepare(self, batch: Batch) -> P:  # noqa: ARG002
         """Do the slow work outside the transaction; may run again for the same events, so it must have no effects."""
+        return None  # type: ignore[return-value]
+
+    def read(self, events: Iterable[Received[Any]]) -> P:  # noqa: ARG002
+        """As `prepare`, for a consumer that knows repeats, while its events are decoded one after the other.
+
+        It takes from each what it needs: `apply` has the same events in the same order, without their data. To keep thousands
+        of them until the commit costs as much as to decode them.
+        """
         return None  # type: ignore[return-value]
 
     @abstractmethod
@@ -93,14 +102,17 @@ class _Overtaken(Exception):  # noqa: N818
     """Another process handled part of the batch between our look and our claim."""
 
 
+_UNREAD: Final = object()
+
+
 class Decoded(NamedTuple):
     """What records say: each event once, and the records that say nothing with the reason."""
 
-    good: list[Received[Event]]
+    good: list[Received[Any]]
     bad: list[tuple[Record, InvalidInput]]
     records: int
-    prepared: Any = None
-    """What the consumer made of `good`, if it knows repeats."""
+    prepared: Any = _UNREAD
+    """What a consumer that knows repeats has read from `good`, which is without data then."""
 
 
 def process(database: Database, consumer: BatchConsumer[Any], records: Iterable[Record]) -> int:
@@ -117,40 +129,51 @@ def process_decoded(
     with _COLLECTIONS.paused():
         _reject_all(database, consumer, decoded.bad)
         if consumer.knows_repeats:
-            rejected = len(decoded.bad) + _handle_all(database, consumer, decoded.good, decoded.prepared, writing)
+            rejected = len(decoded.bad) + _handle_all(database, consumer, decoded.good, writing, decoded.prepared)
         else:
             rejected = len(decoded.bad) + _handle(database, consumer, decoded.good, writing)
     telemetry.handled(consumer.name, decoded.records, rejected, time.monotonic() - started)
     return rejected
 
 
-def decode_all(records: Iterable[Record]) -> Decoded:
-    """Validate records."""
-    good: dict[str, Received[Event]] = {}
-    bad: list[tuple[Record, InvalidInput]] = []
-    seen = 0
+def decode_for(consumer: BatchConsumer[Any], records: Iterable[Record]) -> Decoded:
+    """Validate records; a consumer that knows repeats reads them meanwhile."""
+    decoding = _Decoding(records)
     with _COLLECTIONS.paused():
-        for record in records:
-            seen += 1
+        if not consumer.knows_repeats:
+            good = list(decoding.events())
+            return Decoded(good, decoding.bad, decoding.seen)
+        prepared = _UNREAD
+        try:
+            prepared = consumer.read(decoding.events())
+        except Exception as error:  # noqa: BLE001 - it is raised again where the batch is handled, which says what becomes of it
+            logger.debug("%s reads nothing ahead: %s", consumer.name, type(error).__name__)
+        deque(decoding.events(), maxlen=0)  # what it did not ask for
+    return Decoded(list(decoding.good.values()), decoding.bad, decoding.seen, prepared)
+
+
+class _Decoding:
+    """Records on their way to events. `good` are the events so far, without their data."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._records = iter(records)
+        self.good: dict[str, Received[Any]] = {}
+        self.bad: list[tuple[Record, InvalidInput]] = []
+        self.seen = 0
+
+    def events(self) -> Iterator[Received[Event]]:
+        """The events that are left, each once, each made when it is asked for."""
+        for record in self._records:
+            self.seen += 1
             try:
                 event = decode(record)
-                good.setdefault(event.event_id, event)
             except InvalidInput as error:
-                bad.append((record, error))
-    return Decoded(list(good.values()), bad, seen)
-
-
-def decode_for(consumer: BatchConsumer[Any], records: Iterable[Record]) -> Decoded:
-    """Validate records and, where the consumer needs nothing from the database for that, prepare them."""
-    decoded = decode_all(records)
-    if not consumer.knows_repeats or not decoded.good:
-        return decoded
-    with _COLLECTIONS.paused():
-        try:
-            return decoded._replace(prepared=consumer.prepare(decoded.good))
-        except Exception as error:  # noqa: BLE001 - it is raised again where the batch is handled, which says what becomes of it
-            logger.debug("%s prepares nothing ahead: %s", consumer.name, type(error).__name__)
-            return decoded
+                self.bad.append((record, error))
+                continue
+            identity, topic, _, _, traceparent = event
+            if identity not in self.good:
+                self.good[identity] = Received(identity, topic, None, record, traceparent)
+                yield event
 
 
 def _reject_all(database: Database, consumer: BatchConsumer[Any], bad: Sequence[tuple[Record, InvalidInput]]) -> None:
@@ -179,16 +202,18 @@ def _handle(
 
 
 def _handle_all(
-    database: Database, consumer: BatchConsumer[Any], batch: list[Received[Event]], prepared: Any, writing: Callable[[], object]
+    database: Database, consumer: BatchConsumer[Any], batch: list[Received[Any]], writing: Callable[[], object], prepared: Any
 ) -> int:
     """For a consumer that knows repeats. Returns how many events it rejected by itself or one by one."""
     if not batch:
         return 0
     try:
+        if prepared is _UNREAD:
+            prepared = consumer.read(decode(event.record) for event in batch)
         with database.transaction() as tx:
             tx.writing = writing
             with _spans(consumer.name, batch) as traced:
-                consumer.apply(tx, traced, consumer.prepare(traced) if prepared is None or traced is not batch else prepared)
+                consumer.apply(tx, traced, prepared)
             tx.note(consumer.name, [event.event_id for event in batch])
     except InvalidInput as error:
         return _isolate(database, consumer, batch, error)
@@ -231,7 +256,7 @@ def _isolate(database: Database, consumer: BatchConsumer[Any], batch: list[Recei
         middle = len(batch) // 2
         parts = (batch[:middle], batch[middle:])
         if consumer.knows_repeats:
-            return sum(_handle_all(database, consumer, part, None, lambda: None) for part in parts)
+            return sum(_handle_all(database, consumer, part, lambda: None, _UNREAD) for part in parts)
         return sum(_handle(database, consumer, part) for part in parts)
     event = batch[0]
     with database.transaction() as tx:

@@ -75,7 +75,10 @@ class Record(NamedTuple):
 
 
 class Received(NamedTuple, Generic[E_co]):
-    """A validated event with its envelope. `traceparent` is that of our processing span, to hand on to effects."""
+    """A validated event with its envelope. `traceparent` is that of our processing span, to hand on to effects.
+
+    `data` is None where the consumer has read it before (`BatchConsumer.read`).
+    """
 
     event_id: str
     topic: Topic

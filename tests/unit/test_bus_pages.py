@@ -1,7 +1,9 @@
 """A consumer that knows repeated events by itself: it is given all, and its inbox is one page for each transaction."""
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from sqlmodel import col, select
@@ -12,7 +14,7 @@ from schemas.topics import LABEL
 from services.runtime.consumer import Batch, BatchConsumer, decode_for, process, process_decoded
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput
-from services.runtime.messages import Record, headers_of
+from services.runtime.messages import Received, Record, headers_of
 from services.runtime.transaction import Transaction
 from tests.bus_world import label
 
@@ -20,19 +22,19 @@ AT = datetime(2026, 3, 2, tzinfo=UTC)
 
 
 class Knower(BatchConsumer[list[str]]):
-    """Prepares the ids of a batch; raises for one that it cannot use, at the stage it is told."""
+    """Reads the ids of events; raises for one that it cannot use, at the stage it is told."""
 
     name, topics, knows_repeats = "knower", (LABEL,), True
 
-    def __init__(self, prepares: type[Exception] | None = None) -> None:
-        self.prepares, self.prepared, self.applied = prepares, 0, list[list[str]]()
+    def __init__(self, refuses: type[Exception] | None = None) -> None:
+        self.refuses, self.reads, self.applied = refuses, 0, list[list[str]]()
 
-    def prepare(self, batch: Batch) -> list[str]:
-        self.prepared += 1
-        events = [event.event_id for event in batch]
-        if self.prepares and "bad" in events:
-            raise self.prepares("no")
-        return events
+    def read(self, events: Iterable[Received[Any]]) -> list[str]:
+        self.reads += 1
+        found = [event.event_id for event in events]
+        if self.refuses and "bad" in found:
+            raise self.refuses("no")
+        return found
 
     def apply(self, tx: Transaction, batch: Batch, prepared: list[str]) -> None:
         assert prepared == [event.event_id for event in batch]
@@ -59,29 +61,68 @@ def test_it_is_given_what_comes_again_and_keeps_a_page_each_time(sqlite_database
     assert consumer.applied == kept(sqlite_database) == [["a", "b"], ["b", "c"]]
 
 
-@pytest.mark.parametrize("prepares", [None, InvalidInput])
+@pytest.mark.parametrize("refuses", [None, InvalidInput])
 def test_one_that_cannot_be_used_goes_to_the_dead_letters_and_into_no_page(
-    sqlite_database: Database, prepares: type[Exception] | None
+    sqlite_database: Database, refuses: type[Exception] | None
 ) -> None:
-    assert process(sqlite_database, Knower(prepares), records("a", "bad", "b", "c")) == 1
+    assert process(sqlite_database, Knower(refuses), records("a", "bad", "b", "c")) == 1
     assert sorted(event for page in kept(sqlite_database) for event in page) == ["a", "b", "c"]
     with sqlite_database.read() as session:
         assert [letter.event_id for letter in session.exec(select(DeadLetter))] == ["bad"]
 
 
-def test_what_was_prepared_ahead_is_not_prepared_again(sqlite_database: Database) -> None:
-    """In a poll of some size: where telemetry is on, a few events get a trace each, with which they are prepared anew."""
-    consumer, ids = Knower(), [f"event-{number}" for number in range(200)]
+@pytest.mark.parametrize("events", [2, 200])
+def test_what_was_read_ahead_is_not_read_again(sqlite_database: Database, events: int) -> None:
+    consumer, ids = Knower(), [f"event-{number}" for number in range(events)]
     decoded = decode_for(consumer, records(*ids))
-    assert consumer.prepared == 1
+    assert consumer.reads == 1
     process_decoded(sqlite_database, consumer, decoded)
-    assert (consumer.prepared, consumer.applied) == (1, [ids])
+    assert (consumer.reads, consumer.applied) == (1, [ids])
 
 
-def test_a_bug_in_what_is_prepared_ahead_shows_where_the_batch_is_handled(sqlite_database: Database) -> None:
+def test_a_bug_in_what_is_read_ahead_shows_where_the_batch_is_handled(sqlite_database: Database) -> None:
     consumer = Knower(ZeroDivisionError)
     decoded = decode_for(consumer, records("a", "bad"))
-    assert decoded.prepared is None
+    assert [event.event_id for event in decoded.good] == ["a", "bad"]
     with pytest.raises(ZeroDivisionError):
         process_decoded(sqlite_database, consumer, decoded)
     assert kept(sqlite_database) == []
+
+
+class Sceptic(Knower):
+    """Stops reading at the first event that it cannot use, in the middle of a poll."""
+
+    def read(self, events: Iterable[Received[Any]]) -> list[str]:
+        found = []
+        for event in events:
+            if event.event_id == "bad":
+                raise InvalidInput("no")
+            found.append(event.event_id)
+        return found
+
+
+def test_what_comes_after_one_that_cannot_be_read_is_decoded_too(sqlite_database: Database) -> None:
+    consumer, found = Sceptic(), records("a", "bad", "b", "a")
+    rubbish = found[0]._replace(body=b"{", headers={"ce_id": "rubbish"})
+    assert process(sqlite_database, consumer, [*found, rubbish]) == 2
+    assert sorted(event for batch in consumer.applied for event in batch) == ["a", "b"]
+    with sqlite_database.read() as session:
+        assert sorted(letter.event_id for letter in session.exec(select(DeadLetter))) == ["bad", "rubbish"]
+
+
+class Forgetful(BatchConsumer[None]):
+    """Reads nothing."""
+
+    name, topics, knows_repeats = "forgetful", (LABEL,), True
+
+    def __init__(self) -> None:
+        self.applied: list[tuple[str, object]] = []
+
+    def apply(self, tx: Transaction, batch: Batch, prepared: None) -> None:
+        self.applied += [(event.event_id, event.data) for event in batch]
+
+
+def test_one_that_reads_nothing_is_given_all_events_without_their_data(sqlite_database: Database) -> None:
+    consumer = Forgetful()
+    assert process(sqlite_database, consumer, records("a", "b", "a")) == 0
+    assert consumer.applied == [("a", None), ("b", None)]

@@ -8,19 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas import topics
 from schemas.events import Label, Prediction
 from schemas.vocabulary import CaseRole, CaseState
 from services.ground_truth.domain import (
     StoredLabel,
     check_label,
-    check_prediction,
     decide,
-    newest_predictions,
     role_of,
 )
-from services.ground_truth.reading import texts_of
+from services.ground_truth.handlers import REVISION
+from services.ground_truth.reading import read, texts_of
+from services.ground_truth.statements import SCORE_COLUMNS
 from services.ground_truth.states import RESCORABLE, TRANSITIONS, CaseEvent, Effect, step, truth_event
 from services.runtime.errors import InvalidInput
+from services.runtime.messages import Received, Record
 
 NOW = datetime(2026, 3, 2, 8, tzinfo=UTC)
 LABEL = {"study_key": "a" * 32, "task": "t", "value": "v", "source": "csv"}
@@ -106,9 +108,44 @@ def test_the_most_recently_labelled_source_decides(labels):
     assert decide(labels) == "y"
 
 
+def received(*data):
+    """Events whose place is their id."""
+    topic = {Prediction: topics.PREDICTION, Label: topics.LABEL}
+    record = Record("", 0, 0, "", {}, b"")
+    return [Received(str(place), topic[type(item)], item, record) for place, item in enumerate(data)]
+
+
 def test_the_newest_of_a_batch_counts():
     for order in permutations([prediction(revision=2), prediction(revision=1), prediction(revision=3)]):
-        assert newest_predictions(order) == [prediction(revision=3)]
+        found = read(received(*order), (0.0, 0.0))
+        assert [row[REVISION] for row in found.scores] == [3]
+        assert [(place, case[-1]) for place, case in found.scored] == [(place, item.revision) for place, item in enumerate(order)]
+
+
+def test_the_first_of_equal_revisions_counts():
+    found = read(received(prediction(), prediction(predicted="none")), (0.0, 0.0))
+    assert [row[SCORE_COLUMNS.index("predicted")] for row in found.scores] == ["glioma"]
+
+
+def test_rows_are_in_key_order_with_their_own_times():
+    later = {"acquired_at": NOW + timedelta(hours=2), "scored_at": NOW + timedelta(hours=3)}
+    found = read(received(prediction(study_key="f" * 32, **later), prediction(), prediction(version=2)), (0.0, 0.0))
+    assert [(row[0][0], row[2], row[-2][11:16], row[-1][11:16]) for row in found.scores] == [
+        ("a", 1, "08:00", "08:00"),
+        ("a", 2, "08:00", "08:00"),
+        ("f", 1, "10:00", "11:00"),
+    ]
+
+
+def test_events_are_named_by_their_place_whatever_lies_between():
+    bad = prediction(predicted="meningioma")
+    early = label(labelled_at="0001-01-01T00:00:00+14:00")
+    found = read(received(label(), bad, prediction(), label(value=None, withdrawn=True), early), (0.0, 0.0))
+    assert [place for place, _ in found.scored] == [2]
+    assert [(place, item.value) for place, item in found.said] == [(0, "glioma"), (3, None)]
+    assert [place for place, _ in found.refused] == [1, 4]
+    assert found.last({"a" * 32}) == 3
+    assert found.last({"b" * 32}) is None
 
 
 @pytest.mark.parametrize(
@@ -123,8 +160,9 @@ def test_the_newest_of_a_batch_counts():
     ],
 )
 def test_predictions_no_table_can_take_are_invalid(fields):
-    with pytest.raises(InvalidInput):
-        check_prediction(prediction(**fields))
+    found = read(received(prediction(**fields)), (0.0, 0.0))
+    assert [type(error) for _, error in found.refused] == [InvalidInput]
+    assert found.scores == found.scored == []
 
 
 def test_an_unknown_class_is_named_with_the_known_ones():
