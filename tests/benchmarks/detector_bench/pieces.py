@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from detector_bench import ours
+from detector_bench import acceptance, ours
 from detector_bench.late import DELAYS, late
 from detector_bench.rules import RULES
 from detector_bench.stress import KINDS, stress
@@ -73,6 +73,17 @@ def falls(world: str, size: int, block: int, amount: Amount, known: dict) -> dic
         key = f"{name}, from the first batch"
         found[key] = ours.delays(place, fleet, name, amount.falling, generator(key, world, size, block), start=0)
     return found
+
+
+def on_the_table(world: str, size: int) -> dict:
+    """The acceptance table's own rule and the deployed one on the streams that the table was made from."""
+    return acceptance.compared(size, acceptance.of_the_table(WORLDS[world], size))
+
+
+def side_by_side(world: str, size: int, block: int, amount: Amount) -> dict:
+    """The same two on other test sets and streams."""
+    material = acceptance.fresh(WORLDS[world], size, amount.sets, amount.falling, generator("side by side", world, size, block))
+    return acceptance.compared(size, material)
 
 
 def told(world: str, size: int, amount: Amount, known: dict) -> dict:
@@ -178,6 +189,11 @@ def _peers(amount: Amount) -> list[Piece]:
     for n, w in chosen:
         random = generator("variants", w, n)
         found.append((f"variants|{w}|{n}", lambda _, w=w, n=n, r=random: variants(WORLDS[w], n, amount.peers // 3, r)))
+    if amount.peers >= FULL.peers:
+        cells = list(product(amount.sizes, WORLDS))
+        found += [(f"acceptance|{w}|{n}", lambda _, w=w, n=n: on_the_table(w, n)) for n, w in cells]
+        blocks = product(range(amount.blocks), cells)
+        found += [(f"side by side|{w}|{n}|{b}", lambda _, w=w, n=n, b=b: side_by_side(w, n, b, amount)) for b, (n, w) in blocks]
     found += [(f"horizon|{w}|{y}", lambda _, w=w, y=y: horizon(w, y, amount)) for w, y in product(WORLDS, amount.years)]
     return found
 

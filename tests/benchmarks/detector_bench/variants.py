@@ -47,14 +47,14 @@ def _values(counts: Counts, size: int, options: dict):
     found = []
     for start in range(0, len(counts.errors), CHUNK):
         part = Counts(*(getattr(counts, name)[start : start + CHUNK] for name in Counts.__dataclass_fields__))
-        a = _factors(part, **wanted)
+        a = factors(part, **wanted)
         b = np.full_like(a, -99.0) if options.get("alone") else e_detector(part, size)
         found.append(np.stack([a, b], -1))
     return np.concatenate(found)
 
 
-def _factors(counts, drops=A_DROPS, spread=0.4, references=(True, False), together=1.0, only=None):
-    """Statistic A written with its choices as parameters; [R, T]."""
+def factors(counts, drops=A_DROPS, spread=0.4, references=(True, False), together=1.0, only=None, *, held=True):
+    """Statistic A written with its choices as parameters; [R, T]. `held`: windows no worse than their reference count at most 1."""
     running = [np.pad(part.cumsum(1), ((0, 0), (1, 0), (0, 0))).transpose(2, 0, 1) for part in (counts.errors, counts.cases)]
     e0, m0 = (part.T[:, :, None] for part in (counts.baseline_errors, counts.baseline_cases))
     rate, size = (e0 + 0.5) / (m0 + 1), np.array(drops)[:, None, None, None]
@@ -70,17 +70,17 @@ def _factors(counts, drops=A_DROPS, spread=0.4, references=(True, False), togeth
         for earlier in references:
             e1, m1 = e0 + earlier * before[0], m0 + earlier * before[1]
             null = _beta(2 * (e1 + e) + 1, 2 * (m1 - e1 + m - e) + 1) - _beta(2 * e1 + 1, 2 * (m1 - e1) + 1)
-            factors = np.exp(np.minimum(alternative - null, 150.0))
-            factors = np.where(e * m1 <= e1 * m, np.minimum(factors, 1), factors)
-            total[:, length - 1 :] += _streams(factors, together, only)
+            evidence = np.exp(np.minimum(alternative - null, 150.0))
+            evidence = np.where(held & (e * m1 <= e1 * m), np.minimum(evidence, 1), evidence)
+            total[:, length - 1 :] += _streams(evidence, together, only)
     return np.log(np.maximum(total, 1e-300) / ((k + together) * len(references)))
 
 
-def _streams(factors, together, only):
-    every = factors.prod(1).mean(0)
+def _streams(evidence, together, only):
+    every = evidence.prod(1).mean(0)
     if only == "all":
         return every
-    return factors[:, only].mean(0) if only is not None else factors.sum(1).mean(0) + together * every
+    return evidence[:, only].mean(0) if only is not None else evidence.sum(1).mean(0) + together * every
 
 
 def _beta(a, b):
