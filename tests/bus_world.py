@@ -245,3 +245,24 @@ if __name__ == "__main__":
     if "WORLD_FAULT" in os.environ:
         _install_fault(os.environ["WORLD_FAULT"])
     sys.exit(asyncio.run(main(sys.argv[1:])))
+
+
+def emit(database: Database, count: int = 1) -> list[str]:
+    """Put labels into the outbox; their ids."""
+    with database.transaction() as tx:
+        return [tx.emit(LABEL, label()) for _ in range(count)]
+
+
+def send_all(database: Database, broker: str) -> list[str]:
+    """Say that a broker has what waits in the outbox; the ids."""
+    with database.read() as session:
+        rows = outbox.unsent(session, 1000)
+    with database.transaction() as tx:
+        outbox.mark_sent(tx, [row.id for row in rows], broker)
+    return [row.event_id for row in rows]
+
+
+def handle(database: Database, *event_ids: str, consumer: str = "ground_truth", by: str = "row") -> None:
+    """Say that a consumer has dealt with events: with a row for each, or with one page for all."""
+    with database.transaction() as tx:
+        tx.claim(consumer, event_ids) if by == "row" else tx.note(consumer, event_ids)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import and_, not_
+from sqlalchemy import and_, or_
 from sqlmodel import Session, col, func, select
 
 from agents import repository
@@ -30,7 +30,7 @@ from services.evaluation.next_batch import next_batch
 from services.runtime import registry
 from services.runtime.dead_letters import WAITING
 from services.runtime.outbox import REFUSED
-from services.runtime.pages import paged
+from services.runtime.pages import standing
 
 LOOKED_AT: Final = 1000
 """Newest events of a topic that are looked at to say how far its consumers are."""
@@ -189,11 +189,12 @@ def _behind(session: Session, reader: str, topic: Topic) -> tuple[int, datetime 
     newest = query.order_by(col(Outbox.created_at).desc()).limit(LOOKED_AT).subquery()
     own = and_(col(Inbox.consumer) == reader, col(Inbox.event_id) == newest.c.event_id)
     rejected = and_(col(DeadLetter.consumer) == reader, col(DeadLetter.event_id) == newest.c.event_id)
-    unread = and_(
-        col(Inbox.event_id).is_(None), col(DeadLetter.event_id).is_(None), not_(paged(session, reader, newest.c.event_id))
-    )
-    found = select(func.count().filter(unread), func.min(newest.c.created_at).filter(unread), func.max(Inbox.handled_at))
     joined = newest.outerjoin(Inbox, own).outerjoin(DeadLetter, rejected)
-    waiting, oldest, last = session.execute(found.select_from(joined)).one()
+    noted = or_(col(Inbox.event_id).is_not(None), col(DeadLetter.event_id).is_not(None))
+    found = session.execute(select(newest.c.event_id, newest.c.created_at, noted, Inbox.handled_at).select_from(joined)).all()
+    doubtful = {event_id: at for event_id, at, is_noted, _ in found if not is_noted}
+    paged = standing(session, reader, doubtful)
+    waiting = [at for event_id, at in doubtful.items() if event_id not in paged]
     by_page = session.exec(select(func.max(InboxPage.handled_at)).where(InboxPage.consumer == reader)).one()
-    return waiting, oldest, max((at for at in (last, by_page) if at), default=None)
+    last = max((at for at in (by_page, *(handled for *_, handled in found)) if at), default=None)
+    return len(waiting), min(waiting, default=None), last

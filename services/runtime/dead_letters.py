@@ -10,7 +10,7 @@ from sqlmodel import Session, col, func, select
 from schemas.tables import DeadLetter, Inbox, Outbox
 from services.runtime.database import Database
 from services.runtime.errors import InvalidInput
-from services.runtime.pages import paged
+from services.runtime.pages import standing
 from services.runtime.transaction import Transaction
 
 WAITING = and_(col(DeadLetter.replayed_at).is_(None), col(DeadLetter.discarded_at).is_(None))
@@ -77,8 +77,7 @@ def outcome(session: Session, identity: int) -> str:
         return "failed again" if row.replays else "waits"
     names = [row.event_id, f"replay-{row.id}-{row.replays}"]
     in_inbox = select(Inbox.event_id).where(Inbox.consumer == row.consumer, col(Inbox.event_id).in_(names))
-    in_page = select(DeadLetter.id).where(DeadLetter.id == row.id, paged(session, row.consumer, col(DeadLetter.event_id)))
-    handled = session.exec(in_inbox).first() or session.exec(in_page).first()
+    handled = session.exec(in_inbox).first() or standing(session, row.consumer, {row.event_id: row.replayed_at})
     return "dealt with" if handled else "on its way"
 
 

@@ -1,24 +1,32 @@
 """All SQL about the outbox: what is to send, what was sent to which broker, what a lost broker took with it, what may go."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy
-from sqlalchemy import ColumnElement, and_, case, delete, exists, false, not_, or_, update
+from sqlalchemy import ColumnElement, and_, case, delete, literal, not_, text, tuple_, update
 from sqlmodel import Session, col, select
 
-from schemas.tables import DeadLetter, Inbox, Outbox
-from schemas.topics import TOPICS
+from schemas.tables import DeadLetter, Outbox
+from schemas.topics import BY_NAME, TOPICS
 from services.runtime.database import Database
 from services.runtime.pages import forget_pages, keepers, standing
+from services.runtime.rows import json_text, on_sqlite
 from services.runtime.transaction import Transaction
 
 RELAY = "relay"
+_NOTED: Final = "SELECT event_id FROM {table} WHERE consumer = :consumer AND event_id IN (SELECT {ids})"
+NOTED: Final = tuple(text(_NOTED.format(table=name, ids="value FROM json_each(:ids)")) for name in ("inbox", "dead_letter"))
+NOTED_ON_POSTGRESQL: Final = tuple(
+    text(_NOTED.format(table=name, ids="json_array_elements_text(CAST(:ids AS json))")) for name in ("inbox", "dead_letter")
+)
 READERS: Final = tuple(dict.fromkeys(reader for topic in TOPICS for reader in topic.readers))
 PORTION: Final = 10_000
 """Events that are looked at, or changed, together."""
+MOST_FORGOTTEN: Final = 2000
+"""Events that are deleted in one go, so that sending does not wait for long."""
 REFUSED = "refused"
 """`sent_to` of an event that no broker will take; it lies in the dead letters."""
 AGAIN = "+"
@@ -40,7 +48,7 @@ class Unsent:
 def unsent(session: Session, limit: int) -> list[Unsent]:
     """The oldest events that no broker has, in the order they were put in."""
     columns = (Outbox.id, Outbox.event_id, Outbox.topic, Outbox.key, Outbox.headers, Outbox.body)
-    query = select(*columns).where(col(Outbox.sent_at).is_(None)).order_by(col(Outbox.id)).limit(limit)  # type: ignore[call-overload]
+    query = sqlalchemy.select(*columns).where(col(Outbox.sent_at).is_(None)).order_by(col(Outbox.id)).limit(limit)  # type: ignore[call-overload]
     return [Unsent(*row) for row in session.execute(query)]
 
 
@@ -60,7 +68,7 @@ def unsend_lost(database: Database, broker: str, since: datetime) -> int:
     lost = _unread(database, elsewhere)
     with database.read() as session:
         strangers = select(Outbox.id).where(elsewhere, _for_strangers(), col(Outbox.created_at) >= since)
-        lost += session.exec(strangers).all()
+        lost += [identity for identity in session.exec(strangers) if identity is not None]
     return _change(database, lost, sent_at=None, sent_to="")
 
 
@@ -75,7 +83,7 @@ def unsend_unread(database: Database, broker: str, sent_before: datetime, sent_f
     return _change(database, _unread(database, waiting), sent_at=None)
 
 
-def forget_read(database: Database, before: datetime, limit: int = 2000) -> int:
+def forget_read(database: Database, before: datetime, limit: int = MOST_FORGOTTEN) -> int:
     """Delete sent events older than `before` that nobody of ours still has to read; returns how many, at most `limit`.
 
     The pages that say that such events were dealt with go too.
@@ -127,19 +135,36 @@ class _Portion(NamedTuple):
 
 
 def _portions(session: Session, *chosen: ColumnElement[bool], anywhere: bool = False) -> Iterator[_Portion]:
-    """The chosen events in the order they were put in. `anywhere` as of `pages.standing`."""
-    names = keepers(session, READERS)
-    columns = (Outbox.id, Outbox.event_id, Outbox.created_at, _waits(set(READERS) - set(names)), *(_waits({name}) for name in names))
-    query = sqlalchemy.select(*columns).where(*chosen).order_by(col(Outbox.id)).limit(PORTION)  # type: ignore[arg-type]
-    last = 0
-    while rows := session.execute(query.where(col(Outbox.id) > last)).all():
-        last = rows[-1][0]
-        unread = {row[0] for row in rows if row[3]}
-        for place, name in enumerate(names, 4):
-            doubtful = {event_id: (identity, at) for identity, event_id, at, *said in rows if said[place - 3] and identity not in unread}
-            found = standing(session, name, {event_id: at for event_id, (_, at) in doubtful.items()}, anywhere=anywhere)
-            unread.update(identity for event_id, (identity, _) in doubtful.items() if event_id not in found)
-        yield _Portion(sorted(unread), [row[0] for row in rows if row[0] not in unread])
+    """The chosen ones of the sent events, in the order of an index. `anywhere` as of `pages.standing`."""
+    named, order = col(Outbox.headers)["ce_id"].as_string(), (col(Outbox.sent_at), col(Outbox.id))
+    columns: tuple[Any, ...] = (*order, Outbox.event_id, Outbox.topic, Outbox.created_at, Outbox.sent_to, named)
+    query = sqlalchemy.select(*columns).where(*chosen, col(Outbox.sent_at).is_not(None)).order_by(*order).limit(PORTION)
+    rows = session.execute(query).all()
+    while rows:
+        unread = _waiting(session, [row[2:] for row in rows], anywhere=anywhere)
+        parts: tuple[list[int], list[int]] = ([], [])
+        for _, identity, event_id, *_ in rows:
+            parts[event_id not in unread].append(identity)
+        yield _Portion(*parts)
+        rows = session.execute(query.where(tuple_(*order) > tuple_(*map(literal, rows[-1][:2])))).all()
+
+
+def _waiting(session: Session, rows: Sequence[Sequence[Any]], *, anywhere: bool) -> set[str]:
+    """Events that some reader of ours is not done with: they stand in no inbox, and among no dead letters."""
+    wanted: dict[str, dict[str, datetime]] = {}
+    for event_id, topic, at, sent_to, named in rows:
+        # A replayed message of a stranger has another name than its row, and no inbox row.
+        if topic in BY_NAME and named == event_id and sent_to != REFUSED:
+            for reader in BY_NAME[topic].readers:
+                wanted.setdefault(reader, {})[event_id] = at
+    return {event_id for reader, events in wanted.items() for event_id in _undone(session, reader, events, anywhere=anywhere)}
+
+
+def _undone(session: Session, reader: str, events: dict[str, datetime], *, anywhere: bool) -> set[str]:
+    left = set(events)
+    for table in NOTED if on_sqlite(session) else NOTED_ON_POSTGRESQL:
+        left.difference_update(session.execute(table, {"consumer": reader, "ids": json_text(list(left))}).scalars())
+    return left - standing(session, reader, {event_id: events[event_id] for event_id in left}, anywhere=anywhere)
 
 
 def _unread(database: Database, *chosen: ColumnElement[bool]) -> list[int]:
@@ -157,26 +182,6 @@ def _change(database: Database, ids: Sequence[int], **values: Any) -> int:
 
 def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     return (ids[start : start + PORTION] for start in range(0, len(ids), PORTION))
-
-
-def _waits(readers: Collection[str]) -> ColumnElement[bool]:
-    """One of these readers of ours has not noted the event: it stands in no inbox, nor is it a dead letter of one that could not
-    decode it. Whether it stands in a page is asked apart.
-    """
-    waiting = [
-        and_(col(Outbox.topic) == topic.name, not_(_noted_by(reader)))
-        for topic in TOPICS
-        for reader in topic.readers
-        if reader in readers
-    ]
-    ours = col(Outbox.headers)["ce_id"].as_string() == col(Outbox.event_id)  # a replayed message of a stranger has no inbox row
-    return and_(ours, col(Outbox.sent_to) != REFUSED, or_(false(), *waiting))
-
-
-def _noted_by(reader: str) -> ColumnElement[bool]:
-    handled = exists().where(col(Inbox.consumer) == reader, col(Inbox.event_id) == col(Outbox.event_id))
-    rejected = exists().where(col(DeadLetter.consumer) == reader, col(DeadLetter.event_id) == col(Outbox.event_id))
-    return or_(handled, rejected)
 
 
 def _for_strangers() -> ColumnElement[bool]:

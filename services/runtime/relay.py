@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from faststream.kafka import KafkaBroker
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 IDLE_FIRST_S = 0.05
 IDLE_MAX_S = 0.25
 HOUSEKEEPING_S = 60.0
+HOUSEKEEPING_AGAIN_S = 1.0
 STANDBY_S = 1.0
 
 
@@ -53,6 +54,7 @@ class Relay:
         self._awake = asyncio.Event()
         self._broker_name = ""
         self._next_housekeeping = 0.0
+        self._reconciled: datetime | None = None
         self._next_renewal = 0.0
         self._failures = 0
 
@@ -162,16 +164,19 @@ class Relay:
 
     def _unsend_lost(self) -> int:
         since = self._clock.now() - timedelta(seconds=self._settings.outbox.retention_s)
-        with self._database.transaction() as tx:
-            return outbox.unsend_lost(tx, self._broker_name, since)
+        return outbox.unsend_lost(self._database, self._broker_name, since)
 
     def _tidy(self) -> int:
-        now = self._clock.now()
-        with self._database.transaction() as tx:
-            outbox.forget_read(tx, now - timedelta(seconds=self._settings.outbox.retention_s))
-            if not self._settings.kafka.embedded:
-                return 0
-            return outbox.unsend_unread(tx, self._broker_name, now - timedelta(seconds=self._settings.outbox.reconcile_s))
+        """Returns how many events are sent once more. Where more may be forgotten than at once, that goes on soon."""
+        now, settings = self._clock.now(), self._settings.outbox
+        if outbox.forget_read(self._database, now - timedelta(seconds=settings.retention_s)) >= outbox.MOST_FORGOTTEN:
+            self._next_housekeeping = self._clock.monotonic() + HOUSEKEEPING_AGAIN_S
+        if not self._settings.kafka.embedded:
+            return 0
+        until = now - timedelta(seconds=settings.reconcile_s)
+        seen = self._reconciled if self._reconciled is not None and self._reconciled <= until else None  # not by a clock set back
+        self._reconciled = until
+        return outbox.unsend_unread(self._database, self._broker_name, until, seen)
 
 
 async def broker_name(settings: KafkaSettings) -> str:

@@ -25,7 +25,7 @@ from services.runtime.guard import OffsetGuard
 from services.runtime.limits import WINDOW, DeadLetterLimit
 from services.runtime.messages import Record
 from services.runtime.run_state import AlreadyRunning, lock, read_state, running
-from tests.bus_world import POISON, Joiner, label
+from tests.bus_world import POISON, Joiner, emit, handle, label, send_all
 
 
 @dataclass
@@ -109,35 +109,16 @@ def test_a_lease_has_one_holder_until_it_expires(database: Database, clock: obje
         assert lease.hold(tx, "role", "a", 10)
 
 
-def _emit(database: Database, count: int = 1) -> list[str]:
-    with database.transaction() as tx:
-        return [tx.emit(LABEL, label()) for _ in range(count)]
-
-
-def _send_all(database: Database, broker: str) -> list[str]:
-    with database.read() as session:
-        rows = outbox.unsent(session, 1000)
-    with database.transaction() as tx:
-        outbox.mark_sent(tx, [row.id for row in rows], broker)
-    return [row.event_id for row in rows]
-
-
-def _handle(database: Database, *event_ids: str, consumer: str = "ground_truth", by: str = "row") -> None:
-    with database.transaction() as tx:
-        tx.claim(consumer, event_ids) if by == "row" else tx.note(consumer, event_ids)
-
-
 @pytest.mark.parametrize("by", ["row", "page"])
 def test_a_new_broker_gets_what_its_readers_still_need(database: Database, clock: object, by: str) -> None:
-    read, unread, broken = _emit(database, 3)
+    read, unread, broken = emit(database, 3)
     with database.transaction() as tx:
         record = Record(LABEL.name, 0, 0, "k", {"ce_id": broken}, b"")
         tx.reject("ground_truth", record, "InvalidInput", "no")
-    assert len(_send_all(database, "one")) == 4
-    _handle(database, read, by=by)
-    with database.transaction() as tx:
-        assert outbox.unsend_lost(tx, "one", clock.now() - timedelta(days=1)) == 0
-        assert outbox.unsend_lost(tx, "two", clock.now() - timedelta(days=1)) == 2
+    assert len(send_all(database, "one")) == 4
+    handle(database, read, by=by)
+    assert outbox.unsend_lost(database, "one", clock.now() - timedelta(days=1)) == 0
+    assert outbox.unsend_lost(database, "two", clock.now() - timedelta(days=1)) == 2
     with database.read() as session:
         again = outbox.unsent(session, 10)
     assert [row.event_id for row in again if row.topic == LABEL.name] == [unread]
@@ -146,61 +127,39 @@ def test_a_new_broker_gets_what_its_readers_still_need(database: Database, clock
 
 def test_after_a_long_pause_what_is_unread_is_sent_and_strangers_get_no_old_news(database: Database, clock: object) -> None:
     """A machine that was off for longer than the outbox keeps read events: its memory of a broker is gone, the labels are not."""
-    (unread,) = _emit(database)
+    (unread,) = emit(database)
     with database.transaction() as tx:
         tx.reject("inference", Record(LABEL.name, 0, 0, "k", {"ce_id": "other"}, b""), "InvalidInput", "for strangers")
-    assert len(_send_all(database, "one")) == 2
+    assert len(send_all(database, "one")) == 2
     clock.advance(1000)
-    with database.transaction() as tx:
-        assert outbox.unsend_lost(tx, "two", clock.now() - timedelta(seconds=10)) == 1
+    assert outbox.unsend_lost(database, "two", clock.now() - timedelta(seconds=10)) == 1
     with database.read() as session:
         assert [row.event_id for row in outbox.unsent(session, 10)] == [unread]
 
 
 def test_an_event_that_is_not_read_is_sent_once_more_and_no_more(database: Database, clock: object) -> None:
-    (event_id,) = _emit(database)
-    _send_all(database, "one")
+    (event_id,) = emit(database)
+    send_all(database, "one")
     outcomes = []
     for _ in range(3):
         clock.advance(100)
-        with database.transaction() as tx:
-            outcomes.append(outbox.unsend_unread(tx, "one", clock.now() - timedelta(seconds=50)))
-        _send_all(database, "one")
+        outcomes.append(outbox.unsend_unread(database, "one", clock.now() - timedelta(seconds=50)))
+        send_all(database, "one")
     assert outcomes == [1, 0, 0]
-    with database.transaction() as tx:
-        assert outbox.unsend_lost(tx, "one", clock.now() - timedelta(days=1)) == 0, "the same broker still"
-        assert outbox.unsend_lost(tx, "two", clock.now() - timedelta(days=1)) == 1, event_id
+    assert outbox.unsend_lost(database, "one", clock.now() - timedelta(days=1)) == 0, "the same broker still"
+    assert outbox.unsend_lost(database, "two", clock.now() - timedelta(days=1)) == 1, event_id
 
 
 @pytest.mark.parametrize("by", ["row", "page"])
 def test_only_read_events_are_forgotten(database: Database, clock: object, by: str) -> None:
-    read, _ = _emit(database, 2)
-    _send_all(database, "one")
-    _handle(database, read, by=by)
+    read, _ = emit(database, 2)
+    send_all(database, "one")
+    handle(database, read, by=by)
     clock.advance(1000)
-    _emit(database)
-    with database.transaction() as tx:
-        assert outbox.forget_read(tx, clock.now() - timedelta(seconds=10)) == 1
+    emit(database)
+    assert outbox.forget_read(database, clock.now() - timedelta(seconds=10)) == 1
     with database.read() as session:
         assert len(session.exec(select(Outbox)).all()) == 2
-
-
-def test_a_page_goes_when_no_event_is_left_that_it_could_speak_of(database: Database, clock: object) -> None:
-    def pages() -> int:
-        with database.transaction() as tx:
-            outbox.forget_read(tx, clock.now() - timedelta(seconds=10))
-            return len(tx.session.exec(select(InboxPage)).all())
-
-    older, unread = _emit(database), _emit(database)
-    _send_all(database, "one")
-    clock.advance(100)
-    _handle(database, *older, by="page")
-    clock.advance(100)
-    assert pages() == 1, "an older event is still there"
-    _handle(database, *unread, by="page")
-    assert pages() == 1, "the last event went, and with it the first page; the other is too new"
-    clock.advance(100)
-    assert pages() == 0
 
 
 def test_what_a_consumer_refuses_stands_in_no_page(database: Database) -> None:
@@ -217,7 +176,7 @@ def test_a_letter_of_a_consumer_that_keeps_pages_is_dealt_with_once_it_was(datab
     dead_letters.replay(database, actor="user:test")
     said = []
     for handled in (["another"], ["foreign"]):
-        _handle(database, *handled, by="page")
+        handle(database, *handled, by="page")
         with database.read() as session:
             said.append(dead_letters.outcome(session, 1))
     assert said == ["on its way", "dealt with"]
@@ -254,10 +213,10 @@ def test_a_letter_that_fails_again_waits_again_and_is_announced_again(database: 
 def test_our_own_letter_uses_its_outbox_row_and_leaves_other_readers_alone(database: Database) -> None:
     with database.transaction() as tx:
         event_id = tx.emit(LABEL, label(POISON))
-    _handle(database, event_id, consumer="another")
+    handle(database, event_id, consumer="another")
     with database.read() as session:
         (row,) = outbox.unsent(session, 10)
-    _send_all(database, "one")
+    send_all(database, "one")
     assert process(database, Joiner(), [Record(row.topic, 0, 0, row.key, row.headers, row.body)]) == 1
     dead_letters.replay(database, consumer="ground_truth", actor="user:test")
     with database.read() as session:
@@ -271,12 +230,13 @@ def test_replay_names_ids_that_do_not_exist(database: Database) -> None:
 
 
 def test_what_no_broker_takes_is_put_aside_once(database: Database) -> None:
-    _emit(database)
+    emit(database)
     with database.read() as session:
         (row,) = outbox.unsent(session, 10)
     with database.transaction() as tx:
         outbox.put_aside(tx, row, "MessageSizeTooLargeError", "too large")
-        assert outbox.unsend_lost(tx, "two", row_time(tx)) == 0
+        at = row_time(tx)
+    assert outbox.unsend_lost(database, "two", at) == 0
     with database.read() as session:
         assert session.exec(select(DeadLetter)).one().consumer == "relay"
         assert outbox.unsent(session, 10) == []
