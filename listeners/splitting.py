@@ -19,9 +19,11 @@ def split_manifest(source: Path, target: Path, shares: Sequence[float], seed: in
 
     All rows of a patient (as spelt by `same_id`, with the issuer where the manifest names one) get the same split, and each split's
     labels are near their overall shares. The same rows and seed give the same splits. Raises InvalidInput for a column that is
-    missing, an empty cell, a target that exists, or a split that no patient is left for.
+    missing, an empty cell, a target that exists or lies elsewhere, or a split that no patient is left for.
     """
     columns, rows = _read(source)
+    if target.resolve().parent != source.resolve().parent:
+        raise InvalidInput(f"the paths in {source.name} are relative to its folder: write {target.name} beside it")
     if target.exists():
         raise InvalidInput(f"{target.name} is there already; name another file")
     patients = ["\x1f".join((row.get(ISSUER) or "", same_id(row["patient"]))) for row in rows]

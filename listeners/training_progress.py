@@ -44,7 +44,7 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
         if isinstance(error, Exception):
-            self._announce("end", f"The training failed: {type(error).__name__}.", JobState.FAILED)
+            self._announce("failed", f"The training failed: {type(error).__name__}.", JobState.FAILED)
 
     @property
     def folder(self) -> Path:

@@ -171,6 +171,22 @@ def test_a_training_that_fails_is_announced(reclaim: Reclaim, manifest: str, sit
     assert [each["state"] for each in events(site)] == ["failed"]
 
 
+def test_a_training_that_succeeds_after_it_failed_is_announced_too(
+    reclaim: Reclaim, manifest: str, site: Context, monkeypatch: Any
+) -> None:
+    from listeners import training
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise InvalidInput("the disk was full")
+
+    command = ("models", "train", manifest, *BEGIN, "--size", "16", "--epochs", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "register_bundle", refused)
+        assert [reclaim(*command).code for _ in range(2)] == [2, 2]
+    assert reclaim(*command).code == 0
+    assert [each["state"] for each in events(site)] == ["running", "failed", "succeeded"], "each once"
+
+
 def test_a_killed_training_goes_on_when_asked_for_again(reclaim: Reclaim, manifest: str, site: Context, tmp_path: Path) -> None:
     settings = written(tmp_path, {"options": {"width": 4}, "training": {"epochs": 30, "patience": 30}})
     command = ("models", "train", manifest, *BEGIN, "--size", "64", *settings)
@@ -232,6 +248,10 @@ def test_a_manifest_is_split_by_patient_and_trains(reclaim: Reclaim, manifest: s
     reclaim("models", "split", labels, other, "--valid", "0.2", "--test", "0.3")
     assert Path(other).read_text() == Path(split).read_text(), "the same rows and seed give the same splits"
     assert "is there already" in reclaim("models", "split", labels, split).text
+    (tmp_path / "elsewhere").mkdir()
+    apart = reclaim("models", "split", labels, str(tmp_path / "elsewhere" / "dealt.csv"))
+    assert (apart.code, "beside it" in apart.text) == (2, True), "paths are relative to the manifest"
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from("ab"), st.sampled_from(["", "X"])), min_size=20, max_size=80))
