@@ -7,7 +7,7 @@ from schemas.vocabulary import Diagnosis
 from services.drift import repository, wording
 from services.drift.budget import FEED as SIGNAL
 from services.drift.budget import Budget
-from services.drift.feed import DAY, Arrival, Feed, judge_beginning, judge_feed
+from services.drift.feed import DAY, Arrival, Feed, judge_feed, judge_nothing
 from services.drift.repository import FEED, Version
 from services.drift.signals import Signal
 from services.drift.storing import Observation, store
@@ -20,15 +20,16 @@ def look(tx: Transaction, settings: DriftSettings) -> None:
     for version in repository.serving(tx.session):
         feed = feed_of(tx, version, settings)
         if feed is None:
-            _look_at_beginning(tx, version)
+            _look_at_nothing(tx, version, timedelta(days=settings.feed_history_days))
         else:
             _tell(tx, version, feed, judge_feed(feed, budget.part) or _again(tx, version, feed))
 
 
-def _look_at_beginning(tx: Transaction, version: Version) -> None:
-    """A model that has scored nothing: an empty feed is a fault from the first day on, and not only when it was full before."""
-    now, began = tx.clock.now(), repository.registered(tx.session, version[0])
-    arrival = judge_beginning(began, now, repository.announced(tx.session, began, now))
+def _look_at_nothing(tx: Transaction, version: Version, history: timedelta) -> None:
+    """A model without a score in the past that is known: an empty feed is a fault, and not only when it was full before."""
+    now, registered = tx.clock.now(), repository.registered(tx.session, version[0])
+    began = max(registered, now - history, repository.resumed(tx.session, version[0]) or registered)
+    arrival = judge_nothing(began, now, repository.announced(tx.session, began, now), is_new=began == registered)
     _tell(tx, version, Feed((began,), began, now, 0, 0, 0, None), arrival)
 
 

@@ -62,16 +62,17 @@ def judge_feed(feed: Feed, chance: float) -> Arrival | None:
     return silence if silence.warning or share is None else share
 
 
-def judge_beginning(registered: datetime, now: datetime, announced: int) -> Arrival | None:
-    """Judge a serving model that has never scored a study, of `announced` ones that arrived; None while it is new.
+def judge_nothing(since: datetime, now: datetime, announced: int, *, is_new: bool) -> Arrival | None:
+    """Judge a serving model that has scored no study since a time, of `announced` ones that arrived; None for two weeks.
 
-    Nothing is known of its usual rate, so there is no chance of a false warning to keep: that nothing comes is told as it is.
+    `is_new`: that time is the model's registration. Nothing is known of its usual rate, so there is no chance of a false warning to
+    keep: that nothing comes is told as it is.
     """
-    days = (now - registered) / DAY
+    days = (now - since) / DAY
     if days < LEAST_DAYS:
         return None
-    sentence = f"In the {days:.0f} days since it was registered no study has been scored, and {announced or 'none'} have arrived."
-    return Arrival(days, LEAST_DAYS, True, sentence)
+    span = f"In the {days:.0f} days since it was registered" if is_new else f"In the last {days:.0f} days"
+    return Arrival(days, LEAST_DAYS, True, f"{span} no study has been scored, and {announced or 'none'} have arrived.")
 
 
 def _silence(feed: Feed, chance: float, days: float) -> Arrival:

@@ -10,7 +10,7 @@ from sqlmodel import Session, col, delete, func, select, update
 from models.signature import FORM
 from schemas.drift import DriftCalibration, DriftCase, DriftWindow, ImageSignature
 from schemas.events import Prediction
-from schemas.tables import Case, RegisteredModel, Study
+from schemas.tables import Audit, Case, RegisteredModel, Study
 from schemas.vocabulary import VersionState
 from services.drift.sample import Reference, Sample, probabilities_of
 from services.runtime import registry, signatures
@@ -180,6 +180,11 @@ def serving(session: Session) -> list[Version]:
 def registered(session: Session, model: str) -> datetime:
     """When a model was registered."""
     return session.get_one(RegisteredModel, model).created_at
+
+
+def resumed(session: Session, model: str) -> datetime | None:
+    """When a model that was stopped was resumed last; None for one that never was."""
+    return session.exec(select(func.max(Audit.at)).where(Audit.subject == model, Audit.action == "serving.resumed")).one()
 
 
 def scored_times(session: Session, model: str, since: datetime, until: datetime) -> list[datetime]:

@@ -308,6 +308,35 @@ def test_a_model_that_is_never_given_a_study_is_a_fault_and_its_first_study_ends
     assert (first.warning, last.warning, last.summary) == (True, False, "m: Studies are scored. The feed works again.")
 
 
+def test_a_model_that_scored_once_is_not_told_as_one_that_never_did(site):
+    clock, quiet = site.context.clock, SETTINGS.feed_history_days + 4
+    for _ in range(20):
+        site.score(5)
+        clock.advance(86_400)
+    _serve(site, on=False)
+    clock.advance(quiet * 86_400)
+    _serve(site, on=True)
+    clock.advance(13 * 86_400)
+    _look(site)
+    assert site.rows(DriftWindow) == [], "it serves again for 13 days"
+    clock.advance(3 * 86_400)
+    _look(site)
+    [window] = site.rows(DriftWindow)
+    assert (
+        window.summary == "m: In the last 16 days no study has been scored, and none have arrived. Have a person look at the feed."
+    )
+    clock.advance(quiet * 86_400)
+    with site.database.transaction() as tx:
+        tx.session.delete(tx.session.exec(select(DriftWindow)).one())
+    _look(site)
+    assert f"In the last {SETTINGS.feed_history_days} days no study" in site.rows(DriftWindow)[0].summary
+
+
+def _serve(site, *, on):
+    with site.database.transaction() as tx:
+        registry.set_serving(tx, "m", serving=on, actor="test")
+
+
 def _announce(site, keys):
     now = site.context.clock.now()
     with site.database.transaction() as tx:
