@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -11,6 +12,7 @@ from schemas.events import Label, Prediction
 from schemas.vocabulary import CaseRole
 from services.ground_truth.domain import CaseKey, check_numbers, check_words, label_faults, role_of, utc_fault
 from services.ground_truth.sayings import Said, Sayings
+from services.ground_truth.statements import SCORE_COLUMNS
 from services.runtime.errors import InvalidInput
 from services.runtime.messages import Received
 from services.runtime.rows import json_text
@@ -19,6 +21,9 @@ Values = tuple[Any, ...]
 Score = tuple[str, str, int, int]
 """(study_key, model, version, revision)"""
 EMPTY: Final = "[]"
+IN_UTC: Final = '+00:00"'
+MICROSECONDS: Final = len("2026-03-02 08:00:00.000000")
+_PLAIN: Final = itemgetter(*SCORE_COLUMNS[:8])
 Check = Callable[[Label], None]
 
 
@@ -120,14 +125,7 @@ class _Scores:
 def _row(item: Prediction) -> Values:
     """But for the times, which stand last."""
     return (
-        item.study_key,
-        item.model,
-        item.version,
-        item.task,
-        item.patient_key,
-        item.revision,
-        item.serving,
-        item.predicted,
+        *_PLAIN(item.__dict__),
         json_text(item.probabilities),
         json_text(item.facets),
         json_text(item.findings) if item.findings else EMPTY,
@@ -167,7 +165,12 @@ def _check_label(label: Label) -> None:
 
 def texts_of(times: Sequence[datetime]) -> list[str]:
     """As SQLAlchemy stores them on SQLite, so that times compare as texts."""
-    return [_text(time) for time in orjson.loads(orjson.dumps(times))]
+    together = orjson.dumps(times).decode()
+    if together.count(IN_UTC) < len(times):
+        return [_text(time) for time in orjson.loads(together)]
+    # As is usual: what is done to all at once takes a quarter of the time.
+    plain = orjson.loads(together.replace(IN_UTC, '"').replace("T", " "))
+    return [time if len(time) == MICROSECONDS else f"{time}.000000" for time in plain]
 
 
 def text_of(time: datetime) -> str:
@@ -176,8 +179,5 @@ def text_of(time: datetime) -> str:
 
 
 def _text(time: str) -> str:
-    """From RFC 3339; what is in UTC is only cut, which takes a quarter of the time."""
-    if time[-6:] != "+00:00":
-        return datetime.fromisoformat(time).astimezone(UTC).isoformat(" ", "microseconds")[:26]
-    fraction = time[20:26] if len(time) == len("2026-03-02T08:00:00.000000+00:00") else "000000"
-    return f"{time[:10]} {time[11:19]}.{fraction}"
+    """From RFC 3339."""
+    return datetime.fromisoformat(time).astimezone(UTC).isoformat(" ", "microseconds")[:MICROSECONDS]

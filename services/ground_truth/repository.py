@@ -8,7 +8,7 @@ import hashlib
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -185,7 +185,10 @@ def _store(session: Session, statement: Mapping[str, str], columns: Sequence[str
         part = rows[start : start + size]
         if len(part) < size:
             part = [*part, *[part[-1]] * (size - len(part))]
-        connection.exec_driver_sql(several(statement["sqlite"], len(columns), size), tuple(chain.from_iterable(part)))
+        values: list[Any] = []
+        for row in part:
+            values += row  # a third of the time of a chain
+        connection.exec_driver_sql(several(statement["sqlite"], len(columns), size), tuple(values))
         start += size
 
 

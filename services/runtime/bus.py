@@ -24,7 +24,7 @@ from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLS
 
 from schemas.settings import KafkaSettings, Settings
 from services.runtime.backoff import backoff
-from services.runtime.consumer import BatchConsumer, Decoded, decode_for, process_decoded
+from services.runtime.consumer import BatchConsumer, Decoded, decode_for, process_decoded, search_seldom
 from services.runtime.database import Database
 from services.runtime.errors import Transient
 from services.runtime.guard import OffsetGuard, Run
@@ -97,6 +97,8 @@ def subscribe(
 ) -> "Subscription":
     """Have `broker` feed batches to `consumer`; `health` learns when the process has to end because of it."""
     kafka = settings.kafka
+    if consumer.polls_ahead:
+        search_seldom()
     subscription = Subscription(database, consumer, settings, health or Health())
     subscriber = broker.subscriber(
         *[topic.name for topic in consumer.topics],
