@@ -67,10 +67,13 @@ def _listener(context: Context) -> Iterator[str]:
     from listeners.dicom.echo import echo_ourselves, lets_us_in  # noqa: PLC0415 - 45 MB, for who asks
 
     state_dir, dicom = context.settings.state_dir, context.settings.dicom
-    if read_state(state_dir) is None:
+    state = read_state(state_dir)
+    if state is None:
         return
     port = _port(state_dir / "run" / "dicom.json")
-    if port is None:
+    if "dicom" in state.misconfigured:
+        yield "the DICOM listener does not start with its settings: its last lines name them"
+    elif port is None:
         yield "the DICOM listener has not opened its port"
     elif lets_us_in(dicom) and not echo_ourselves(dicom, port):
         yield "the DICOM listener does not answer C-ECHO"

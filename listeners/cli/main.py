@@ -16,6 +16,7 @@ from models.errors import ModelError
 from schemas.settings import Settings, UnknownSetting, settings_file
 from services.runtime.database import reason_of
 from services.runtime.errors import InvalidInput, Transient
+from services.runtime.health import EX_CONFIG
 from services.runtime.migrations import UnknownTables
 from services.runtime.privacy import keep_to_this_user
 
@@ -55,13 +56,13 @@ def main() -> None:
         app()
     except ValidationError as error:
         where = "settings" if error.title == Settings.__name__ else f"{error.title} is not valid"
-        _fail(f"{where}: {_first_faults(error)}", 78 if error.title == Settings.__name__ else 2)
+        _fail(f"{where}: {_first_faults(error)}", EX_CONFIG if error.title == Settings.__name__ else 2)
     except UnknownSetting as error:
-        _fail(f"settings: {error}", 78)
+        _fail(f"settings: {error}", EX_CONFIG)
     except (TOMLDecodeError, UnicodeDecodeError) as error:
-        _fail(f"settings: {settings_file()} is not TOML: {error}", 78)
+        _fail(f"settings: {settings_file()} is not TOML: {error}", EX_CONFIG)
     except (InvalidInput, ModelError) as error:
-        _fail(str(error), 2)
+        _fail(str(error), EX_CONFIG if sys.argv[1:2] in RUNNING_ONLY else 2)  # these are given nothing but settings
     except BrokenPipeError:
         sys.exit(0)  # whoever read our output has seen enough
     except OSError as error:

@@ -25,6 +25,7 @@ class Running(Fact):
     starting: bool = Field(False, description="`reclaim up` runs in this state folder, and nothing sends events to the bus yet")
     since: datetime | None = Field(None, description="Start of `reclaim up` in this state folder")
     down: tuple[str, ...] = Field((), description="Processes of `reclaim up` that are not there at the moment")
+    misconfigured: tuple[str, ...] = Field((), description="Those of them that are not tried again: their settings are at fault")
 
 
 class Listener(Fact):
@@ -110,7 +111,8 @@ def _supervised(settings: Settings) -> Running:
     found = read_state(settings.state_dir)
     if found is None:
         return Running(at_work=False)
-    return Running(at_work=True, since=found.started_at, down=tuple(name for name, pid in found.children.items() if not pid))
+    down = tuple(name for name, pid in found.children.items() if not pid)
+    return Running(at_work=True, since=found.started_at, down=down, misconfigured=found.misconfigured)
 
 
 def _disk(settings: Settings) -> Disk | None:

@@ -49,6 +49,8 @@ def serve(
     from services.runtime import logs, process, telemetry
     from services.runtime.outbox import RELAY
 
+    if unknown := sorted(set(service) - set(BUILDERS)):
+        raise typer.BadParameter(f"there is no service {', '.join(unknown)}; known: {', '.join(BUILDERS)}")
     loaded = load_settings()
     logs.setup(loaded, "+".join(service))
     telemetry.setup(loaded, "+".join(service))

@@ -59,12 +59,14 @@ def lines(found: "Status") -> Iterator[Line]:
 
 
 def _service(found: "Status") -> str:
+    down = f"; [red]down: {escape(', '.join(found.service.down))}[/]" if found.service.down else ""
+    if refused := escape(", ".join(found.service.misconfigured)):
+        down += f"; [red]{refused}: does not start with its settings[/], which its last lines name: then start `reclaim up` again"
     if found.service.starting:
-        return _yellow(f"`reclaim up` runs since {found.service.since:%F %R} UTC, and its services are starting")
+        return _yellow(f"`reclaim up` runs since {found.service.since:%F %R} UTC, and its services are starting") + down
     if not found.service.at_work:
         return _yellow(f"not running: {HOW_TO_START}")
     since = f" since {found.service.since:%F %R} UTC" if found.service.since else ""
-    down = f"; [red]down: {escape(', '.join(found.service.down))}[/]" if found.service.down else ""
     return f"runs{since}{down}"
 
 

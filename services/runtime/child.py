@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import math
 import os
 import sys
 from collections import deque
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from services.runtime.clock import Clock
+from services.runtime.health import EX_CONFIG
 from services.runtime.parenthood import die_with_parent
 from services.runtime.privacy import UMASK
 
@@ -25,6 +27,8 @@ RESTART_FIRST_S = 0.5
 RESTART_MAX_S = 15.0
 LEFT_DOWN_S = 300.0
 """After so long one that crashed too often is tried again: what was wrong (a full disk, a broken version) may be mended."""
+REFUSALS = 3
+"""One that ends so often in a row because its settings are at fault is not tried again: they are read when `reclaim up` starts."""
 LINE_BYTES = 1_048_576
 
 
@@ -61,7 +65,10 @@ class ChildSpec:
 
 
 class Child:
-    """A child process that is started again when it ends by itself; later, where it does so too often."""
+    """A child process that is started again when it ends by itself; later, where it does so too often.
+
+    One whose settings are at fault stays down.
+    """
 
     def __init__(self, spec: ChildSpec, number: int, width: int, clock: Clock) -> None:
         self.spec = spec
@@ -72,6 +79,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
         self._crashes: deque[float] = deque()
+        self._refusals = 0
         self._start_again_at: float | None = None
 
     @property
@@ -79,9 +87,14 @@ class Child:
         """Process id; 0 while it is down."""
         return self._process.pid if self._process is not None and self._process.returncode is None else 0
 
+    @property
+    def misconfigured(self) -> bool:
+        """Whether it is left down because it cannot work with its settings."""
+        return self._refusals >= REFUSALS
+
     async def start(self, environment: Mapping[str, str]) -> None:
         """Start it. It gets our environment, then `environment`, then its own."""
-        self._start_again_at = None
+        self._start_again_at, self.given_up = None, False
         self._process = await asyncio.create_subprocess_exec(
             *self.spec.argv,
             stdin=asyncio.subprocess.DEVNULL,
@@ -105,7 +118,6 @@ class Child:
             return True
         if now < self._start_again_at:
             return False
-        self.given_up = False
         await self.start(environment)
         return True
 
@@ -132,6 +144,17 @@ class Child:
 
     def _note_crash(self, now: float) -> None:
         code = self._process.returncode if self._process else None
+        self._refusals = self._refusals + 1 if code == EX_CONFIG else 0
+        if self.misconfigured:
+            self.given_up, self._start_again_at = True, math.inf
+            logger.critical(
+                "%s does not start with its settings (exit code %d, %d times) and is not tried again; everything else goes on. "
+                "Its own last lines name the setting: put it right, and start `reclaim up` again",
+                self.spec.name,
+                EX_CONFIG,
+                self._refusals,
+            )
+            return
         self._crashes.append(now)
         while self._crashes and self._crashes[0] < now - 60.0:
             self._crashes.popleft()

@@ -16,7 +16,10 @@ class AlreadyRunning(Exception):  # noqa: N818 - says what is the matter
 
 
 class RunState(BaseModel):
-    """A running supervisor. `children` maps names to process ids, 0 for one that is down."""
+    """A running supervisor. `children` maps names to process ids, 0 for one that is down.
+
+    `misconfigured` are those of them that stay down because their settings are at fault.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,6 +31,7 @@ class RunState(BaseModel):
     started_at: AwareDatetime
     ports: dict[str, int]
     children: dict[str, int]
+    misconfigured: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager

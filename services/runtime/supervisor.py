@@ -55,7 +55,7 @@ async def supervise(
         finally:
             await supervisor.stop()
             remove_state(settings.state_dir)
-    return health.exit_code or (EX_SOFTWARE if supervisor.lost else EX_OK)
+    return health.exit_code or supervisor.exit_code
 
 
 @contextlib.contextmanager
@@ -82,8 +82,18 @@ class _Supervisor:
 
     @property
     def lost(self) -> list[str]:
-        """Children that crashed too often and are left down for a while."""
+        """Children that are left down, for a while or until somebody puts their settings right."""
         return [child.spec.name for child in self._children if child.given_up]
+
+    @property
+    def misconfigured(self) -> list[str]:
+        """Those of them whose settings are at fault."""
+        return [child.spec.name for child in self._children if child.misconfigured]
+
+    @property
+    def exit_code(self) -> int:
+        """What the children's ends amount to."""
+        return EX_CONFIG if self.misconfigured else EX_SOFTWARE if self.lost else EX_OK
 
     async def run(self, on_ready: OnReady | None) -> None:
         if not await self._bring_up_bus():
@@ -110,6 +120,8 @@ class _Supervisor:
             changed = await child.look_after(self._environment()) or changed
         if changed:
             self._publish()
+        if self._children and len(self.misconfigured) == len(self._children):
+            self._health.fail(EX_CONFIG, "nothing can work with these settings: the lines above name them")
 
     async def _replace_broker(self) -> None:
         """The order matters: see the module's first lines."""
@@ -183,7 +195,7 @@ class _Supervisor:
         if self._broker is not None:
             await asyncio.to_thread(self._broker.stop)
         if self.lost:
-            logger.error("left down after too many crashes: %s", ", ".join(self.lost))
+            logger.error("left down: %s", ", ".join(self.lost))
 
     def _publish(self) -> None:
         """Say what runs; tried again while the disk is full or away, because the listener's end would help nobody."""
@@ -208,4 +220,5 @@ class _Supervisor:
             started_at=self._started_at,
             ports=ports,
             children={child.spec.name: child.pid for child in self._children},
+            misconfigured=tuple(self.misconfigured),
         )

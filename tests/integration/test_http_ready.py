@@ -71,7 +71,14 @@ async def test_the_listener_of_up_has_to_answer(run_by_up):
     async with asked(run_by_up) as (status, told):
         assert status == 503
         assert "has not opened its port" in told["problems"][0]
-    (run_by_up.settings.state_dir / "run" / "dicom.json").write_text(json.dumps({"port": 1}))
+    folder = run_by_up.settings.state_dir
+    state = run_state.read_state(folder)
+    run_state.write_state(folder, state.model_copy(update={"misconfigured": ("inference", "dicom")}))
+    async with asked(run_by_up) as (status, told):
+        assert (status, len(told["problems"])) == (503, 1)
+        assert "does not start with its settings" in told["problems"][0]
+    run_state.write_state(folder, state)
+    (folder / "run" / "dicom.json").write_text(json.dumps({"port": 1}))
     async with asked(run_by_up) as (status, told):
         assert status == 503
         assert "C-ECHO" in told["problems"][0]

@@ -11,6 +11,7 @@ from services.runtime.child import Child, ChildSpec
 from services.runtime.health import Health
 from services.runtime.run_state import RunState, read_state
 from services.runtime.supervisor import supervise
+from tests.waiting import until
 
 ONCE = """
 import pathlib, sys, time
@@ -41,14 +42,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-async def until(what):
-    for _ in range(300):
-        if found := what():
-            return found
-        await asyncio.sleep(0.1)
-    raise AssertionError("nothing came")
 
 
 async def test_a_child_that_ends_while_nothing_can_be_written_is_started_again(tmp_path: Path, caplog) -> None:

@@ -21,7 +21,7 @@ from listeners.cli.ports import forget_ports
 from schemas.drift import DriftWindow
 from schemas.settings import load_settings
 from schemas.tables import Case, DeadLetter, Evaluation, Inbox, Job, ModelVersion, Order, Outbox, RegisteredModel, Study
-from services.runtime.run_state import RunState, lock, write_state
+from services.runtime.run_state import RunState, lock, read_state, write_state
 from services.runtime.service import Context
 
 Reclaim = Callable[..., Any]
@@ -181,7 +181,7 @@ def test_a_program_gets_the_same_as_json(reclaim: Reclaim, hospital: Context) ->
     assert waiting["ground_truth"] == waiting["drift"] == 1
     assert waiting["agents"] == 0
     assert seen["letters"]["by_consumer"] == {"inference": 1}
-    assert found["service"] == {"at_work": False, "starting": False, "since": None, "down": []}
+    assert found["service"] == {"at_work": False, "starting": False, "since": None, "down": [], "misconfigured": []}
     assert "s1" not in json.dumps(found), "no study, no patient"
 
 
@@ -305,3 +305,13 @@ def test_a_service_that_is_starting_is_not_told_to_be_started(reclaim: Reclaim) 
     said = reclaim("status").text
     assert "`reclaim up` runs since 2026-03-01 09:30 UTC, and its services are starting" in said
     assert "not running" not in said
+
+
+@pytest.mark.usefixtures("supervised")
+def test_a_process_that_its_settings_keep_from_working_is_told_with_what_to_do(reclaim: Reclaim, site: Context) -> None:
+    folder = site.settings.state_dir
+    state = read_state(folder)
+    assert state is not None
+    write_state(folder, state.model_copy(update={"children": {"bus": 0, "dicom": 7}, "misconfigured": ("bus",)}))
+    said = " ".join(reclaim("status").text.split())
+    assert "down: bus; bus: does not start with its settings, which its last lines name: then start `reclaim up` again" in said

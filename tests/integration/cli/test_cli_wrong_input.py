@@ -64,7 +64,6 @@ def files(tmp_path: Path, state: Path) -> Path:
         (("send", "folder"), "no DICOM files"),
         (("dead-letters", "show", "abc"), "not a valid int"),
         (("serve", "nope"), "known: relay"),
-        (("serve", "inference"), "reclaim up"),
     ],
 )
 def test_wrong_arguments(reclaim: Reclaim, files: Path, command: tuple[str, ...], part: str) -> None:
@@ -108,6 +107,22 @@ def test_wrong_settings(
         assert reclaim("doctor").code == 1, "the doctor does not fall ill itself"
 
 
+@pytest.mark.parametrize(
+    ("service", "name", "value", "part"),
+    [
+        ("inference", "RECLAIM_KAFKA_BOOTSTRAP", "", "reclaim up"),
+        ("http", "RECLAIM_HTTP_HOST", "0.0.0.0", "RECLAIM_HTTP_TOKEN"),
+        ("dicom", "RECLAIM_DICOM_ALLOWED_NETWORKS", '["nowhere"]', "RECLAIM_DICOM_ALLOWED_NETWORKS"),
+    ],
+)
+def test_a_service_that_cannot_work_with_its_settings_says_so_to_who_starts_it(
+    reclaim: Reclaim, state: Path, monkeypatch: pytest.MonkeyPatch, service: str, name: str, value: str, part: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    said = reclaim("serve", service)
+    assert (said.code, part in " ".join(said.text.split())) == (78, True), said.text
+
+
 def test_a_folder_without_rights_is_told(reclaim: Reclaim, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(state))
@@ -138,7 +153,7 @@ def test_nothing_starts_with_another_key_than_that_of_its_studies(
     refuse_another_key(site)
     monkeypatch.setenv("RECLAIM_PSEUDONYM_KEY", "ab" * 32)
     said = reclaim(*command)
-    assert said.code == 2
+    assert said.code == 78
     assert "not the one that the studies were filed with" in said.text
 
 
