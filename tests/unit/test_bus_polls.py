@@ -18,7 +18,7 @@ from faststream.kafka.message import KafkaAckableMessage
 
 from schemas.settings import KafkaSettings, Settings
 from schemas.topics import LABEL
-from services.runtime.bus import Subscription
+from services.runtime.bus import Subscription, make_broker, subscribe
 from services.runtime.consumer import Batch, BatchConsumer
 from services.runtime.database import Database
 from services.runtime.errors import Transient
@@ -209,3 +209,17 @@ async def test_threads_take_turns_as_usual_after_a_poll_ahead(sqlite_database: D
     with pytest.raises(NackMessage):
         await subscription(sqlite_database, Reader("0/1"), health).handle(message(Client(records(0, 1)), records(0, 0)))
     assert sys.getswitchinterval() == usual
+
+
+@pytest.mark.parametrize(("polls_ahead", "seldom"), [(2, True), (0, False)])
+def test_cycles_are_searched_seldom_where_the_next_poll_lives_beside_this_one(
+    sqlite_database: Database, polls_ahead: int, seldom: bool
+) -> None:
+    usual, settings, reader = gc.get_threshold(), Settings(kafka=KafkaSettings(embedded=True)), Reader()
+    reader.polls_ahead = polls_ahead  # type: ignore[misc]
+    try:
+        subscribe(make_broker(settings.kafka, produces=False), sqlite_database, reader, settings)
+        assert (gc.get_threshold()[0] > 100 * usual[0]) is seldom
+        assert gc.get_threshold()[1:] == usual[1:]
+    finally:
+        gc.set_threshold(*usual)
