@@ -13,15 +13,23 @@ from schemas.tables import DeadLetter, Outbox
 from schemas.topics import BY_NAME, TOPICS
 from services.runtime.database import Database
 from services.runtime.pages import forget_pages, keepers, standing
-from services.runtime.rows import json_text, on_sqlite
+from services.runtime.rows import json_text
 from services.runtime.transaction import Transaction
 
 RELAY = "relay"
-_NOTED: Final = "SELECT event_id FROM {table} WHERE consumer = :consumer AND event_id IN (SELECT {ids})"
-NOTED: Final = tuple(text(_NOTED.format(table=name, ids="value FROM json_each(:ids)")) for name in ("inbox", "dead_letter"))
-NOTED_ON_POSTGRESQL: Final = tuple(
-    text(_NOTED.format(table=name, ids="json_array_elements_text(CAST(:ids AS json))")) for name in ("inbox", "dead_letter")
+_ABSENT: Final = (
+    "SELECT wanted.value FROM {ids} AS wanted{name} "
+    "WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE consumer = :consumer AND event_id = wanted.value)"
 )
+ABSENT: Final = {
+    (dialect, table): text(_ABSENT.format(ids=ids, name=name, table=table))
+    for dialect, ids, name in (
+        ("sqlite", "json_each(:ids)", ""),
+        ("postgresql", "json_array_elements_text(CAST(:ids AS json))", " (value)"),
+    )
+    for table in ("inbox", "dead_letter")
+}
+"""Those of some events that stand not in a table under a consumer's name: they are few."""
 READERS: Final = tuple(dict.fromkeys(reader for topic in TOPICS for reader in topic.readers))
 PORTION: Final = 10_000
 """Events that are looked at, or changed, together."""
@@ -161,10 +169,15 @@ def _waiting(session: Session, rows: Sequence[Sequence[Any]], *, anywhere: bool)
 
 
 def _undone(session: Session, reader: str, events: dict[str, datetime], *, anywhere: bool) -> set[str]:
-    left = set(events)
-    for table in NOTED if on_sqlite(session) else NOTED_ON_POSTGRESQL:
-        left.difference_update(session.execute(table, {"consumer": reader, "ids": json_text(list(left))}).scalars())
-    return left - standing(session, reader, {event_id: events[event_id] for event_id in left}, anywhere=anywhere)
+    """Pages before the inbox: who keeps pages has next to nothing there."""
+    taken = _absent(session, "dead_letter", reader, list(events))
+    kept = standing(session, reader, {event_id: events[event_id] for event_id in taken}, anywhere=anywhere)
+    return set(_absent(session, "inbox", reader, [event_id for event_id in taken if event_id not in kept]))
+
+
+def _absent(session: Session, table: str, reader: str, event_ids: Sequence[str]) -> Sequence[str]:
+    statement = ABSENT[session.get_bind().dialect.name, table]
+    return session.execute(statement, {"consumer": reader, "ids": json_text(event_ids)}).scalars().all() if event_ids else ()
 
 
 def _unread(database: Database, *chosen: ColumnElement[bool]) -> list[int]:
