@@ -1,13 +1,12 @@
 """The settings of a training in a file: what `reclaim models train --config FILE` reads (docs/examples/training.yaml)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from models.spec import Spec
+from services.runtime.documents import read_fields
 from services.runtime.errors import InvalidInput
 
 
@@ -21,12 +20,8 @@ class TrainingFile(Spec):
 
 def read_training_file(path: Path) -> TrainingFile:
     """Read YAML or JSON. Raises InvalidInput for what is neither, and for parts that are not known."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InvalidInput(f"{path.name} cannot be read ({type(error).__name__})") from error
-    if not isinstance(document, dict):
+    document, _ = read_fields(path, path.name)
+    if not document:
         raise InvalidInput(f"{path.name} has none of the parts options, preprocessing and training")
     try:
         return TrainingFile.model_validate(document)

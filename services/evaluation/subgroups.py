@@ -21,21 +21,10 @@ from services.evaluation.intervals import jeffreys
 from services.evaluation.stream import StreamCase
 from services.evaluation.subgroup_evidence import ODDS_RATIOS, Leaf, adjusted, adjusted_facet, evidence, streams, weight
 from services.evaluation.sufficiency import SEEN_FALL, USUAL_SHARE
-from services.runtime.conventions import POWER
+from services.runtime.conventions import GROUP_FACETS, POWER
 
-SUBGROUP_FACETS: Final = (
-    "Site",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "StationName",
-    "BodyPartExamined",
-    "ViewPosition",
-    "ScanningSequence",
-    "ConvolutionKernel",
-    "PatientSex",
-    "AgeBand",
-)
-"""What groups are made of; Site is the calling AE title. Together the protocol: view, sequence, kernel."""
+SUBGROUP_FACETS: Final = ("Site", *GROUP_FACETS)
+"""What groups are made of; Site is the calling AE title."""
 MOST_GROUPS: Final = 100
 """Groups of one facet that are judged, in the order in which they appeared; later ones are others to these."""
 MOST_RESULTS: Final = 200

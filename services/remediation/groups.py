@@ -15,18 +15,8 @@ from scipy.stats import binomtest
 from services.remediation import resampling
 from services.remediation.discordance import discordant
 from services.remediation.resampling import Floats
+from services.runtime.conventions import GROUP_FACETS
 
-FACETS: Final = (
-    "Manufacturer",
-    "ManufacturerModelName",
-    "StationName",
-    "BodyPartExamined",
-    "ViewPosition",
-    "ScanningSequence",
-    "ConvolutionKernel",
-    "PatientSex",
-    "AgeBand",
-)
 LEAST: Final = 10
 """Cases of a group below which it is not looked at."""
 
@@ -61,7 +51,7 @@ def groups_of(
 
     A facet with one value for all cases makes no groups.
     """
-    for facet in FACETS:
+    for facet in GROUP_FACETS:
         values = np.array([each.get(facet, "") for each in facets])
         found = sorted(set(values.tolist()) - {""})
         for value in found if len(set(values.tolist())) > 1 else []:

@@ -1,7 +1,6 @@
 """Change control plans on disk: `plans/MODEL.yaml` (or .json) in the state folder, read anew for each use and cited by hash."""
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +8,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from schemas.change_plan import ChangePlan, Modification, words_of
 from schemas.settings import RemediationSettings, Settings
 from schemas.vocabulary import Remedy
+from services.runtime.documents import read_fields
 from services.runtime.errors import InvalidInput
 
 LATENCY_RATIO = 2.0
@@ -63,12 +62,8 @@ def require_in_force(read: ReadPlan, today: date) -> None:
 
 def read_plan(path: Path) -> ReadPlan:
     """Read and check a plan. Raises InvalidInput naming every fault at once."""
-    try:
-        text = path.read_bytes()
-        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InvalidInput(f"the change control plan {path.name} cannot be read ({type(error).__name__})") from error
-    if not isinstance(document, dict):
+    document, content = read_fields(path, f"the change control plan {path.name}")
+    if not document:
         raise InvalidInput(f"the change control plan {path.name} is not valid: it has no fields, such as `model`")
     try:
         plan = ChangePlan.model_validate(_dated(document))
@@ -76,7 +71,7 @@ def read_plan(path: Path) -> ReadPlan:
         places = [(words_of(".".join(map(str, item["loc"]))), item["msg"]) for item in error.errors(include_input=False)]
         faults = [f"{place}: {said}" if place else said.removeprefix("Value error, ") for place, said in places]
         raise InvalidInput(f"the change control plan {path.name} is not valid: " + "; ".join(faults)) from None
-    return ReadPlan(plan, hashlib.sha256(text).hexdigest())
+    return ReadPlan(plan, hashlib.sha256(content).hexdigest())
 
 
 def _dated(document: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Statistical conventions that evaluation and gate share."""
+"""Conventions that evaluation and gate share."""
 
 from typing import Final
 
@@ -8,3 +8,15 @@ LEVEL: Final = 0.05
 """One-sided level behind a stated number of cases of the evaluation."""
 CALIBRATION_BINS: Final = 10
 """Bins of equal width of the expected calibration error (Guo et al. 2017)."""
+GROUP_FACETS: Final = (
+    "Manufacturer",
+    "ManufacturerModelName",
+    "StationName",
+    "BodyPartExamined",
+    "ViewPosition",
+    "ScanningSequence",
+    "ConvolutionKernel",
+    "PatientSex",
+    "AgeBand",
+)
+"""What groups of cases are made of; view, sequence and kernel are the protocol."""
