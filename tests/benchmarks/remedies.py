@@ -1,8 +1,8 @@
 """Recovery of decayed classifiers: each rung, the ladder and the published recipe on the same shifts, with what is forgotten.
 
     python tests/benchmarks/remedies.py [--quick | --full] [--data FOLDER] [--sets A,B] [--networks A,B] [--shifts A:1,B:2]
-        [--rungs A,B] [--seed N] [--size N] [--images N] [--reserve N] [--epochs N] [--tune-epochs N] [--rate N]
-        [--resume FILE] [--json FILE]
+        [--rungs A,B] [--seed N] [--size N] [--images N] [--reserve N] [--epochs N] [--tune-epochs N]
+        [--batch N] [--rate N] [--resume FILE] [--json FILE]
 
 Per set and network: 60 / 20 / 20 as published. The champion learns the development part's training share; its test share is
 the old set, with 400 further images where the set has them. A shift of known kind changes the other two parts alike: the
@@ -65,13 +65,14 @@ SIZES = {
     "seed": "of training and of what is drawn",
     "size": "pixels of a side",
     "images": "most of a set that are dealt into 60 / 20 / 20",
-    "reserve": "most further cases that the gate may get labels of",
+    "reserve": "most further cases that the gate may get labels of, and, up to 400, that are old test cases",
     "epochs": "of a training from the start",
     "tune_epochs": "of a repair",
+    "batch": "of a training from the start",
     "rate": "learning rate of a training from the start; the body's in a repair is half of it",
 }
 """Options that are numbers."""
-EFFORT = ("seed", "epochs", "tune_epochs", "rate")
+EFFORT = ("seed", "epochs", "tune_epochs", "batch", "rate")
 """Those of them that say how long and how fast is trained."""
 
 
@@ -210,9 +211,10 @@ def one_model(plan: Plan, data: Path, name: str, network: str, kept: Kept) -> tu
 def makers(plan: Plan, data: Path, name: str, network: str) -> dict[str, Callable[[], Rows]]:
     """What gives the rows of each shift, and of none, of one set and network; the champion is trained at once."""
     pool, classes = images.load(data, name, plan.size, plan.most, plan.effort.seed)
-    further, _ = images.load(data, name, plan.size, BASELINE + plan.reserve, plan.effort.seed, start=plan.most)
+    baseline = min(BASELINE, plan.reserve)
+    further, _ = images.load(data, name, plan.size, baseline + plan.reserve, plan.effort.seed, start=plan.most)
     published, places = images.split(pool, plan.effort.seed), np.arange(len(further.labels))
-    sets, reserve = replace(published, test=published.test.joined(further.take(places[:BASELINE]))), further.take(places[BASELINE:])
+    sets, reserve = replace(published, test=published.test.joined(further.take(places[:baseline]))), further.take(places[baseline:])
     champion = ways.champion_of(images.spec_of(name, classes, network, plan.size), sets, plan.effort)
     usual, where = Parts(sets.finetune, sets.inference, reserve), {"set": name, "network": network}
     others: dict[str, Callable[[], Parts]] = {
