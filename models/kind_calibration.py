@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from models.logits import Floats, StudyLogits, balanced_loss
+from models.logits import Floats, Integers, StudyLogits, balanced_loss, folds_of
 from models.spec import Calibration
 
 FOLDS: Final = 5
@@ -23,18 +23,18 @@ STEP: Final = 0.25
 """Width in nats of the step from a wrong answer to a right one, so that cases near the boundary share in the count."""
 
 
-def fitted(cases: StudyLogits, base: Calibration, seed: int) -> tuple[Calibration, float]:
-    """A correction of the logits before `base`, where cross-validation finds that it suits unseen cases better; else none.
+def fitted(cases: StudyLogits, base: Calibration, seed: int, patients: Integers) -> tuple[Calibration, float]:
+    """A correction of the logits before `base`, where cross-validation finds that it suits unseen patients better; else none.
 
-    With it the class-balanced loss of the cases, that of the correction cross-validated.
+    With it the class-balanced loss of the cases, that of the correction cross-validated. `patients` [studies] are numbers.
 
     Temperature and offsets by class-balanced likelihood, each with a weak prior (one nat at a factor e, at an offset of 1).
     """
     count = cases.classes
     offsets = np.asarray(base.offsets or (0.0,) * count)
     given = StudyLogits(cases.logits / base.temperature + offsets, cases.study, cases.labels)
-    folds = np.random.default_rng(seed).permutation(len(given)) % FOLDS
-    apart = [_fit(studies_of(given, folds != fold)) for fold in range(FOLDS)] if len(given) >= 2 * FOLDS else []
+    folds, enough = folds_of(patients, FOLDS, seed), len(np.unique(patients)) >= 2 * FOLDS
+    apart = [_fit(studies_of(given, folds != fold)) for fold in range(FOLDS)] if enough else []
     without = balanced_loss(given.probabilities(Calibration()), given.labels)
     if not apart:
         return Calibration(), without

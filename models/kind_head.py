@@ -1,7 +1,7 @@
 """A change of the last layer for one kind of images: ridge on what the harmonised network sees, where unseen cases gain by it.
 
 Multinomial logistic regression beside given logits (their offset), class-balanced, its penalty on the change chosen by
-cross-validation over studies (Hoerl, Kennard 1970; Friedman, Hastie, Tibshirani 2010).
+cross-validation over patients (Hoerl, Kennard 1970; Friedman, Hastie, Tibshirani 2010).
 """
 
 from dataclasses import dataclass, replace
@@ -14,20 +14,20 @@ from torch import nn
 
 from models.data import TensorSet
 from models.heads import last_linear
-from models.logits import Floats, Integers, StudyLogits, balanced_loss, study_logits
+from models.logits import Floats, Integers, StudyLogits, balanced_loss, folds_of, study_logits
 
 FOLDS: Final = 5
 PENALTIES: Final = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
 """Weights of half the squared change, of standardised features whose squares sum to about one."""
 FEWEST: Final = 40
-"""Studies below which the last layer is left alone."""
+"""Patients below which the last layer is left alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class KindHead:
     """`change` [classes, features + 1] of the logits before any correction, the last column an offset; None: none.
 
-    `logits` of the cases with it, each image by a change that was fitted without its study, and their class-balanced loss.
+    `logits` of the cases with it, each image by a change that was fitted without its patient, and their class-balanced loss.
     """
 
     change: Floats | None
@@ -66,15 +66,16 @@ def merged(
     return StudyLogits(logits, study[order], labels), features
 
 
-def head_of_kind(cases: StudyLogits, features: Floats, seed: int) -> KindHead:
-    """The change beside the cases' logits that suits unseen studies best, none where no change does."""
+def head_of_kind(cases: StudyLogits, features: Floats, seed: int, patients: Integers) -> KindHead:
+    """The change beside the cases' logits that suits unseen patients best, none where no change does. `patients` [studies]."""
     without = KindHead(None, cases.logits, balanced_loss(cases.probabilities(), cases.labels))
-    if len(cases) < FEWEST:
+    if len(np.unique(patients)) < FEWEST:
         return without
+    folds = folds_of(patients, FOLDS, seed)
     mean, scale = features.mean(axis=0), (features.std(axis=0) + 1e-6) * np.sqrt(features.shape[1])
     rotation = np.linalg.svd((features - mean) / scale, full_matrices=False)[2].T
     inputs = np.column_stack([(features - mean) / scale @ rotation, np.ones(len(features))])
-    best = min((_unseen(cases, inputs, penalty, seed) for penalty in PENALTIES), key=lambda each: each.loss)
+    best = min((_unseen(cases, inputs, penalty, folds) for penalty in PENALTIES), key=lambda each: each.loss)
     if best.loss >= without.loss or best.penalty is None:
         return without
     fitted = _fit(cases, inputs, np.ones(len(cases), dtype=np.bool_), best.penalty)
@@ -82,9 +83,8 @@ def head_of_kind(cases: StudyLogits, features: Floats, seed: int) -> KindHead:
     return KindHead(np.vstack([weights, fitted[-1] - mean @ weights]).T, best.logits, best.loss, best.penalty)
 
 
-def _unseen(cases: StudyLogits, inputs: Floats, penalty: float, seed: int) -> KindHead:
+def _unseen(cases: StudyLogits, inputs: Floats, penalty: float, folds: Integers) -> KindHead:
     """Logits and loss by cross-validation."""
-    folds = np.random.default_rng(seed).permutation(len(cases)) % FOLDS
     logits = cases.logits.copy()
     for fold in range(FOLDS):
         held_out = (folds == fold)[cases.study]

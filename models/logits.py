@@ -61,6 +61,12 @@ def study_logits(
     return StudyLogits(logits, np.repeat(np.arange(len(counts)), counts), np.asarray(tensors.labels, dtype=np.int64))
 
 
+def folds_of(patients: Integers, number: int, seed: int) -> Integers:
+    """The fold of each study [studies], by chance; those of one patient [studies] share it, so that none is known in another."""
+    known, places = np.unique(patients, return_inverse=True)
+    return np.asarray(np.random.default_rng(seed).permutation(len(known))[places] % number)
+
+
 def surprise(probabilities: Floats, labels: Integers) -> Floats:
     """Negative log likelihood of each study in nats."""
     return np.asarray(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, None)))

@@ -63,7 +63,7 @@ class Harmonised:
 class _Way:
     """A way of reading the new kind: a network that reads every image so, and its answers to labelled new cases.
 
-    The answers are without the kind's correction, and with changes of the last layer that were fitted without their study.
+    The answers are without the kind's correction, and with changes of the last layer that were fitted without their patient.
     """
 
     kind: ImageKind
@@ -204,7 +204,7 @@ class _Rung:
         costs = {"as before": balanced_loss(champion.probabilities(base), champion.labels)}
         seen = {name: logits_and_features(networks[name], few, self.device) for name, kind in kinds.items() if _changes(kind)}
         for name in kinds:
-            costs[name] = fitted(seen[name][0] if name in seen else champion, base, self.seed)[1]
+            costs[name] = fitted(seen[name][0] if name in seen else champion, base, self.seed, _patients(few))[1]
         best = min(costs, key=lambda name: costs[name])
         if costs[best] >= costs["as before"]:
             raise _NothingToDo("no other way of reading the new images suits their labels better", **costs)
@@ -218,10 +218,10 @@ class _Rung:
 
     def _corrected(self, kind: ImageKind, network: nn.Module, taught: StudyLogits, features: Floats, present: StudyLogits) -> _Way:
         """The way with its last layer and logits corrected: for the likelihood, then for what each class has to keep."""
-        base = self.champion.spec.calibration
-        found = fitted(taught, base, self.seed)[0]
+        base, patients = self.champion.spec.calibration, _patients(self.taught)
+        found = fitted(taught, base, self.seed, patients)[0]
         said = _corrected(_corrected(taught, found), base)
-        head = head_of_kind(said, features, self.seed)
+        head = head_of_kind(said, features, self.seed, patients)
         heat = found.temperature * base.temperature
         unseen = replace(taught, logits=taught.logits + heat * (head.logits - said.logits))
         before = class_recalls(present.probabilities(base), present.labels)
@@ -333,11 +333,15 @@ def _studies(tensors: TensorSet) -> Integers:
     return np.repeat(np.arange(len(tensors)), counts)
 
 
+def _patients(tensors: TensorSet) -> Integers:
+    """The patient that each study belongs to, as a number."""
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(tensors.patients))}
+    return np.asarray([numbers[patient] for patient in tensors.patients], dtype=np.int64)
+
+
 def _groups(tensors: TensorSet) -> Integers:
     """The patient that each image belongs to, as a number."""
-    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(tensors.patients))}
-    own = np.asarray([numbers[patient] for patient in tensors.patients], dtype=np.int64)
-    return np.asarray(own[_studies(tensors)])
+    return np.asarray(_patients(tensors)[_studies(tensors)])
 
 
 def _layout(images: Sequence[torch.Tensor]) -> Floats:

@@ -357,8 +357,8 @@ def test_logits_are_corrected_only_where_that_helps_unseen_cases():
     logits = random.normal(size=(200, 2)) * 0.5 + 2 * np.eye(2)[labels]
     right, base = StudyLogits(logits, np.arange(200), labels), Calibration(temperature=0.5, offsets=(0.3, -0.3))
     moved = replace(right, logits=logits + np.array([4.0, 0.0]))
-    found, loss = fitted(moved, base, 0)
+    found, loss = fitted(moved, base, 0, np.arange(len(moved)))
     corrected = replace(moved, logits=moved.logits / found.temperature + np.asarray(found.offsets))
     assert macro_recall(corrected.probabilities(base), labels) > 0.9 > macro_recall(moved.probabilities(base), labels)
-    assert loss < fitted(replace(moved, labels=1 - labels), Calibration(), 0)[1] + 1
-    assert fitted(StudyLogits(random.normal(size=(8, 2)), np.arange(8), labels[:8]), base, 0)[0] == Calibration()
+    assert loss < fitted(replace(moved, labels=1 - labels), Calibration(), 0, np.arange(len(moved)))[1] + 1
+    assert fitted(StudyLogits(random.normal(size=(8, 2)), np.arange(8), labels[:8]), base, 0, np.arange(8))[0] == Calibration()

@@ -15,9 +15,9 @@ from models.bundle import LoadedModel, load_bundle, network_of, save_bundle
 from models.data import TensorSet
 from models.harmonisation import harmoniser_of, set_head
 from models.heads import with_classes
-from models.kind_calibration import spread, studies_of
+from models.kind_calibration import fitted, spread, studies_of
 from models.kind_head import FEWEST, head_of_kind, logits_and_features, merged
-from models.logits import StudyLogits, balanced_loss, class_recalls, study_logits
+from models.logits import StudyLogits, balanced_loss, class_recalls, folds_of, study_logits
 from models.look import FORM, LOOK
 from models.predictor import Predictor
 from models.spec import Calibration, Harmonisation, ImageKind, ModelSpec, PreprocessingSpec
@@ -118,7 +118,7 @@ def blobs(count: int, seed: int, images: int = 1) -> tuple[StudyLogits, np.ndarr
 @pytest.mark.parametrize("images", [1, 3])
 def test_what_the_last_layer_overlooks_is_learnt(images: int) -> None:
     (cases, features), (unseen, other) = blobs(240, 0, images), blobs(600, 1, images)
-    found = head_of_kind(cases, features, 0)
+    found = head_of_kind(cases, features, 0, np.arange(240))
     assert found.change is not None
     assert found.change.shape == (3, 6)
     better = replace(unseen, logits=unseen.logits + found.moved(other))
@@ -131,10 +131,25 @@ def test_features_that_tell_nothing_and_few_cases_change_nothing() -> None:
     random = np.random.default_rng(0)
     logits, noise = 2 * random.normal(size=(240, 3)), random.normal(size=(240, 5))
     cases = StudyLogits(logits, np.arange(240), (logits + random.gumbel(size=logits.shape)).argmax(axis=1))
-    assert head_of_kind(cases, noise, 0).change is None
+    assert head_of_kind(cases, noise, 0, np.arange(240)).change is None
     cases, features = blobs(240, 2)
     few = StudyLogits(cases.logits[: FEWEST - 1], cases.study[: FEWEST - 1], cases.labels[: FEWEST - 1])
-    assert head_of_kind(few, features[: FEWEST - 1], 0).change is None
+    assert head_of_kind(few, features[: FEWEST - 1], 0, np.arange(FEWEST - 1)).change is None
+
+
+def test_a_patient_who_came_several_times_proves_nothing() -> None:
+    """Else what is known of one study would seem to hold for unseen ones: here the features are each patient's own noise."""
+    random, patients = np.random.default_rng(0), np.repeat(np.arange(60), 3)
+    labels = random.integers(0, 2, 60)[patients]
+    features = random.normal(size=(60, 64))[patients] + 0.1 * random.normal(size=(180, 64))
+    cases = StudyLogits(0.1 * random.normal(size=(180, 2)), np.arange(180), labels)
+    assert head_of_kind(cases, features, 0, np.arange(180)).loss < 0.5
+    found = head_of_kind(cases, features, 0, patients)
+    assert found.change is None or found.loss > 0.95 * balanced_loss(cases.probabilities(), labels)
+    assert fitted(cases, Calibration(), 0, patients)[1] <= balanced_loss(cases.probabilities(), labels)
+    folds = folds_of(patients, 5, 0)
+    assert all(len(set(folds[patients == patient])) == 1 for patient in range(60))
+    assert (folds_of(np.arange(60), 5, 0) == np.random.default_rng(0).permutation(60) % 5).all(), "as before for one study each"
 
 
 def test_features_are_what_the_last_layer_takes(pair) -> None:
