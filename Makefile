@@ -38,8 +38,8 @@ lint:
 types:
 	$(BIN)/mypy
 
-unit:
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow' $(TESTS) $(ARGS)
+unit: # compiled files are kept whatever the environment says: some 150 processes are started, and each would compile all anew
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow' $(TESTS) $(ARGS)
 
 test-slow: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import psutil
 import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
@@ -25,6 +26,26 @@ from services.runtime.migrations import upgrade
 from services.runtime.service import Context
 
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
+MEMORY = Path("/dev/shm")
+ROOM, LEFT = 4 * 2**30, 6 * 2**30
+"""Bytes that must be free in the file system in memory, and in memory itself: a whole run writes about half a gigabyte."""
+
+
+def _keep_files_in_memory() -> None:
+    """Where there is room and TMPDIR names no other place, tests and the processes they start write into memory.
+
+    SQLite waits for the disk at every commit, and that is most of what tests wait for. Calls to sync are made as ever, and
+    what a killed process has written is as safe here as on a disk.
+    """
+    if "TMPDIR" in os.environ or not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK | os.X_OK):
+        return
+    place = os.statvfs(MEMORY)
+    if place.f_bavail * place.f_frsize < ROOM or place.f_flag & os.ST_NOEXEC or psutil.virtual_memory().available < LEFT:
+        return
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+
+_keep_files_in_memory()
 
 
 @pytest.fixture(autouse=True)
