@@ -11,7 +11,9 @@ from models.spec import ModelSpec, PercentileRange, PreprocessingSpec, Selection
 from schemas.events import Prediction, SeriesReference, StudyReceived
 from schemas.tables import DeadLetter, ModelVersion, Outbox
 from schemas.topics import PREDICTION, STUDY_RECEIVED
+from schemas.unscored import UnscoredStudy
 from schemas.vocabulary import VersionState
+from services.inference.unscored import catch_up
 from services.runtime import registry
 from services.runtime.archive import instance_path, series_folder
 from services.runtime.messages import Record, headers_of
@@ -86,3 +88,18 @@ def letters(context):
 
 def files_of(context, study):
     return sorted((context.settings.archive_dir / study.series[0].path).glob("*.dcm"))
+
+
+def notes(context):
+    """Notes on studies without a score."""
+    with context.database.read() as session:
+        return session.execute(select(UnscoredStudy).order_by(UnscoredStudy.study_key)).scalars().all()
+
+
+def announced_again(context):
+    """Let the ticker look once; the records of what it announced."""
+    with context.database.transaction() as tx:
+        catch_up(tx)
+    with context.database.read() as session:
+        rows = session.execute(select(Outbox).where(Outbox.topic == STUDY_RECEIVED.name).order_by(Outbox.id)).scalars()
+        return [Record(row.topic, 0, row.id, row.key, row.headers, row.body) for row in rows]

@@ -2,37 +2,26 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from sqlmodel import select
 
-from listeners.dicom.synthesize import StudyFacts, write_image
 from schemas.tables import Audit, BaselineCase, Evaluation, ModelVersion, Outbox
 from schemas.vocabulary import VersionState
 from services.runtime import registry
 from services.runtime.service import Context
+from tests.shade_images import CLASSES, write_shades
 
 Reclaim = Callable[..., Any]
-CLASSES = ("dark", "light")
 TRAIN = ("--name", "shade", "--task", "shade", "--modality", "MR", "--size", "16", "--epochs", "12")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A manifest of plain images, dark or light on one side, and one whose labels say nothing."""
-    rows, generator = ["path,label,patient,split"], np.random.default_rng(0)
-    for split, count in (("train", 24), ("valid", 8), ("test", 24)):
-        for number in range(count):
-            image = generator.normal(90, 10, (24, 24))
-            image[:, :12] += 100 * (number % 2)
-            facts = StudyFacts("MR", f"{split}-{number}", f"{split}-{number}", datetime(2026, 3, 2, tzinfo=UTC))
-            write_image(tmp_path / f"{split}-{number}.dcm", image.clip(0, 255).astype(np.uint8), facts)
-            rows.append(f"{split}-{number}.dcm,{CLASSES[number % 2]},{split}-{number},{split}")
-    (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    rows = write_shades(tmp_path, {"train": 24, "valid": 8, "test": 24})
     senseless = [rows[0]]
     for number, row in enumerate(rows[1:]):
         path, _, patient, split = row.split(",")

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +19,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sqlmodel import select
 
-from listeners.dicom.synthesize import StudyFacts, write_image
 from listeners.splitting import split_manifest
 from listeners.training_file import read_training_file
 from models.bundle import load_bundle
@@ -33,9 +30,9 @@ from schemas.topics import RUN
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
 from services.runtime.service import Context
+from tests.shade_images import write_shades
 
 Reclaim = Callable[..., Any]
-CLASSES = ("dark", "light")
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "docs" / "examples" / "training.yaml"
 BEGIN = ("--name", "shade", "--task", "shade", "--modality", "MR", "--yes")
@@ -44,15 +41,7 @@ BEGIN = ("--name", "shade", "--task", "shade", "--modality", "MR", "--yes")
 @pytest.fixture
 def manifest(tmp_path: Path) -> str:
     """Plain images, dark or light on one side."""
-    rows, generator = ["path,label,patient,split"], np.random.default_rng(0)
-    for split, count in (("train", 16), ("valid", 6), ("test", 8)):
-        for number in range(count):
-            image = generator.normal(90, 10, (24, 24))
-            image[:, :12] += 100 * (number % 2)
-            facts = StudyFacts("MR", f"{split}-{number}", f"{split}-{number}", datetime(2026, 3, 2, tzinfo=UTC))
-            write_image(tmp_path / f"{split}-{number}.dcm", image.clip(0, 255).astype(np.uint8), facts)
-            rows.append(f"{split}-{number}.dcm,{CLASSES[number % 2]},{split}-{number},{split}")
-    (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    write_shades(tmp_path, {"train": 16, "valid": 6, "test": 8})
     return str(tmp_path / "manifest.csv")
 
 

@@ -12,19 +12,16 @@ from models.bundle import load_bundle, network_of, save_bundle
 from models.predictor import Predictor
 from models.spec import ModelSpec, SelectionRule
 from schemas.settings import Settings
-from schemas.tables import Audit, Outbox
-from schemas.topics import STUDY_RECEIVED
-from schemas.unscored import UnscoredStudy
+from schemas.tables import Audit
 from schemas.vocabulary import VersionState
 from services.inference.app import build
 from services.inference.bundles import RETRY_S
 from services.inference.mending import mend
 from services.inference.repository import unscored
-from services.inference.unscored import BROKEN, catch_up
+from services.inference.unscored import BROKEN
 from services.runtime import registry
 from services.runtime.consumer import process
-from services.runtime.messages import Record
-from tests.inference_archive import CT, SPEC, archived, letters, predictions, record, register
+from tests.inference_archive import CT, SPEC, announced_again, archived, letters, notes, predictions, record, register
 
 
 def tampered(folder: Path) -> bytes:
@@ -38,19 +35,6 @@ def tampered(folder: Path) -> bytes:
 def broken(context):
     with context.database.read() as session:
         return session.execute(select(Audit).where(Audit.action == "version.broken")).scalars().all()
-
-
-def notes(context):
-    with context.database.read() as session:
-        return session.execute(select(UnscoredStudy)).scalars().all()
-
-
-def announced_again(context):
-    with context.database.transaction() as tx:
-        catch_up(tx)
-    with context.database.read() as session:
-        rows = session.execute(select(Outbox).where(Outbox.topic == STUDY_RECEIVED.name).order_by(Outbox.id)).scalars()
-        return [Record(row.topic, 0, row.id, row.key, row.headers, row.body) for row in rows]
 
 
 def test_a_broken_challenger_is_skipped_loudly_and_recorded_once(context, consumer, caplog):

@@ -3,37 +3,18 @@
 import logging
 from datetime import timedelta
 
-from sqlalchemy import select
-
 from models.spec import SelectionRule
-from schemas.tables import Outbox, Study
-from schemas.topics import STUDY_RECEIVED
-from schemas.unscored import UnscoredStudy
+from schemas.tables import Study
 from services.inference.repository import Unscored, unscored
-from services.inference.unscored import catch_up, tidy, waiting_row
+from services.inference.unscored import tidy, waiting_row
 from services.runtime import registry
 from services.runtime.consumer import process
-from services.runtime.messages import Record
-from tests.inference_archive import CT, MR, archived, predictions, record, register
+from tests.inference_archive import CT, MR, announced_again, archived, notes, predictions, record, register
 
 
 def serving(context, name, *, on):
     with context.database.transaction() as tx:
         registry.set_serving(tx, name, serving=on, actor="test")
-
-
-def notes(context):
-    with context.database.read() as session:
-        return session.execute(select(UnscoredStudy).order_by(UnscoredStudy.study_key)).scalars().all()
-
-
-def announced_again(context):
-    """Let the ticker look once; the records of what it announced."""
-    with context.database.transaction() as tx:
-        catch_up(tx)
-    with context.database.read() as session:
-        rows = session.execute(select(Outbox).where(Outbox.topic == STUDY_RECEIVED.name).order_by(Outbox.id)).scalars()
-        return [Record(row.topic, 0, row.id, row.key, row.headers, row.body) for row in rows]
 
 
 def tidied(context):
