@@ -84,7 +84,12 @@ class Join(BatchConsumer[Reading]):
         unknown = any((known := classes.get(task)) and not taken and value not in known for task, value, _, taken in prepared.words)
         if unknown or prepared.latest > text_of(now + CLOCK_SKEW):
             again = (decode(event.record) for event in batch)
-            prepared = read(again, self._shares, lambda label: check_label(label, classes.get(label.task, ()), now))
+            first, prepared = (
+                prepared,
+                read(again, self._shares, lambda label: check_label(label, classes.get(label.task, ()), now)),
+            )
+            repeated = _repeated(tx, dict(first.said), prepared)
+            prepared.refused = [each for each in prepared.refused if each.place not in repeated]
         for place, error in prepared.refused:
             event = batch[place]
             tx.reject(self.name, event.record, type(error).__name__, error.reason)
@@ -129,6 +134,14 @@ def _said(tx: Transaction, good: Reading, studies: Sequence[str], now: str) -> t
     if changes.remembered:
         tx.claim(CONSUMER, changes.remembered)
     return stored, changes
+
+
+def _repeated(tx: Transaction, said: Mapping[int, Said], good: Reading) -> set[int]:
+    """Places of refused labels that count already: they came first when no model knew their task, or one knew their class."""
+    refused = {place: said[place] for place, _ in good.refused if place in said}
+    stored = repository.known_labels(tx.session, sorted({item.study_key for item in refused.values()}))
+    known = repository.remembered(tx.session, CONSUMER, {item.identity for item in refused.values()}) if refused else set()
+    return {place for place, item in refused.items() if stored.get(item.key) == item or item.identity in known}
 
 
 def _truths(said: Iterable[Said]) -> dict[tuple[str, str], str | None]:

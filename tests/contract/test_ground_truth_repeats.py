@@ -11,7 +11,7 @@ from schemas import topics
 from schemas.events import Label, Prediction
 from schemas.inbox_pages import InboxPage
 from schemas.settings import JoinSettings
-from schemas.tables import Audit, Batch, Case, GroundTruth, Inbox, Outbox
+from schemas.tables import Audit, Batch, Case, DeadLetter, GroundTruth, Inbox, Outbox, RegisteredModel
 from services.ground_truth.handlers import Join
 from services.runtime.consumer import process
 from services.runtime.messages import Record, headers_of
@@ -111,3 +111,23 @@ def test_a_poll_is_one_row_and_only_labels_that_leave_no_trace_are_remembered(fe
     with feed.database.read() as session:
         assert {row.event_id[:5] for row in session.exec(select(Inbox))} == {"said:"}
         assert len(session.exec(select(Inbox)).all()) == 2
+
+
+def test_a_label_that_counts_comes_again_when_its_class_is_none_any_more(database):
+    """Labels may come before their model: what was taken then must not fill the dead letters when a topic is read anew."""
+    feed = Feed(database)
+    feed(odd=labelled(1, "odd"), first=labelled(2, "odd"), second=labelled(2, "strange"))
+    with database.transaction() as tx:
+        tx.session.add(RegisteredModel(name="tumour", task="tumour", classes=["glioma", "none"], created_at=LONG_AGO))
+    before = feed.tables()
+    feed("odd", "first", "second")
+    feed("second", "odd")
+    assert feed.tables() == before
+    new = {"new": labelled(3, "odd"), "other": labelled(1, "queer", LONG_AGO + timedelta(hours=1))}
+    records = [
+        Record(topics.LABEL.name, 0, 0, "k", headers_of(topics.LABEL, name, LONG_AGO), data.model_dump_json().encode())
+        for name, data in new.items()
+    ]
+    assert process(database, Join(SETTINGS), records) == 2, "what is new is refused"
+    with database.read() as session:
+        assert {letter.event_id for letter in session.exec(select(DeadLetter))} == {"new", "other"}
