@@ -84,12 +84,10 @@ class Join(BatchConsumer[Reading]):
         unknown = any((known := classes.get(task)) and not taken and value not in known for task, value, _, taken in prepared.words)
         if unknown or prepared.latest > text_of(now + CLOCK_SKEW):
             again = (decode(event.record) for event in batch)
-            first, prepared = (
-                prepared,
-                read(again, self._shares, lambda label: check_label(label, classes.get(label.task, ()), now)),
-            )
-            repeated = _repeated(tx, dict(first.said), prepared)
-            prepared.refused = [each for each in prepared.refused if each.place not in repeated]
+            checked = read(again, self._shares, lambda label: check_label(label, classes.get(label.task, ()), now))
+            repeated = _repeated(tx, dict(prepared.said), checked)
+            checked.refused = [each for each in checked.refused if each.place not in repeated]
+            prepared = checked
         for place, error in prepared.refused:
             event = batch[place]
             tx.reject(self.name, event.record, type(error).__name__, error.reason)
