@@ -106,12 +106,17 @@ def _enter(tx: Any, context: Context, role: CaseRole, index: int, study_uid: str
     tx.session.add(Case(**names, **answer, state=CaseState.JOINED, acquired_at=at, scored_at=at, joined_at=at))
 
 
-def world(template: Path, state_dir: Path, url: str) -> Context:
-    """A state folder with version 1 in service."""
+def context_of(state_dir: Path, url: str) -> Context:
+    """A state folder as the service sees it."""
     settings = Settings(state_dir=state_dir, database={"url": url}, remediation=LIMITS, evaluation={"bootstrap_draws": 300})
     state_dir.mkdir(parents=True, exist_ok=True)
     clock = SystemClock()
-    context = Context(settings, Database(url, clock), clock, Pseudonyms(KEY))
+    return Context(settings, Database(url, clock), clock, Pseudonyms(KEY))
+
+
+def world(template: Path, state_dir: Path, url: str) -> Context:
+    """A state folder with version 1 in service."""
+    context = context_of(state_dir, url)
     register_bundle(context, template / "bundle", template / "development" / "manifest.csv", actor="test")
     return context
 

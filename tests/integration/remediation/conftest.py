@@ -1,14 +1,17 @@
 """A trained model of striped images, as it was put into service."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from models.bundle import network_of, save_bundle
 from models.data import load_tensors, read_manifest
 from models.training import TrainingSettings, train
-from tests.remediation_world import CLASSES, SPEC, world, write
+from services.runtime.service import Context
+from tests.remediation_world import CLASSES, SPEC, context_of, world, write
 
 
 @pytest.fixture(scope="session")
@@ -32,17 +35,36 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def in_service(template: Path, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder and its SQLite database with version 1 in service, to copy from: its 260 images are read and scored once."""
+    root = tmp_path_factory.mktemp("in-service")
+    shutil.copy(sqlite_template, root / "reclaim.sqlite")
+    world(template, root / "state", f"sqlite:///{root / 'reclaim.sqlite'}").database.close()
+    assert not (root / "reclaim.sqlite-wal").exists(), "the file alone is the whole database"
+    return root
+
+
+def copied(in_service: Path, state_dir: Path, url: str) -> Context:
+    """A context of the test's own over a copy."""
+    shutil.copy(in_service / "reclaim.sqlite", str(make_url(url).database))
+    shutil.copytree(in_service / "state", state_dir)
+    return context_of(state_dir, url)
+
+
 @pytest.fixture
-def stripes(template: Path, tmp_path: Path, sqlite_url: str) -> Any:
+def stripes(in_service: Path, tmp_path: Path, sqlite_url: str) -> Iterator[Context]:
     """A state folder with version 1 in service."""
-    context = world(template, tmp_path / "state", sqlite_url)
+    context = copied(in_service, tmp_path / "state", sqlite_url)
     yield context
     context.database.close()
 
 
 @pytest.fixture
-def stripes_anywhere(template: Path, tmp_path: Path, database_url: str) -> Any:
-    """The same, once on each database engine."""
-    context = world(template, tmp_path / "state", database_url)
+def stripes_anywhere(in_service: Path, template: Path, tmp_path: Path, database_url: str) -> Iterator[Context]:
+    """The same, once on each database engine; on PostgreSQL the version is registered anew."""
+    state = tmp_path / "state"
+    on_file = database_url.startswith("sqlite")
+    context = copied(in_service, state, database_url) if on_file else world(template, state, database_url)
     yield context
     context.database.close()
