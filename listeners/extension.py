@@ -1,7 +1,7 @@
 """A version of a model that knows further classes, from a manifest that shows old and new ones: behind `reclaim models extend`."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,7 +33,7 @@ class ExtensionRequest:
     classes: tuple[str, ...] = ()
     epochs: int = 200
     seed: int = 0
-    actor: str = "user:cli"
+    actor: str = field(kw_only=True)
 
 
 def extend_and_register(context: Context, request: ExtensionRequest, on_epoch: Callable[[EpochRecord], None]) -> ModelVersion:

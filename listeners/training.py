@@ -24,6 +24,7 @@ from models.training import EpochRecord, TrainingResult, TrainingSettings
 from schemas.tables import ModelVersion
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
+from services.runtime.login import login
 from services.runtime.registration import Accept, refuse, register_bundle, require_leave_to_begin
 from services.runtime.service import Context
 
@@ -113,7 +114,7 @@ def train_and_register(
         with TemporaryDirectory() as draft:
             folder = Path(draft) / "bundle"
             save_bundle(folder, spec, module, record, now=context.clock.now())
-            version = register_bundle(context, folder, request.manifest, actor="user:cli", selection=rule, accept=accept)
+            version = register_bundle(context, folder, request.manifest, actor=f"user:{login()}", selection=rule, accept=accept)
         progress.succeeded(version.version)
     return version
 

@@ -10,13 +10,13 @@ from rich.table import Table
 
 from listeners.cli.context import ask_leave, console, open_context, remark_on_service
 from services.runtime.errors import InvalidInput
+from services.runtime.login import login
 from services.runtime.service import Context
 
 if TYPE_CHECKING:
     from services.assembly.retention import Forecast
 
 app = typer.Typer(help="The archive: what it holds, its index, how long images stay.", no_args_is_help=True)
-ACTOR = "user:cli"
 WHAT_TO_DO = {"unscored": " (one that cannot be scored waits in `reclaim dead-letters list`: replay or discard it)"}
 BREATH_S = 0.2
 """Pause between two steps: without one a running service, whose SQLite database it is too, would not come to write for as long."""
@@ -113,13 +113,13 @@ def purge(
 def _purge(context: Context, outlook: "Forecast") -> int:
     from services.assembly import retention
 
-    settings, done = context.settings, 0
+    settings, done, actor = context.settings, 0, f"user:{login()}"
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("taking out studies", total=outlook.due.studies)
         while True:
             with context.database.transaction() as tx:
                 step = retention.take_out(
-                    tx, settings.archive_dir, outlook.before, committed=settings.retention.committed, actor=ACTOR
+                    tx, settings.archive_dir, outlook.before, committed=settings.retention.committed, actor=actor
                 )
             if not step.studies:
                 return done

@@ -107,7 +107,7 @@ def extend(
     """
     from listeners.extension import ExtensionRequest, extend_and_register
 
-    context, request = open_context(), ExtensionRequest(manifest, model, tuple(classes), epochs, seed, f"user:{login()}")
+    context, request = open_context(), ExtensionRequest(manifest, model, tuple(classes), epochs, seed, actor=f"user:{login()}")
     with _progress(epochs) as (_, on_epoch):
         version = extend_and_register(context, request, on_epoch)
     least = context.settings.remediation.min_class_cases

@@ -17,6 +17,7 @@ from schemas.tables import Audit, Instance, Study
 from schemas.vocabulary import StudyState
 from services.assembly import retention
 from services.runtime.archive import instance_path
+from services.runtime.login import login
 from services.runtime.service import Context
 
 
@@ -139,7 +140,7 @@ def test_images_are_deleted_by_age_after_a_look_and_a_question(reclaim, old_site
     assert "3; 3 files are taken out" in reclaim("archive", "status").text
     with old_site.database.read() as session:
         (entry,) = session.exec(select(Audit).where(Audit.action == "study.purged"))
-    assert entry.actor == "user:cli"
+    assert entry.actor == f"user:{login()}"
     assert "0 images of 0 studies" in reclaim("archive", "purge", "--dry-run").text
 
 

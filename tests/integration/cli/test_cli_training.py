@@ -25,10 +25,11 @@ from models.bundle import load_bundle
 from models.networks import build_network
 from models.spec import PreprocessingSpec
 from models.training_settings import TrainingSettings
-from schemas.tables import Outbox
+from schemas.tables import Audit, Outbox
 from schemas.topics import RUN
 from services.runtime import registry
 from services.runtime.errors import InvalidInput
+from services.runtime.login import login
 from services.runtime.service import Context
 from tests.shade_images import write_shades
 
@@ -151,6 +152,8 @@ def test_each_epoch_is_an_event_and_so_is_the_end(reclaim: Reclaim, manifest: st
         True,
     )
     assert list((site.settings.state_dir / "runs").iterdir()) == []
+    with site.database.read() as session:
+        assert set(session.exec(select(Audit.actor))) == {f"user:{login()}"}, "audited under the account's own name"
 
 
 def test_a_training_that_fails_is_announced(reclaim: Reclaim, manifest: str, site: Context) -> None:
