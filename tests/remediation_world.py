@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sqlalchemy import make_url
 from sqlmodel import col, select
 
 from listeners.dicom.synthesize import StudyFacts, study_instance_uid, write_image
@@ -119,6 +120,13 @@ def world(template: Path, state_dir: Path, url: str) -> Context:
     context = context_of(state_dir, url)
     register_bundle(context, template / "bundle", template / "development" / "manifest.csv", actor="test")
     return context
+
+
+def copied(in_service: Path, state_dir: Path, url: str) -> Context:
+    """The same from a copy of such a folder and of the SQLite database beside it."""
+    shutil.copy(in_service / "reclaim.sqlite", str(make_url(url).database))
+    shutil.copytree(in_service / "state", state_dir)
+    return context_of(state_dir, url)
 
 
 def give(context: Context, kind: OrderKind, order_id: str, **changes: Any) -> None:

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url
 
 from models.bundle import network_of, save_bundle
 from models.data import load_tensors, read_manifest
 from models.training import TrainingSettings, train
 from services.runtime.service import Context
-from tests.remediation_world import CLASSES, SPEC, context_of, world, write
+from tests.remediation_world import CLASSES, SPEC, copied, world, write
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +42,6 @@ def in_service(template: Path, sqlite_template: Path, tmp_path_factory: pytest.T
     world(template, root / "state", f"sqlite:///{root / 'reclaim.sqlite'}").database.close()
     assert not (root / "reclaim.sqlite-wal").exists(), "the file alone is the whole database"
     return root
-
-
-def copied(in_service: Path, state_dir: Path, url: str) -> Context:
-    """A context of the test's own over a copy."""
-    shutil.copy(in_service / "reclaim.sqlite", str(make_url(url).database))
-    shutil.copytree(in_service / "state", state_dir)
-    return context_of(state_dir, url)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A worker whose order is withdrawn, and one that is killed in the middle of a training."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from schemas.topics import PROMOTION, RUN
 from schemas.vocabulary import CaseRole, JobState, OrderKind, OrderState, Remedy
 from services.remediation.worker import JobWorker
 from services.runtime.service import Context
-from tests.remediation_world import KEY, events, give, stored, stream, world
+from tests.remediation_world import KEY, copied, events, give, stored, stream
 
 WORK = """
 import sys
@@ -66,13 +65,11 @@ def _until_epoch(context: Context, job_id: str, epoch: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_worker_is_succeeded_by_one_that_resumes(template: Path, tmp_path: Path, sqlite_template: Path) -> None:
+def test_a_killed_worker_is_succeeded_by_one_that_resumes(in_service: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of training; the second attempt goes on and ends with the numbers of an undisturbed run."""
     results = []
     for name in ("killed", "undisturbed"):
-        url = f"sqlite:///{tmp_path / f'{name}.sqlite'}"
-        shutil.copy(sqlite_template, tmp_path / f"{name}.sqlite")
-        context = world(template, tmp_path / name, url)
+        context = copied(in_service, tmp_path / name, f"sqlite:///{tmp_path / f'{name}.sqlite'}")
         stream(context, CaseRole.TUNE, 60)
         stream(context, CaseRole.GATE, 60)
         give(context, OrderKind.REMEDY, "repair", remedy=Remedy.FULL, settings={"epochs": 12})
