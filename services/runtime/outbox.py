@@ -29,7 +29,7 @@ ABSENT: Final = {
     )
     for table in ("inbox", "dead_letter")
 }
-"""Those of some events that stand not in a table under a consumer's name: they are few."""
+"""Those of some events that are not in a table under a consumer's name: they are few."""
 READERS: Final = tuple(dict.fromkeys(reader for topic in TOPICS for reader in topic.readers))
 PORTION: Final = 10_000
 """Events that are looked at, or changed, together."""
