@@ -227,7 +227,7 @@ def test_a_wrong_command_is_told_what_is_wrong(
     ("arguments", "environment", "code", "words"),
     [
         (["serve", "nothing"], {}, 2, "known: relay"),
-        (["serve", "http"], {"RECLAIM_HTTP_HOST": "0.0.0.0"}, 2, "RECLAIM_HTTP_TOKEN"),
+        (["serve", "http"], {"RECLAIM_HTTP_HOST": "0.0.0.0"}, 78, "RECLAIM_HTTP_TOKEN"),
         (["up"], {"RECLAIM_DATABASE_URL": "postgresql+psycopg://nobody@127.0.0.1:1/none"}, 75, "the database is away"),
     ],
 )

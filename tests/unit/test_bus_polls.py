@@ -218,8 +218,9 @@ def test_cycles_are_searched_seldom_where_the_next_poll_lives_beside_this_one(
     usual, settings, reader = gc.get_threshold(), Settings(kafka=KafkaSettings(embedded=True)), Reader()
     reader.polls_ahead = polls_ahead  # type: ignore[misc]
     try:
+        gc.set_threshold(700, *usual[1:])
         subscribe(make_broker(settings.kafka, produces=False), sqlite_database, reader, settings)
-        assert (gc.get_threshold()[0] > 100 * usual[0]) is seldom
+        assert (gc.get_threshold()[0] > 100_000) is seldom
         assert gc.get_threshold()[1:] == usual[1:]
     finally:
         gc.set_threshold(*usual)
