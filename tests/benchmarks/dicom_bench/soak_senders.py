@@ -21,7 +21,7 @@ from dicom_bench.loads import Template
 from dicom_bench.scu import SUCCESS, Item, Refused, Scu
 from dicom_bench.servers import program
 
-CUT, LOST_ANSWER, RESEND, CONFLICT = 0.01, 0.005, 0.01, 0.01
+CUT, LOST_ANSWER, RESEND, CONFLICT = 0.01, 0.005, 0.01, 0.03
 """Chances for each instance sent by our SCU."""
 _TRIES: Final = 500
 _BATCH: Final = re.compile(r"Sending file: (\S+)(.*?)(?=Sending file:|\Z)", re.DOTALL)
