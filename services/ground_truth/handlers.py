@@ -17,7 +17,7 @@ from services.ground_truth.domain import CLOCK_SKEW, CaseKey, StoredLabel, check
 from services.ground_truth.reading import Reading, Values, read, text_of
 from services.ground_truth.repository import KnownCase, Version
 from services.ground_truth.sayings import Changes, Said, SourceKey, said_of
-from services.ground_truth.statements import SCORE_COLUMNS
+from services.ground_truth.statements import PATIENT, REVISION
 from services.ground_truth.states import RESCORABLE, CaseEvent, Effect, step, truth_event
 from services.runtime.consumer import Batch as Polled
 from services.runtime.consumer import BatchConsumer
@@ -114,8 +114,6 @@ Causes = Mapping[str, tuple[int, Received[Any]]]
 """Study to the last event of this transaction that belongs to it and was no repetition, and that event's place among all."""
 _STATES: Final = {str(state): state for state in CaseState}
 WAITING: Final[repository.Truth] = (CaseState.WAITING, None, None)
-PATIENT: Final = SCORE_COLUMNS.index("patient_key")
-REVISION: Final = SCORE_COLUMNS.index("revision")
 
 
 def _replaces(score: Values, case: KnownCase) -> bool:

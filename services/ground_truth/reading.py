@@ -12,7 +12,7 @@ from schemas.events import Label, Prediction
 from schemas.vocabulary import CaseRole
 from services.ground_truth.domain import CaseKey, check_numbers, check_words, label_faults, role_of, utc_fault
 from services.ground_truth.sayings import Said, Sayings
-from services.ground_truth.statements import SCORE_COLUMNS
+from services.ground_truth.statements import PATIENT, REVISION, SCORE_COLUMNS
 from services.runtime.errors import InvalidInput
 from services.runtime.messages import Received
 from services.runtime.rows import json_text
@@ -79,7 +79,7 @@ def read(batch: Iterable[Received[Any]], shares: tuple[float, float], check: Che
         except InvalidInput as error:
             found.refused.append(Refused(place, error))
     found.scores = scores.rows()
-    found.roles = {patient: role_of(patient, *shares) for patient in {row[4] for row in found.scores}}
+    found.roles = {patient: role_of(patient, *shares) for patient in {row[PATIENT] for row in found.scores}}
     found.words, found.said = labels.words, labels.said()
     found.latest = max((item.at for _, item in found.said), default="")
     found.sayings.add(item for _, item in found.said)
@@ -100,7 +100,7 @@ class _Scores:
         self._check(data)
         key, revision = (data.study_key, data.model, data.version), data.revision
         known = self._rows.get(key)
-        if known is None or revision > known[5]:
+        if known is None or revision > known[REVISION]:
             self._rows[key] = _row(data)
             self._times[key] = (data.acquired_at, data.scored_at)
         return (*key, revision)

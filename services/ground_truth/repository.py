@@ -187,7 +187,7 @@ def _store(session: Session, statement: Mapping[str, str], columns: Sequence[str
             part = [*part, *[part[-1]] * (size - len(part))]
         values: list[Any] = []
         for row in part:
-            values += row  # a third of the time of a chain
+            values += row  # little more than half the time of a chain
         connection.exec_driver_sql(several(statement["sqlite"], len(columns), size), tuple(values))
         start += size
 

@@ -23,6 +23,8 @@ SCORE_COLUMNS: Final = (
     "acquired_at",
     "scored_at",
 )
+PATIENT: Final = SCORE_COLUMNS.index("patient_key")
+REVISION: Final = SCORE_COLUMNS.index("revision")
 DOCUMENTS: Final = frozenset({"probabilities", "facets", "findings"})
 """Columns of a row that are JSON texts."""
 CASE_COLUMNS: Final = (*SCORE_COLUMNS, "role", "state", "truth", "batch_id", "joined_at")

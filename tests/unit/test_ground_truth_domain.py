@@ -17,9 +17,8 @@ from services.ground_truth.domain import (
     decide,
     role_of,
 )
-from services.ground_truth.handlers import REVISION
 from services.ground_truth.reading import read, texts_of
-from services.ground_truth.statements import SCORE_COLUMNS
+from services.ground_truth.statements import REVISION, SCORE_COLUMNS
 from services.ground_truth.states import RESCORABLE, TRANSITIONS, CaseEvent, Effect, step, truth_event
 from services.runtime.errors import InvalidInput
 from services.runtime.messages import Received, Record
